@@ -1,0 +1,181 @@
+"""The sparse coder's public door: `nonneg_lasso`, the same answer from every solver, with a certificate for
+each signal.
+
+For each signal x it returns argmin_{a >= 0} 1/2 |x - D a|^2 + lam * sum(a), stopped where the duality gap of
+that signal is at most tol * 1/2 |x|^2. The gap that comes back was computed from the returned code against
+all K atoms. No signal's code depends on its batch-mates: bit for bit with "descent", to rounding where a BLAS
+multiplies the whole batch.
+
+Shapes: N signals, D their dimension, K atoms. Computed, accumulated and stored in the dtype of the signals,
+outside any autocast; float32 everywhere, float64 with "fista". Codes are targets, so no gradient flows
+through them.
+
+Memory: at most 3 N K floats beside the arguments and the Gram matrix. The codes alone are N K, so 1,000,000
+signals on 1,500 atoms are 6 GB however they are computed: whoever codes that many calls this with a slice at
+a time.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels import lasso_reference
+from kernels.backend import Candidate, choose, logger
+
+MAX_STEPS = {"fista": 20_000}
+"""Default limit per signal, in the solver's own unit."""
+
+
+class LassoResult(NamedTuple):
+    codes_NK: Tensor
+    """Non-negative, exactly zero off the support."""
+    gap_N: Tensor
+    """Duality gap of each code, in units of the objective."""
+    steps_N: Tensor
+    """int32: FISTA steps, or coordinate updates for "descent"."""
+
+
+def nonneg_lasso(
+    signals_ND: Tensor,
+    dictionary_DK: Tensor,
+    lam: float,
+    *,
+    tol: float = 1e-3,
+    solver: str = "auto",
+    gram_KK: Tensor | None = None,
+    step: float | None = None,
+    max_steps: int | None = None,
+) -> LassoResult:
+    """Codes of all signals. `solver` is "auto", "fista", "descent" (CPU) or "triton" (GPU).
+
+    gram_KK = D^T D and step = 1 / L (L its largest eigenvalue) belong to the dictionary; without them each
+    call computes those that its solver needs. A signal that reaches max_steps keeps its honest gap and a
+    warning is logged. lam must be positive: with lam = 0 no multiple of the residual is a dual point, and
+    nothing could be certified.
+    """
+    _check_arguments(signals_ND, dictionary_DK, lam, tol, gram_KK, step, max_steps)
+    # A compiler cannot trace a data-dependent stopping rule: inside torch.compile the whole coder is one
+    # operator.
+    solve = _solve_operator if torch.compiler.is_compiling() else _solve
+    return LassoResult(*solve(signals_ND, dictionary_DK, lam, tol, solver, gram_KK, step, max_steps))
+
+
+def _check_arguments(
+    signals_ND: Tensor,
+    dictionary_DK: Tensor,
+    lam: float,
+    tol: float,
+    gram_KK: Tensor | None,
+    step: float | None,
+    max_steps: int | None,
+) -> None:
+    """What can be checked without reading a tensor's values; those are checked in `_solve`."""
+    if signals_ND.ndim != 2 or dictionary_DK.ndim != 2 or signals_ND.shape[1] != dictionary_DK.shape[0]:
+        raise ValueError(
+            "signals (N, D) and dictionary (D, K) do not fit: "
+            f"{tuple(signals_ND.shape)}, {tuple(dictionary_DK.shape)}"
+        )
+    if 0 in dictionary_DK.shape:
+        raise ValueError(f"the dictionary is empty: {tuple(dictionary_DK.shape)}")
+    if signals_ND.dtype not in (torch.float32, torch.float64) or signals_ND.dtype != dictionary_DK.dtype:
+        raise ValueError(
+            "signals and dictionary must both be float32 or both float64, "
+            f"got {signals_ND.dtype} and {dictionary_DK.dtype}"
+        )
+    if signals_ND.device != dictionary_DK.device:
+        raise ValueError(f"signals are on {signals_ND.device}, the dictionary on {dictionary_DK.device}")
+    if not (lam > 0 and math.isfinite(lam)):
+        raise ValueError(f"lam must be positive and finite, got {lam}")
+    if not (tol > 0 and math.isfinite(tol)):
+        raise ValueError(f"tol must be positive and finite, got {tol}")
+    if step is not None and not (step > 0 and math.isfinite(step)):
+        raise ValueError(f"step = 1 / L must be positive and finite, got {step}")
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    num_atoms = dictionary_DK.shape[1]
+    if gram_KK is not None:
+        if gram_KK.shape != (num_atoms, num_atoms):
+            raise ValueError(f"gram must be ({num_atoms}, {num_atoms}), got {tuple(gram_KK.shape)}")
+        if gram_KK.dtype != signals_ND.dtype or gram_KK.device != signals_ND.device:
+            raise ValueError(
+                f"gram is {gram_KK.dtype} on {gram_KK.device}, "
+                f"signals are {signals_ND.dtype} on {signals_ND.device}"
+            )
+
+
+@torch.no_grad()
+def _solve(
+    signals_ND: Tensor,
+    dictionary_DK: Tensor,
+    lam: float,
+    tol: float,
+    solver: str,
+    gram_KK: Tensor | None,
+    step: float | None,
+    max_steps: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    solver = choose("nonneg_lasso", _candidates(signals_ND), solver)
+    norm_N = torch.linalg.vector_norm(signals_ND, dim=1, dtype=torch.float64)
+    if not norm_N.isfinite().all():
+        bad = (~norm_N.isfinite()).nonzero()[:, 0]
+        raise ValueError(
+            f"{len(bad)} of {len(norm_N)} signals hold NaN or infinity: rows {bad[:5].tolist()}, "
+            f"norms {norm_N[bad[:5]].tolist()}"
+        )
+    if not dictionary_DK.isfinite().all():
+        bad = (~dictionary_DK.isfinite()).any(dim=0).nonzero()[:, 0]
+        raise ValueError(
+            f"{len(bad)} atoms of the dictionary hold NaN or infinity: columns {bad[:5].tolist()}"
+        )
+    if not len(signals_ND):
+        codes_NK = signals_ND.new_zeros(0, dictionary_DK.shape[1])
+        return codes_NK, signals_ND.new_zeros(0), torch.zeros(0, dtype=torch.int32, device=signals_ND.device)
+
+    # The problem is homogeneous: (x, lam, a) and (x / c, lam / c, a / c) are one. Solvers get signals of a
+    # norm between 0.7 and 1.4; c is a power of two, so that scaling there and back rounds nothing.
+    exponent_N = (norm_N * math.sqrt(2)).frexp().exponent.sub(1).clamp(-100, 100)
+    unit_N = torch.ldexp(torch.ones_like(norm_N), torch.where(norm_N > 0, exponent_N, 0)).to(signals_ND.dtype)
+    is_scaled = bool((unit_N != 1).any())
+    if is_scaled:
+        signals_ND = signals_ND / unit_N[:, None]
+    lam_N = lam / unit_N
+
+    limit = MAX_STEPS[solver] if max_steps is None else max_steps
+    with torch.autocast(signals_ND.device.type, enabled=False):
+        codes_NK, gap_N, steps_N = lasso_reference.nonneg_fista(
+            signals_ND, dictionary_DK, lam_N, tol, step, limit
+        )
+
+    target_N = tol * 0.5 * signals_ND.square().sum(dim=1)
+    if (num_open := int((gap_N > target_N).sum())) > 0:
+        worst = float((gap_N / target_N.clamp_min(1e-30)).max()) * tol
+        logger.warning(
+            "nonneg_lasso: %d of %d signals stopped at %d steps above tol %g, the worst at %.2e",
+            num_open, len(gap_N), limit, tol, worst,
+        )  # fmt: skip
+    if is_scaled:
+        codes_NK.mul_(unit_N[:, None])
+        gap_N = gap_N * unit_N * unit_N
+    return codes_NK, gap_N, steps_N
+
+
+def _candidates(signals_ND: Tensor) -> list[Candidate]:
+    """In order of preference."""
+    return [Candidate("fista", "plain PyTorch, runs anywhere", lambda: None)]
+
+
+_solve_operator = torch.library.custom_op("kernels::nonneg_lasso", _solve, mutates_args=())
+
+
+@_solve_operator.register_fake
+def _solve_shapes(
+    signals_ND: Tensor, dictionary_DK: Tensor, *_unused: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    num_signals = signals_ND.shape[0]
+    return (
+        signals_ND.new_empty(num_signals, dictionary_DK.shape[1]),
+        signals_ND.new_empty(num_signals),
+        signals_ND.new_empty(num_signals, dtype=torch.int32),
+    )
