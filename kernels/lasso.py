@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import lasso_reference
+from kernels import lasso_descent, lasso_reference
 from kernels.backend import Candidate, choose, logger
 
-MAX_STEPS = {"fista": 20_000}
+MAX_STEPS = {"fista": 20_000, "descent": 1_000_000}
 """Default limit per signal, in the solver's own unit."""
 
 
@@ -144,12 +144,14 @@ def _solve(
 
     limit = MAX_STEPS[solver] if max_steps is None else max_steps
     with torch.autocast(signals_ND.device.type, enabled=False):
-        codes_NK, gap_N, steps_N = lasso_reference.nonneg_fista(
-            signals_ND, dictionary_DK, lam_N, tol, step, limit
-        )
+        if solver == "descent":
+            result = lasso_descent.nonneg_descent(signals_ND, dictionary_DK, lam_N, tol, gram_KK, limit)
+        else:
+            result = lasso_reference.nonneg_fista(signals_ND, dictionary_DK, lam_N, tol, step, limit)
+    codes_NK, gap_N, steps_N = result
 
     target_N = tol * 0.5 * signals_ND.square().sum(dim=1)
-    if (num_open := int((gap_N > target_N).sum())) > 0:
+    if (num_open := int((~(gap_N <= target_N)).sum())) > 0:
         worst = float((gap_N / target_N.clamp_min(1e-30)).max()) * tol
         logger.warning(
             "nonneg_lasso: %d of %d signals stopped at %d steps above tol %g, the worst at %.2e",
@@ -163,7 +165,22 @@ def _solve(
 
 def _candidates(signals_ND: Tensor) -> list[Candidate]:
     """In order of preference."""
-    return [Candidate("fista", "plain PyTorch, runs anywhere", lambda: None)]
+
+    def descent_obstacle() -> str | None:
+        if signals_ND.device.type != "cpu" or signals_ND.dtype != torch.float32:
+            return f"it is for float32 on a CPU, not {signals_ND.dtype} on {signals_ND.device.type}"
+        return lasso_descent.obstacle()
+
+    is_for_descent = signals_ND.device.type == "cpu" and signals_ND.dtype == torch.float32
+    return [
+        Candidate(
+            "descent",
+            "coordinate descent in C, the fastest on a CPU",
+            descent_obstacle,
+            expected=not is_for_descent,
+        ),
+        Candidate("fista", "plain PyTorch, runs anywhere", lambda: None),
+    ]
 
 
 _solve_operator = torch.library.custom_op("kernels::nonneg_lasso", _solve, mutates_args=())
