@@ -1,0 +1,110 @@
+"""Learn the dictionary of latent concepts from a teacher's hidden states (Eq. 1 of the paper).
+
+    python fit_dictionary.py --layer 12 --k 1500 --lam 0.05
+
+The file goes into the teacher's directory, where train.py finds it. A teacher missing at its default place is
+trained first.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlsm import cli
+from mlsm.chance import generator_for
+from mlsm.checkpoint import MODEL_FILE, fingerprint
+from mlsm.config import PRESETS, DataConfig, DictionaryConfig, from_json
+from mlsm.data import Corpus
+from mlsm.dictionary import Dictionary, learn_dictionary
+from mlsm.heads import load_run
+from mlsm.log import progress, say
+from mlsm.optim import choose_device, choose_precision
+from mlsm.plan import SHARED_FLAGS
+from mlsm.targets import sample_states
+
+HELDOUT_SHARE = 0.05  # of the sample: states that only the statistics see
+
+
+def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: Path | None) -> Path:
+    """Sample states, learn the atoms, measure them on states left out, save. Returns the file written."""
+    directory, device = Path(config.teacher), choose_device(config.device)
+    run = load_run(directory, device)
+    depth = run.model.config.depth
+    layer = depth if config.layer is None else config.layer
+    if not 1 <= layer <= depth:
+        raise ValueError(f"the teacher {directory} has layers 1 to {depth}, --layer asks for {layer}")
+    path = output or directory / config.file_name(layer)
+    corpus = Corpus(data, run.tokenizer, say)
+    with progress(config.num_tokens, "hidden states", unit="token") as bar:
+        sample_ND = sample_states(
+            run.model.encoder,
+            layer,
+            corpus,
+            num_tokens=config.num_tokens,
+            token_budget=token_budget,
+            seed=config.seed,
+            precision=choose_precision("auto", device),
+            device=device,
+            bar=bar,
+        )
+    num_heldout = int(len(sample_ND) * HELDOUT_SHARE)
+    heldout_ND, sample_ND = sample_ND[:num_heldout], sample_ND[num_heldout:]
+    if config.k > len(sample_ND):
+        raise ValueError(
+            f"{config.k} concepts need at least as many hidden states, the corpus gave {len(sample_ND)}: "
+            "lower --k"
+        )
+
+    def shown(updates: range) -> Iterator[int]:
+        with progress(len(updates), "dictionary", unit="update") as bar:
+            for update in updates:
+                yield update
+                bar.update()
+
+    learnt = learn_dictionary(
+        sample_ND,
+        config.k,
+        config.lam,
+        num_updates=config.num_updates,
+        batch_size=config.batch_size,
+        generator=generator_for("dictionary", config.seed),
+        device=device,
+        solver=config.solver,
+        progress=shown,
+    )
+    teacher = fingerprint(directory)
+    dictionary = Dictionary.of(learnt.atoms_DK, config.lam, layer=layer, teacher=teacher)
+    dictionary = dictionary.measured(heldout_ND, solver=config.solver)
+    dictionary.save(path)
+    statistics = dictionary.statistics
+    assert statistics is not None
+    say(
+        f"{path}: {config.k} concepts, {statistics.mean_nonzeros:.1f} non-zeros a code, "
+        f"{statistics.explained_share:.1%} of the energy explained, "
+        f"{statistics.unused_atoms} atoms unused by {statistics.num_signals} held-out states"
+    )
+    return path
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line, find or train the teacher, fit."""
+    parser = cli.parser(__doc__ or "", {"dictionary": DictionaryConfig, "data": DataConfig})
+    parser.add_argument(
+        "--output", default=argparse.SUPPRESS, help="file to write (default: in the teacher's directory)"
+    )
+    given = vars(parser.parse_args(argv))
+    teacher = cli.override(DictionaryConfig(), given).teacher
+    if "teacher" not in given and not (Path(teacher) / MODEL_FILE).exists():
+        flags = ["--objective", "mlm", "--resume", *cli.pass_along(given, *SHARED_FLAGS)]
+        cli.build_first("train.py", flags, f"the teacher {teacher}")
+    saved = load_run(Path(teacher)).config
+    preset = PRESETS[given.get("preset", saved["preset"])]()
+    config = cli.override(preset.dictionary, given)
+    data = cli.override(from_json(DataConfig, saved["data"]), given)
+    fit(config, data, preset.train.token_budget, Path(given["output"]) if "output" in given else None)
+
+
+if __name__ == "__main__":
+    cli.run(main)

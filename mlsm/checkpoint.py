@@ -1,0 +1,139 @@
+"""Files a run writes: each is whole or absent, and a checkpoint that was damaged is named and passed over.
+
+Only safetensors and JSON: nothing here can execute code when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+class Checkpoint(NamedTuple):
+    """A training run between two updates."""
+
+    step: int  # updates done
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]  # small facts: loss scale, words seen
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(run: Path) -> str:
+    """Sixteen hexadecimal digits that identify the weights of a finished run."""
+    return file_digest(run / MODEL_FILE)[:16]
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` on a temporary file beside `path`, flush it to the disk and move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        _flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON for people: indented, keys in the order given."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda p: p.write_text(text, encoding="utf-8") and None)
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError naming the file if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Tensors as safetensors, whole or not at all."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda p: save_file(stored, p, metadata))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises ValueError naming the file if it is missing, truncated or not safetensors."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); make it again") from None
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write checkpoints/step-N, then remove all but the newest `keep`. Returns its directory."""
+    folder = run / "checkpoints"
+    final = folder / f"step-{checkpoint.step}"
+    work = folder / f".step-{checkpoint.step}.tmp"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        write_tensors(work / MODEL_FILE, checkpoint.model)
+        write_tensors(work / OPTIMIZER_FILE, checkpoint.optimizer)
+        digests = {name: file_digest(work / name) for name in (MODEL_FILE, OPTIMIZER_FILE)}
+        write_json(work / STATE_FILE, {"step": checkpoint.step, **checkpoint.state, "sha256": digests})
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(work, final)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    _flush(folder)
+    for _, old in _checkpoints(run)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint, or None if there is none; damaged ones are named through `say`."""
+    for step, directory in _checkpoints(run):
+        try:
+            state = read_json(directory / STATE_FILE)
+            for name, digest in state.pop("sha256").items():
+                if file_digest(directory / name) != digest:
+                    raise ValueError(f"{directory / name} is damaged (its checksum differs)")
+            if state.pop("step") != step:
+                raise ValueError(f"{directory / STATE_FILE} is of another step")
+            model, optimizer = read_tensors(directory / MODEL_FILE), read_tensors(directory / OPTIMIZER_FILE)
+        except (ValueError, KeyError, AttributeError, OSError) as error:
+            say(f"checkpoint step-{step} cannot be used: {error}")
+            continue
+        return Checkpoint(step, model, optimizer, state)
+    return None
+
+
+def _checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """(step, directory), newest first."""
+    found = [(p.name.removeprefix("step-"), p) for p in (run / "checkpoints").glob("step-*")]
+    return sorted(((int(step), p) for step, p in found if step.isdigit()), reverse=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,179 @@
+"""Command lines: a flag for every field of a configuration, one line for every mistake, and prerequisites
+built first.
+
+Exit codes: 0 done, 2 a mistake of the user (or a full disk), 130 and 143 stopped by Ctrl-C and by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import logging
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+from mlsm import __version__
+from mlsm.config import PRESETS
+from mlsm.log import say
+
+EXIT_MISTAKE = 2
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """A signal asked the program to stop, and it has saved its work."""
+
+    def __init__(self, signal_number: int, how_to_continue: str) -> None:
+        super().__init__(how_to_continue)
+        self.exit_code = 128 + signal_number
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see --help)")
+
+
+def parser(
+    description: str, groups: dict[str, type], *, without: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """A parser with `--preset` and one flag per field; flags not given leave no trace in the result."""
+    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--version", action="version", version=f"mlsm {__version__}")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    made.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default=argparse.SUPPRESS,
+        help="settings to start from (default: tiny for the embedded corpus, base for one's own text; "
+        "a student's: its teacher's)",
+    )
+    for title, cls in groups.items():
+        group = made.add_argument_group(title)
+        for field in dataclasses.fields(cls):
+            if field.name not in without:
+                _add_flag(group, cls, field)
+    return made
+
+
+def _add_flag(group: Any, cls: type, field: dataclasses.Field) -> None:
+    kind = str(field.type).removesuffix(" | None")
+    convert: Any = {"int": int, "float": float}.get(kind, str)
+    group.add_argument(
+        "--" + field.name.replace("_", "-"),
+        type=convert,
+        nargs="+" if kind.startswith("tuple") else None,
+        choices=field.metadata["choices"],
+        metavar=None if field.metadata["choices"] else kind.split("[")[0].upper().replace("TUPLE", "FILE"),
+        default=argparse.SUPPRESS,
+        help=field.metadata["help"].replace("%", "%%") + _defaults(cls, field),
+    )
+
+
+def _defaults(cls: type, field: dataclasses.Field) -> str:
+    """The default as --help shows it: one value, or one for each preset where they differ."""
+    if field.default is None:
+        return ""
+    values = []
+    for make in PRESETS.values():
+        preset = make()
+        parts = (preset.model, preset.train, preset.dictionary)
+        value = next((getattr(p, field.name) for p in parts if isinstance(p, cls)), field.default)
+        if cls is type(preset.train) and field.name == "num_steps":
+            value = f"{preset.teacher_steps}, {preset.student_steps}, {preset.token_head_steps}"
+        values.append(" ".join(value) if isinstance(value, tuple) else value)
+    if len(set(values)) == 1:
+        return f" (default: {values[0]})"
+    each = "; ".join(f"{name} {value}" for name, value in zip(PRESETS, values, strict=True))
+    return f" (default: {each}{' for mlm, students, token-head' if field.name == 'num_steps' else ''})"
+
+
+def override(config: T, given: dict[str, Any]) -> T:
+    """The configuration with the fields that were given as flags. Raises ValueError for values that are not
+    valid.
+    """
+    names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in names}
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def build_first(script: str, flags: Sequence[str], missing: str) -> None:
+    """Run another script of this project for a prerequisite at its default place. Raises SystemExit with its
+    code.
+    """
+    command = [script, *flags]
+    say(f"{missing} is missing; building it first: python {shlex.join(command)}")
+    path = Path(__file__).resolve().parent.parent / script
+    code = subprocess.run([sys.executable, str(path), *flags], check=False).returncode
+    if code:
+        raise SystemExit(code)
+
+
+def pass_along(given: dict[str, Any], *names: str) -> list[str]:
+    """The given flags of these names, to hand to another script."""
+    flags: list[str] = []
+    for name in names:
+        if name in given:
+            value = given[name]
+            flags += [
+                "--" + name.replace("_", "-"),
+                *(map(str, value) if isinstance(value, list) else [str(value)]),
+            ]
+    return flags
+
+
+def run(main: Callable[[list[str]], None]) -> NoReturn:
+    """Run a script's main on the command line; a mistake ends with one line and exit code 2, not with a
+    traceback.
+    """
+    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("kernels").setLevel(logging.INFO)
+    try:
+        main(sys.argv[1:])
+    except Stopped as stop:
+        say(str(stop))
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        say("stopped")
+        sys.exit(128 + signal.SIGINT)
+    except (ValueError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        say(f"error: {_in_one_line(error)}")
+        sys.exit(EXIT_MISTAKE)
+    sys.exit(0)
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full; free some space, then continue with --resume: the last checkpoint is whole"
+    return " ".join(str(error).split())
+
+
+class StopSignals:
+    """In a `with` block, Ctrl-C and SIGTERM set `received` instead of interrupting; a second Ctrl-C
+    interrupts.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        say("stopping after this update ...")
+
+    def __enter__(self) -> StopSignals:
+        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

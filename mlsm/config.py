@@ -1,0 +1,230 @@
+"""Configuration is data: frozen dataclasses with a help line per field, three presets, and nothing that edits
+them.
+
+`mlsm.cli` turns the fields into flags; a run saves the whole of them in config.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+OBJECTIVES = ("mlm", "mlsm", "lsm", "lsm15", "mlm+mlsm", "token-head")
+EMBEDDED_CORPUS = "embedded"
+DEFAULT_TEACHER = "runs/teacher"
+
+T = TypeVar("T")
+
+
+def option(default: Any, help_line: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field with the help line (and choices) that its flag shows."""
+    return field(default=default, metadata={"help": help_line, "choices": choices})
+
+
+def check_fields(config: Any) -> None:
+    """Raise ValueError if a field holds another type than its annotation, or a value outside its choices."""
+    for f in dataclasses.fields(config):
+        value, kind = getattr(config, f.name), str(f.type).removesuffix(" | None")
+        allowed = {"int": int, "float": int | float, "str": str, "bool": bool, "tuple[str, ...]": tuple}[kind]
+        is_missing = value is None and str(f.type).endswith(" | None")
+        is_bool_as_number = isinstance(value, bool) and kind != "bool"
+        if not is_missing and (not isinstance(value, allowed) or is_bool_as_number):
+            raise ValueError(f"{f.name} must be {kind}, got {value!r}")
+        if f.metadata["choices"] and value not in f.metadata["choices"]:
+            raise ValueError(f"{f.name} must be one of {', '.join(f.metadata['choices'])}, got {value!r}")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raise ValueError for the first named field that is not above zero."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+
+
+def from_json(cls: type[T], values: dict[str, Any]) -> T:
+    """A config from the mapping that config.json holds; ValueError names unknown or missing fields."""
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if values.keys() != known:
+        odd = sorted(values.keys() ^ known)
+        raise ValueError(f"{cls.__name__}: fields that are unknown or missing: {', '.join(odd)}")
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a DeBERTa v1 model and of the heads on it."""
+
+    vocab_size: int = option(25_000, "pieces of the vocabulary (the tokenizer may come out smaller)")
+    width: int = option(768, "width of the hidden states")
+    depth: int = option(12, "number of layers")
+    num_heads: int = option(12, "attention heads")
+    ffn_width: int = option(3072, "width of the feed-forward blocks")
+    max_positions: int = option(512, "longest sequence the relative positions cover, in tokens")
+    dropout: float = option(0.1, "dropout on hidden states, attention and relative positions")
+    num_concepts: int = option(0, "rows of the concept head; set by the dictionary")
+    has_token_head: bool = option(
+        False, "whether a linear layer maps concepts to words; set by the objective"
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive(self, "vocab_size", "width", "depth", "num_heads", "ffn_width", "max_positions")
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.has_token_head and not self.num_concepts:
+            raise ValueError("a token head needs num_concepts")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text is read, and how it is cut into sequences."""
+
+    corpus: tuple[str, ...] = option(
+        (EMBEDDED_CORPUS,),
+        "UTF-8 text files, one sentence or utterance a line; 'embedded' is the World English Bible",
+    )
+    sequence_mode: str = option(
+        "pairs",
+        "pairs of consecutive lines (the paper's), or packed with as many lines as fit",
+        ("pairs", "packed"),
+    )
+    max_length: int = option(128, "longest training sequence, in tokens")
+    heldout_share: float = option(0.02, "share of the sequences kept out of training (2,000 at most)")
+    cache_dir: str = option("corpora", "folder for encoded corpora and tokenizers")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.max_length < 4:
+            raise ValueError(f"max_length must be at least 4, got {self.max_length}")
+        if not 0 <= self.heldout_share < 1:
+            raise ValueError(f"heldout_share must be in [0, 1), got {self.heldout_share}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained: objective, updates, precision, what is written when."""
+
+    objective: str = option("mlm", "what is learnt", OBJECTIVES)
+    init: str = option("random", "initial weights: random, teacher, or the directory of a run")
+    teacher: str = option(DEFAULT_TEACHER, "run whose hidden states are the targets")
+    dictionary: str | None = option(None, "dictionary of the concepts (default: in the teacher's directory)")
+    num_steps: int = option(100_000, "updates")
+    batch_size: int = option(1024, "sequences an update")
+    token_budget: int = option(16_384, "tokens a micro-batch holds at most, padding included")
+    learning_rate: float = option(1e-4, "peak learning rate of AdamW")
+    warmup_share: float = option(0.01, "share of the updates in which the learning rate rises")
+    weight_decay: float = option(0.01, "weight decay of AdamW")
+    clip_norm: float = option(1.0, "largest norm of the gradient of an update")
+    mask_share: float = option(0.15, "share of the tokens that masked objectives and lsm15 select")
+    mlm_weight: float = option(1.0, "weight of the masked-LM loss in mlm+mlsm")
+    code_tolerance: float = option(
+        1e-3, "duality gap of a code, relative to half the squared norm of its signal"
+    )
+    solver: str = option("auto", "solver of the sparse codes (see kernels/lasso.py)")
+    amp: str = option(
+        "auto",
+        "autocast precision; auto: bf16 or fp16 on a GPU, off on a CPU",
+        ("auto", "bf16", "fp16", "off"),
+    )
+    device: str = option("auto", "cpu, cuda or cuda:N; auto: a GPU if there is one")
+    seed: int = option(12, "seed of everything that is drawn")
+    log_every: int = option(10, "updates between two logged lines")
+    checkpoint_every: int = option(1000, "updates between two checkpoints")
+    keep_checkpoints: int = option(3, "checkpoints kept, newest first")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive(self, "num_steps", "batch_size", "token_budget", "learning_rate", "clip_norm")
+        check_positive(self, "code_tolerance", "log_every", "checkpoint_every", "keep_checkpoints")
+        if not 0 < self.mask_share <= 1:
+            raise ValueError(f"mask_share must be in (0, 1], got {self.mask_share}")
+        if not 0 <= self.warmup_share <= 1:
+            raise ValueError(f"warmup_share must be in [0, 1], got {self.warmup_share}")
+
+
+@dataclass(frozen=True)
+class DictionaryConfig:
+    """How the dictionary of latent concepts is learnt (Eq. 1)."""
+
+    teacher: str = option(DEFAULT_TEACHER, "run whose hidden states are decomposed")
+    layer: int | None = option(None, "layer of the teacher, 1 is the first; default: its last")
+    k: int = option(1500, "number of concepts (atoms)")
+    lam: float = option(0.05, "sparsity penalty lambda on the codes of unit-norm states")
+    num_tokens: int = option(1_000_000, "hidden states in the sample")
+    num_updates: int = option(2500, "updates of the dictionary")
+    batch_size: int = option(400, "hidden states an update")
+    solver: str = option("auto", "solver of the sparse codes (see kernels/lasso.py)")
+    device: str = option("auto", "cpu, cuda or cuda:N; auto: a GPU if there is one")
+    seed: int = option(12, "seed of everything that is drawn")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive(self, "k", "num_tokens", "num_updates", "batch_size")
+        check_positive(self, "lam")
+
+    def file_name(self, layer: int) -> str:
+        """Name of the dictionary's file in its teacher's directory."""
+        return f"dictionary-l{layer}-k{self.k}-lam{self.lam:g}.safetensors"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size of model with the settings that suit it, and the updates of the three phases."""
+
+    model: ModelConfig
+    train: TrainConfig
+    dictionary: DictionaryConfig
+    teacher_steps: int
+    student_steps: int
+    token_head_steps: int
+
+    def train_for(self, objective: str) -> TrainConfig:
+        """The training configuration of one objective."""
+        steps = {"mlm": self.teacher_steps, "token-head": self.token_head_steps}
+        return dataclasses.replace(
+            self.train, objective=objective, num_steps=steps.get(objective, self.student_steps)
+        )
+
+
+def tiny() -> Preset:
+    """Twelve narrow layers: the whole pipeline in minutes on two CPU cores."""
+    return Preset(
+        model=ModelConfig(vocab_size=8_000, width=128, num_heads=2, ffn_width=512, dropout=0.0),
+        train=TrainConfig(
+            batch_size=32, token_budget=2048, learning_rate=2e-3, warmup_share=0.1, checkpoint_every=200
+        ),
+        dictionary=DictionaryConfig(num_tokens=60_000, num_updates=150),
+        teacher_steps=500,
+        student_steps=150,
+        token_head_steps=150,
+    )
+
+
+def small() -> Preset:
+    """Half the paper's width: hours on a CPU, minutes on a GPU."""
+    return Preset(
+        model=ModelConfig(width=384, num_heads=6, ffn_width=1536),
+        train=TrainConfig(batch_size=256, token_budget=8192, learning_rate=5e-4, checkpoint_every=500),
+        dictionary=DictionaryConfig(num_tokens=400_000, num_updates=1000),
+        teacher_steps=20_000,
+        student_steps=2_000,
+        token_head_steps=2_000,
+    )
+
+
+def base() -> Preset:
+    """The paper's models and settings for 10M words; for 100M, students take --num-steps 100000."""
+    return Preset(
+        model=ModelConfig(),
+        train=TrainConfig(),
+        dictionary=DictionaryConfig(),
+        teacher_steps=100_000,
+        student_steps=10_000,
+        token_head_steps=10_000,
+    )
+
+
+PRESETS = {"tiny": tiny, "small": small, "base": base}

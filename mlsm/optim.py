@@ -1,0 +1,88 @@
+"""AdamW, its schedule, and the precision of the forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlsm.config import TrainConfig
+
+
+def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW on every weight that is not frozen, with PyTorch's betas and eps."""
+    weights = [w for w in model.parameters() if w.requires_grad]
+    return torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of update `step` (from 0): a linear rise over the warm-up, then a linear fall towards zero."""
+    warmup_steps = int(config.warmup_share * config.num_steps)
+    if step < warmup_steps:
+        return config.learning_rate * (step + 1) / (warmup_steps + 1)
+    return config.learning_rate * (config.num_steps - step) / max(1, config.num_steps - warmup_steps)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors: `NAME OF WEIGHT/exp_avg` and so on."""
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    return {
+        f"{names[id(weight)]}/{key}": value
+        for weight, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave. Raises ValueError if it belongs to another set of weights."""
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if tensors and {key.rpartition("/")[0] for key in tensors} != trained.keys():
+        raise ValueError("the optimiser's state in the checkpoint belongs to another model")
+    for key, value in tensors.items():
+        name, _, part = key.rpartition("/")
+        weight = trained[name]
+        optimizer.state[weight][part] = value if part == "step" else value.to(weight)
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device of a run. Raises ValueError for a GPU that is not there."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {asked!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {asked}: PyTorch sees no GPU here; use --device cpu")
+    return device
+
+
+class Precision(NamedTuple):
+    """Autocast dtype (None: float32 throughout) and the scaler that fp16 needs."""
+
+    dtype: torch.dtype | None
+    scaler: torch.amp.GradScaler
+    device_type: str
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context for forward passes."""
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, self.dtype)
+
+
+def choose_precision(asked: str, device: torch.device) -> Precision:
+    """bf16 where the GPU has it, else fp16 with a loss scale; float32 on a CPU unless asked otherwise."""
+    if asked == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        asked = "off" if device.type == "cpu" else "bf16" if has_bf16 else "fp16"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[asked]
+    return Precision(dtype, torch.amp.GradScaler(device.type, enabled=asked == "fp16"), device.type)
+
+
+def clip_gradients_(weights: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale the gradients so that their norm is at most `max_norm`; returns the norm before."""
+    return nn.utils.clip_grad_norm_(weights, max_norm)

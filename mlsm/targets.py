@@ -1,0 +1,97 @@
+"""From a teacher to the targets of its student: hidden states, sparse codes, distributions over latent
+concepts.
+
+Nothing is precomputed: the teacher reads the unmasked text of each micro-batch in eval mode, and only the
+selected positions are coded. Hidden states are divided by their L2 norm, for the dictionary as for the codes;
+without that, lambda would mean something else in every layer.
+
+Legend: B sequences, L positions, N selected positions, D width of the teacher, K concepts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mlsm.chance import generator_for
+from mlsm.data import Corpus, MicroBatch, Selection
+from mlsm.deberta import Encoder
+from mlsm.dictionary import Dictionary
+from mlsm.optim import Precision
+
+EVERY_TOKEN = Selection(share=1.0, is_hidden=False)
+SEQUENCES_A_BLOCK = 256  # read at once while states are collected
+
+
+class Targets(NamedTuple):
+    """What the student should predict at each selected position."""
+
+    distribution_NK: Tensor  # codes divided by their L1 norm; a zero code stays zero
+    num_nonzeros: Tensor  # over all N codes
+    worst_gap: Tensor  # largest duality gap of a code, relative to half the squared norm of its signal
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen encoder and the dictionary of the concepts in one of its layers."""
+
+    encoder: Encoder
+    dictionary: Dictionary
+    precision: Precision
+    tolerance: float = 1e-3  # of the codes, relative duality gap
+    solver: str = "auto"
+
+    @torch.no_grad()
+    def targets(self, micro: MicroBatch) -> Targets:
+        """Eq. 2 for every selected position of a micro-batch, L1-normalised."""
+        with self.precision.autocast():
+            states_ND = unit_states(self.encoder, micro, self.dictionary.layer)
+        result = self.dictionary.code(states_ND, tol=self.tolerance, solver=self.solver)
+        num_nonzeros = (result.codes_NK > 0).sum()
+        worst_gap = result.gap_N.max() / 0.5 if len(result.gap_N) else result.gap_N.new_zeros(())
+        return Targets(F.normalize(result.codes_NK, p=1, dim=1), num_nonzeros, worst_gap)
+
+
+@torch.no_grad()
+def unit_states(encoder: Encoder, micro: MicroBatch, layer: int) -> Tensor:
+    """Hidden states (N, D) of the unmasked text at the selected positions, float32, of unit L2 norm."""
+    hidden_BLD = encoder(micro.ids_BL, micro.lengths_B, num_layers=layer)
+    return F.normalize(hidden_BLD.flatten(0, 1)[micro.selected_N].float(), dim=1)
+
+
+def sample_states(
+    encoder: Encoder,
+    layer: int,
+    corpus: Corpus,
+    *,
+    num_tokens: int,
+    token_budget: int,
+    seed: int,
+    precision: Precision,
+    device: torch.device,
+    bar: tqdm,
+) -> Tensor:
+    """Unit-norm states (N, D) of all ordinary tokens of sequences drawn at random, on the CPU; N <=
+    num_tokens.
+    """
+    order = torch.randperm(len(corpus.training), generator=generator_for("sample", seed)).numpy()
+    blocks: list[Tensor] = []
+    num_collected = 0
+    for first in range(0, len(order), SEQUENCES_A_BLOCK):
+        sequences: np.ndarray = corpus.training[order[first : first + SEQUENCES_A_BLOCK]]
+        update = corpus.cut(sequences, token_budget, EVERY_TOKEN, generator_for("unused"))
+        for micro in update.micro_batches:
+            with precision.autocast():
+                states_ND = unit_states(encoder, micro.to(device), layer)
+            blocks.append(states_ND[: num_tokens - num_collected].cpu())
+            num_collected += len(blocks[-1])
+            bar.update(len(blocks[-1]))
+            if num_collected == num_tokens:
+                return torch.cat(blocks)
+    return torch.cat(blocks)

@@ -1,0 +1,121 @@
+"""SentencePiece Unigram, cased: text to piece ids and back. One file, `tokenizer.model`, holds all of it.
+
+The special pieces have fixed ids, so that every other module can name them without a tokenizer at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+CLS_ID, SEP_ID, UNK_ID, PAD_ID, MASK_ID = range(5)
+SPECIAL_PIECES = ("[CLS]", "[SEP]", "<unk>", "<pad>", "[MASK]")
+NUM_SPECIALS = len(SPECIAL_PIECES)
+SAMPLE_LINES = 2_000_000  # lines the training samples from a larger corpus; bounds its memory
+LONGEST_LINE = 8192  # characters; longer lines are cut for training
+
+# The quotation marks of tokenised corpora become plain ones; every kind of blank becomes a space.
+_REPLACEMENTS = {"``": '"', "''": '"', "\t": " ", "\r": " ", "\n": " ", "\u00a0": " "}
+
+
+class Tokenizer:
+    """A trained SentencePiece model. `vocab_size` counts the special pieces."""
+
+    def __init__(self, model: bytes) -> None:
+        """Raises ValueError if the bytes are not a SentencePiece model with our special pieces."""
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            specials = tuple(self._processor.id_to_piece(i) for i in range(NUM_SPECIALS))
+        except (RuntimeError, IndexError) as error:
+            raise ValueError("not a SentencePiece model") from error
+        if specials != SPECIAL_PIECES:
+            raise ValueError(f"the first pieces must be {' '.join(SPECIAL_PIECES)}, got {' '.join(specials)}")
+        self.model = model
+        self.vocab_size = self._processor.get_piece_size()
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Raises ValueError with the path if the file is missing or not a tokenizer."""
+        try:
+            return cls(path.read_bytes())
+        except FileNotFoundError:
+            raise ValueError(f"no tokenizer at {path}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that identify the model."""
+        return hashlib.sha256(self.model).hexdigest()[:12]
+
+    def encode(self, text: str) -> list[int]:
+        """Piece ids without special ones; text that is not valid Unicode is repaired, never refused."""
+        return self._processor.encode(_well_formed(text))
+
+    def encode_lines(self, lines: list[str]) -> list[list[int]]:
+        """`encode` for many lines at once, on all cores."""
+        return self._processor.encode([_well_formed(line) for line in lines], num_threads=-1)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of piece ids; special pieces are left out."""
+        return self._processor.decode([i for i in ids if i >= NUM_SPECIALS or i == UNK_ID])
+
+    def piece(self, piece_id: int) -> str:
+        """The piece itself; '▁' stands for the space before a word."""
+        return self._processor.id_to_piece(piece_id)
+
+
+def _well_formed(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _normalization_rules() -> str:
+    def codepoints(text: str) -> str:
+        return " ".join(f"{ord(c):X}" for c in text)
+
+    return "".join(f"{codepoints(a)}\t{codepoints(b)}\n" for a, b in _REPLACEMENTS.items())
+
+
+def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A Unigram model of at most `vocab_size` pieces; fewer when the text does not have that many.
+
+    Raises ValueError if the text is too small to make any.
+    """
+    model = io.BytesIO()
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="ascii") as rules:
+        rules.write(_normalization_rules())
+        rules.flush()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(_well_formed(line)[:LONGEST_LINE] for line in lines),
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                character_coverage=0.9999,
+                normalization_rule_tsv=rules.name,
+                input_sentence_size=SAMPLE_LINES,
+                max_sentence_length=4 * LONGEST_LINE,
+                num_threads=2,
+                minloglevel=2,
+                bos_id=CLS_ID,
+                bos_piece="[CLS]",
+                eos_id=SEP_ID,
+                eos_piece="[SEP]",
+                unk_id=UNK_ID,
+                unk_piece="<unk>",
+                pad_id=PAD_ID,
+                pad_piece="<pad>",
+                control_symbols=["[MASK]"],
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(
+                f"the text is too small for a tokenizer of {vocab_size} pieces ({reason})"
+            ) from error
+    return Tokenizer(model.getvalue())

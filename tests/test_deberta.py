@@ -1,0 +1,130 @@
+"""Our DeBERTa v1 equals the published one: same weights, same logits, same gradients, same number of
+parameters.
+"""
+
+import pytest
+import torch
+from transformers import DebertaConfig, DebertaForMaskedLM
+
+from mlsm.config import ModelConfig, base
+from mlsm.deberta import Encoder
+from mlsm.heads import LanguageModel, load_weights_
+from mlsm.huggingface import from_huggingface
+
+SIZES = {
+    "narrow": ModelConfig(
+        vocab_size=61, width=32, depth=3, num_heads=4, ffn_width=48, max_positions=40, dropout=0.0
+    ),
+    "one head": ModelConfig(
+        vocab_size=97, width=24, depth=2, num_heads=1, ffn_width=96, max_positions=130, dropout=0.0
+    ),
+    "wide": ModelConfig(
+        vocab_size=211, width=192, depth=2, num_heads=3, ffn_width=256, max_positions=512, dropout=0.0
+    ),
+}
+
+
+def published_model(config: ModelConfig) -> DebertaForMaskedLM:
+    """transformers' model of the same shape, with every weight (also biases and norms) random."""
+    theirs = DebertaForMaskedLM(
+        DebertaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.ffn_width,
+            max_position_embeddings=config.max_positions,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            relative_attention=True,
+            pos_att_type=["c2p", "p2c"],
+            max_relative_positions=-1,
+            position_biased_input=False,
+            type_vocab_size=0,
+            layer_norm_eps=1e-7,
+            pad_token_id=3,
+        )
+    )
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
+    return theirs
+
+
+def our_model(theirs: DebertaForMaskedLM, config: ModelConfig) -> LanguageModel:
+    ours = LanguageModel(config)
+    load_weights_(ours, from_huggingface(dict(theirs.state_dict())), "transformers")
+    return ours
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("lengths", [[40, 40], [7], [1, 33, 12], [2, 1]])
+def test_equals_the_published_model(size: str, lengths: list[int]) -> None:
+    config = SIZES[size]
+    theirs = published_model(config)
+    ours = our_model(theirs, config)
+    generator = torch.Generator().manual_seed(len(lengths))
+    ids_BL = torch.randint(5, config.vocab_size, (len(lengths), max(lengths)), generator=generator)
+    lengths_B = torch.tensor(lengths)
+    is_real_BL = torch.arange(max(lengths)) < lengths_B[:, None]
+    labels_N = torch.randint(5, config.vocab_size, (int(is_real_BL.sum()),), generator=generator)
+    selected_N = is_real_BL.flatten().nonzero().squeeze(1)
+
+    ours_NV = ours.vocabulary_logits(ours.hidden_at(ids_BL, lengths_B, selected_N))
+    theirs_NV = theirs(ids_BL, attention_mask=is_real_BL.long()).logits.flatten(0, 1)[selected_N]
+    scale = float(theirs_NV.detach().abs().max())
+    assert float((ours_NV - theirs_NV).detach().abs().max()) <= 1e-5 * max(1.0, scale)
+
+    torch.nn.functional.cross_entropy(ours_NV, labels_N).backward()
+    torch.nn.functional.cross_entropy(theirs_NV, labels_N).backward()
+    expected = from_huggingface({n: w.grad for n, w in theirs.named_parameters() if w.grad is not None})
+    gradients = {n: w.grad for n, w in ours.named_parameters() if w.grad is not None}
+    assert gradients.keys() == expected.keys() == dict(ours.named_parameters()).keys()
+    largest = max(float(g.norm()) for g in expected.values())
+    for name, gradient in gradients.items():
+        # A weight whose true gradient is zero (all keys of a one-token sequence) holds only rounding.
+        error = float((gradient - expected[name]).norm())
+        assert error <= 1e-4 * float(expected[name].norm()) + 1e-7 * largest, name
+
+
+def test_hidden_states_of_each_layer_equal_the_published_ones() -> None:
+    config = SIZES["narrow"]
+    theirs = published_model(config)
+    encoder = our_model(theirs, config).encoder
+    ids_BL = torch.arange(5, 5 + 18).view(2, 9)
+    expected = theirs.deberta(ids_BL, output_hidden_states=True).hidden_states
+    for layer, hidden_BLD in enumerate(expected):
+        ours_BLD = encoder(ids_BL, torch.tensor([9, 9]), num_layers=layer)
+        torch.testing.assert_close(ours_BLD, hidden_BLD, atol=2e-5, rtol=1e-5)
+
+
+def test_base_has_the_papers_number_of_parameters() -> None:
+    with torch.device("meta"):
+        encoder = Encoder(base().model)
+    sizes = {name: weight.numel() for name, weight in encoder.named_parameters()}
+    words = sizes.pop("words.weight")
+    assert words == 19_200_000
+    assert sum(sizes.values()) == 99_998_208
+
+
+def test_padding_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(SIZES["narrow"]).eval()
+    ids_BL = torch.randint(5, 61, (1, 11))
+    alone_ND = model.encoder(ids_BL, torch.tensor([11]))[0]
+    padded_BL = torch.full((3, 20), 3)
+    padded_BL[1, :11] = ids_BL
+    together_ND = model.encoder(padded_BL, torch.tensor([20, 11, 4]))[1, :11]
+    torch.testing.assert_close(alone_ND, together_ND, atol=1e-6, rtol=1e-5)
+
+
+def test_logits_are_computed_for_selected_positions_only() -> None:
+    model = LanguageModel(SIZES["narrow"])
+    hidden_ND = model.hidden_at(torch.full((2, 9), 7), torch.tensor([9, 9]), torch.tensor([3, 12, 13]))
+    assert model.vocabulary_logits(hidden_ND).shape == (3, 61)
+
+
+def test_a_sequence_longer_than_the_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="sequences of 41 tokens, but the model was built for 40"):
+        LanguageModel(SIZES["narrow"]).encoder(torch.full((1, 41), 7), torch.tensor([41]))

@@ -1,0 +1,188 @@
+"""Train a model on one of the objectives of the paper: the loop, and how a run is set up, resumed and
+finished.
+
+    python train.py --objective mlm                                        phase 1: the teacher
+    python train.py --objective lsm --init random                          phase 2: a concept student
+    python train.py --objective token-head --init runs/lsm-random          phase 3: words from concepts
+
+What is missing at its default place (tokenizer, teacher, dictionary) is built first. With --resume, a run
+that exists continues from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import torch
+
+from mlsm import cli
+from mlsm.chance import seed_for
+from mlsm.checkpoint import MODEL_FILE, Checkpoint, read_tensors, save_checkpoint, write_tensors
+from mlsm.config import DataConfig, ModelConfig, TrainConfig
+from mlsm.data import Corpus
+from mlsm.heads import LanguageModel, init_from_, load_weights_
+from mlsm.log import Meter, RunLog, progress, say
+from mlsm.objectives import OBJECTIVES, Objective
+from mlsm.optim import (
+    adamw,
+    choose_device,
+    choose_precision,
+    clip_gradients_,
+    learning_rate,
+    load_optimizer_,
+    optimizer_tensors,
+)
+from mlsm.plan import Plan, init_directory, load_teacher, make_plan, open_run
+from mlsm.targets import Teacher
+
+MOST_SKIPPED_UPDATES = 10  # in a row, with a gradient that is not finite, before a run gives up
+
+
+def train(plan: Plan, should_resume: bool) -> None:
+    """Run the plan from its newest checkpoint (or the start) to the end, and write the finished model."""
+    config, objective = plan.train, OBJECTIVES[plan.train.objective]
+    device = choose_device(config.device)
+    precision = choose_precision(config.amp, device)
+    corpus = Corpus(plan.data, plan.tokenizer, say)
+    selection = objective.selection(config.mask_share)
+    model = LanguageModel(plan.model, seed=config.seed)
+    checkpoint = open_run(plan, corpus, should_resume)
+    if (plan.directory / MODEL_FILE).exists():
+        say(f"{plan.directory} is finished")
+        return
+    if checkpoint is None and plan.train.init != "random":
+        source = init_directory(config)
+        say("initial weights: " + init_from_(model, read_tensors(source / MODEL_FILE), str(source)))
+    model.to(device).train(config.objective != "token-head")
+    if config.objective == "token-head":
+        model.freeze_all_but_token_head_()
+    teacher = load_teacher(plan, device) if objective.needs_teacher else None
+    optimizer = adamw(model, config)
+    state = {"words_seen": 0, "skipped_updates": 0}
+    if checkpoint is not None:
+        load_weights_(model, checkpoint.model, "the checkpoint")
+        load_optimizer_(optimizer, model, checkpoint.optimizer)
+        precision.scaler.load_state_dict(checkpoint.state.pop("scaler"))
+        state = checkpoint.state
+        say(f"resuming {plan.directory} after update {checkpoint.step}")
+    start = checkpoint.step if checkpoint else 0
+
+    def save(step: int) -> None:
+        tensors = optimizer_tensors(optimizer, model)
+        facts = {**state, "scaler": precision.scaler.state_dict()}
+        save_checkpoint(
+            plan.directory, Checkpoint(step, model.state_dict(), tensors, facts), config.keep_checkpoints
+        )
+
+    meter = Meter()
+    skipped_in_a_row = 0
+    with (
+        RunLog(plan.directory, start) as log,
+        cli.StopSignals() as signals,
+        progress(config.num_steps, plan.directory.name, done=start, unit="update") as bar,
+    ):
+        for step in range(start, config.num_steps):
+            rate = learning_rate(step, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            update = corpus.update(
+                step,
+                batch_size=config.batch_size,
+                token_budget=config.token_budget,
+                selection=selection,
+                seed=config.seed,
+            )
+            for index, micro in enumerate(update.micro_batches):
+                torch.manual_seed(seed_for("dropout", config.seed, step, index))
+                with precision.autocast():
+                    outcome = objective.loss(model, micro.to(device), teacher, config)
+                precision.scaler.scale(outcome.loss / max(1, update.num_selected)).backward()
+                meter.add(outcome.parts)
+            precision.scaler.unscale_(optimizer)
+            norm = float(clip_gradients_(model.parameters(), config.clip_norm))
+            precision.scaler.step(optimizer) if math.isfinite(norm) else None
+            precision.scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+
+            skipped_in_a_row = 0 if math.isfinite(norm) else skipped_in_a_row + 1
+            state["skipped_updates"] += not math.isfinite(norm)
+            state["words_seen"] += update.num_words
+            meter.add_counts(update.num_selected, update.num_tokens)
+            done = step + 1
+            if skipped_in_a_row == MOST_SKIPPED_UPDATES:
+                raise ValueError(_explain_divergence(plan, done, rate))
+            if done % config.log_every == 0 or done == config.num_steps:
+                values = meter.read()
+                epoch = done * config.batch_size / len(corpus.training)
+                log.write(
+                    done, {**values, **state, "learning_rate": rate, "gradient_norm": norm, "epoch": epoch}
+                )
+                bar.set_postfix_str(_headline(values))
+            bar.update()
+            if done % config.checkpoint_every == 0 or signals.received is not None:
+                save(done)
+            if signals.received is not None:
+                raise cli.Stopped(signals.received, f"stopped after update {done}; continue with --resume")
+        heldout = heldout_values(model, corpus, objective, teacher, config)
+        log.write(config.num_steps, {f"heldout_{name}": value for name, value in heldout.items()})
+    write_tensors(plan.directory / MODEL_FILE, model.state_dict())
+    say(f"finished {plan.directory}: held-out {_headline(heldout)}")
+
+
+@torch.no_grad()
+def heldout_values(
+    model: LanguageModel, corpus: Corpus, objective: Objective, teacher: Teacher | None, config: TrainConfig
+) -> dict[str, float]:
+    """What the objective reports on the held-out sequences, in eval mode and float32."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    update = corpus.heldout_update(config.token_budget, objective.selection(config.mask_share), config.seed)
+    meter = Meter()
+    for micro in update.micro_batches:
+        meter.add(objective.loss(model, micro.to(device), teacher, config).parts)
+    meter.add_counts(update.num_selected, update.num_tokens)
+    model.train(was_training)
+    values = meter.read()
+    del values["tokens_per_s"]
+    return values
+
+
+def _headline(values: dict[str, float]) -> str:
+    names = {
+        "cross_entropy": "loss",
+        "token_accuracy": "accuracy",
+        "concept_kl": "KL",
+        "tokens_per_s": "tokens/s",
+    }
+    return " ".join(f"{short} {values[name]:.4g}" for name, short in names.items() if name in values)
+
+
+def _explain_divergence(plan: Plan, done: int, rate: float) -> str:
+    return (
+        f"{MOST_SKIPPED_UPDATES} updates in a row, the last one {done}, had a loss or gradient "
+        f"that is not finite (learning rate {rate:.3g}); lower --learning-rate. "
+        f"The checkpoints in {plan.directory} are from before"
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line and train."""
+    parser = cli.parser(
+        __doc__ or "",
+        {"training": TrainConfig, "data": DataConfig, "model": ModelConfig},
+        without=("num_concepts", "has_token_head"),
+    )
+    parser.add_argument(
+        "--output", default=argparse.SUPPRESS, help="run directory (default: runs/OBJECTIVE-INIT)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue this run where it stopped, or start it"
+    )
+    given = vars(parser.parse_args(argv))
+    train(make_plan(given), given["resume"])
+
+
+if __name__ == "__main__":
+    cli.run(main)
