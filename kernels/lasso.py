@@ -15,7 +15,9 @@ signals on 1,500 atoms are 6 GB however they are computed: whoever codes that ma
 a time.
 """
 
+import importlib.util
 import math
+import os
 from typing import NamedTuple
 
 import torch
@@ -24,8 +26,10 @@ from torch import Tensor
 from kernels import lasso_descent, lasso_reference
 from kernels.backend import Candidate, choose, logger
 
-MAX_STEPS = {"fista": 20_000, "descent": 1_000_000}
+MAX_STEPS = {"fista": 20_000, "descent": 1_000_000, "triton": 1_000_000}
 """Default limit per signal, in the solver's own unit."""
+LARGEST_FOR_TRITON = 8192
+"""Atoms: a code lives in the registers of one program, 16 atoms a thread; with more threads they spill."""
 
 
 class LassoResult(NamedTuple):
@@ -34,7 +38,7 @@ class LassoResult(NamedTuple):
     gap_N: Tensor
     """Duality gap of each code, in units of the objective."""
     steps_N: Tensor
-    """int32: FISTA steps, or coordinate updates for "descent"."""
+    """int32: FISTA steps, or coordinate updates for "descent" and "triton"."""
 
 
 def nonneg_lasso(
@@ -116,7 +120,7 @@ def _solve(
     step: float | None,
     max_steps: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    solver = choose("nonneg_lasso", _candidates(signals_ND), solver)
+    solver = choose("nonneg_lasso", _candidates(signals_ND, dictionary_DK.shape[1]), solver)
     norm_N = torch.linalg.vector_norm(signals_ND, dim=1, dtype=torch.float64)
     if not norm_N.isfinite().all():
         bad = (~norm_N.isfinite()).nonzero()[:, 0]
@@ -146,6 +150,10 @@ def _solve(
     with torch.autocast(signals_ND.device.type, enabled=False):
         if solver == "descent":
             result = lasso_descent.nonneg_descent(signals_ND, dictionary_DK, lam_N, tol, gram_KK, limit)
+        elif solver == "triton":
+            from kernels import lasso_triton  # here, so that a machine without triton can import this module
+
+            result = lasso_triton.nonneg_triton(signals_ND, dictionary_DK, lam_N, tol, gram_KK, limit)
         else:
             result = lasso_reference.nonneg_fista(signals_ND, dictionary_DK, lam_N, tol, step, limit)
     codes_NK, gap_N, steps_N = result
@@ -163,24 +171,35 @@ def _solve(
     return codes_NK, gap_N, steps_N
 
 
-def _candidates(signals_ND: Tensor) -> list[Candidate]:
-    """In order of preference."""
+def _candidates(signals_ND: Tensor, num_atoms: int) -> list[Candidate]:
+    """In order of preference for these signals."""
+    device, dtype = signals_ND.device.type, signals_ND.dtype
+
+    def triton_obstacle() -> str | None:
+        if dtype != torch.float32:
+            return f"it is for float32, not {dtype}"
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return f"the signals are on {device}, not on a GPU"
+        if num_atoms > LARGEST_FOR_TRITON:
+            return f"it handles at most {LARGEST_FOR_TRITON} atoms, not {num_atoms}"
+        return None
 
     def descent_obstacle() -> str | None:
-        if signals_ND.device.type != "cpu" or signals_ND.dtype != torch.float32:
-            return f"it is for float32 on a CPU, not {signals_ND.dtype} on {signals_ND.device.type}"
+        if device != "cpu" or dtype != torch.float32:
+            return f"it is for float32 on a CPU, not {dtype} on {device}"
         return lasso_descent.obstacle()
 
-    is_for_descent = signals_ND.device.type == "cpu" and signals_ND.dtype == torch.float32
-    return [
-        Candidate(
-            "descent",
-            "coordinate descent in C, the fastest on a CPU",
-            descent_obstacle,
-            expected=not is_for_descent,
-        ),
-        Candidate("fista", "plain PyTorch, runs anywhere", lambda: None),
-    ]
+    triton = Candidate(
+        "triton", "coordinate descent on the GPU", triton_obstacle, expected=dtype != torch.float32
+    )
+    descent = Candidate(
+        "descent", "coordinate descent in C, the fastest on a CPU", descent_obstacle,
+        expected=dtype != torch.float32,
+    )  # fmt: skip
+    fista = Candidate("fista", "plain PyTorch, runs anywhere", lambda: None)
+    return [triton, fista, descent] if device == "cuda" else [descent, fista, triton]
 
 
 _solve_operator = torch.library.custom_op("kernels::nonneg_lasso", _solve, mutates_args=())

@@ -262,6 +262,7 @@ static int64_t descend(int64_t M, float eps, int64_t max_updates, scratch_t *t)
         for (int64_t s = 0; s < M; s++) {
             float violation = c[s] > -a[s] * t->diagonal_M[s] ? c[s] : -a[s] * t->diagonal_M[s];
             if (!(fabsf(violation) > threshold)) continue;
+            if (num_updates == max_updates) return num_updates;
             float before = a[s], after = before + violation * t->inverse_M[s];
             a[s] = after = after > 0 ? after : 0;
             const float *row = t->gram_MM + s * stride;

@@ -125,8 +125,8 @@ def nonneg_descent(
     gap_N = torch.empty(num_signals)
     steps_N = torch.empty(num_signals, dtype=torch.int32)
     failed = library.nonneg_lasso_descent(
-        signals_ND.data_ptr(), dictionary_DK.data_ptr(), gram_KK.data_ptr(), lam_N.data_ptr(), tol, max_updates,
-        torch.get_num_threads(), num_signals, width, num_atoms,
+        signals_ND.data_ptr(), dictionary_DK.data_ptr(), gram_KK.data_ptr(), lam_N.data_ptr(),
+        tol, max_updates, torch.get_num_threads(), num_signals, width, num_atoms,
         codes_NK.data_ptr(), gap_N.data_ptr(), steps_N.data_ptr(),
     )  # fmt: skip
     if failed:

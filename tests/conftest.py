@@ -1,0 +1,31 @@
+"""What all tests share: where kernels run, and memory that shows when it is read before it was written."""
+
+import os
+
+import pytest
+import torch
+
+# One process either interprets Triton kernels or compiles them, decided by the first import of triton (which
+# torch.compile imports too). Without a GPU the tests interpret.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def device() -> str:
+    """Where Triton kernels run: on the GPU, or interpreted on the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty and torch.empty_like hand out NaN, so that a kernel that leaves a hole is seen.
+    The idea is flash-linear-attention's."""
+    for name in ("empty", "empty_like"):
+        plain = getattr(torch, name)
+
+        def poisoned(*args: object, _plain=plain, **kwargs: object) -> torch.Tensor:
+            tensor = _plain(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        monkeypatch.setattr(torch, name, poisoned)

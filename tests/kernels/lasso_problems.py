@@ -1,0 +1,45 @@
+"""Problems for the tests of the sparse coder, and the judge: optimality measured in float64, independent of
+any solver."""
+
+import torch
+from torch import Tensor
+
+
+def gaussian(num_signals: int, width: int, num_atoms: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Unit signals on unit atoms, both random directions."""
+    generator = torch.Generator().manual_seed(seed)
+    signals_ND = torch.randn(num_signals, width, generator=generator)
+    dictionary_DK = torch.randn(width, num_atoms, generator=generator)
+    return torch.nn.functional.normalize(signals_ND), torch.nn.functional.normalize(dictionary_DK, dim=0)
+
+
+def common_direction(num_signals: int, width: int, num_atoms: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Like hidden states: all signals and atoms lean towards one direction, so that L is large and atoms
+    coherent."""
+    signals_ND, dictionary_DK = gaussian(num_signals, width, num_atoms, seed)
+    common_D = torch.nn.functional.normalize(torch.ones(width), dim=0)
+    return (
+        torch.nn.functional.normalize(signals_ND + common_D),
+        torch.nn.functional.normalize(dictionary_DK + common_D[:, None], dim=0),
+    )
+
+
+def uneven_atoms(num_signals: int, width: int, num_atoms: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Atoms of norms from 0.25 to 4: nothing may assume that they have length one."""
+    signals_ND, dictionary_DK = gaussian(num_signals, width, num_atoms, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    return signals_ND, dictionary_DK * 4 ** (2 * torch.rand(num_atoms, generator=generator) - 1)
+
+
+def relative_gap(signals_ND: Tensor, dictionary_DK: Tensor, lam: float, codes_NK: Tensor) -> Tensor:
+    """Duality gap over 1/2 |x|^2 per signal, from the definition and in float64; 0 for a zero signal with a
+    zero code."""
+    signals_ND, dictionary_DK, codes_NK = (t.cpu().double() for t in (signals_ND, dictionary_DK, codes_NK))
+    assert (codes_NK >= 0).all()
+    residual_ND = signals_ND - codes_NK @ dictionary_DK.mT
+    primal_N = 0.5 * residual_ND.square().sum(1) + lam * codes_NK.sum(1)
+    strongest_N = (residual_ND @ dictionary_DK).amax(1).clamp_min(lam)
+    dual_point_ND = residual_ND * (lam / strongest_N)[:, None]
+    dual_N = 0.5 * signals_ND.square().sum(1) - 0.5 * (signals_ND - dual_point_ND).square().sum(1)
+    energy_N = 0.5 * signals_ND.square().sum(1)
+    return torch.where(energy_N > 0, (primal_N - dual_N) / energy_N.clamp_min(1e-300), primal_N)

@@ -1,0 +1,61 @@
+"""The choice of an implementation: first that can run, said once, never a quiet swap."""
+
+import logging
+
+import pytest
+
+from kernels import backend
+from kernels.backend import Candidate, choose
+
+
+@pytest.fixture(autouse=True)
+def forget_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_already_said", set())
+
+
+def candidates(fast_obstacle: str | None, expected: bool = False) -> list[Candidate]:
+    return [
+        Candidate("fast", "it is fast", lambda: fast_obstacle, expected),
+        Candidate("plain", "it runs anywhere", lambda: None),
+    ]
+
+
+def test_auto_takes_the_first_that_can_run():
+    assert choose("op", candidates(None)) == "fast"
+    assert choose("op", candidates("no compiler")) == "plain"
+
+
+def test_a_choice_is_said_once_with_its_reason(caplog):
+    with caplog.at_level(logging.INFO, "kernels"):
+        for _ in range(3):
+            choose("op", candidates(None))
+    assert [record.getMessage() for record in caplog.records] == ["op: fast: it is fast"]
+
+
+def test_a_surprising_obstacle_is_a_warning_said_once(caplog):
+    with caplog.at_level(logging.INFO, "kernels"):
+        for _ in range(3):
+            choose("op", candidates("no compiler"))
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["op: fast is left out: no compiler"]
+
+
+def test_an_ordinary_obstacle_is_no_warning(caplog):
+    with caplog.at_level(logging.INFO, "kernels"):
+        assert choose("op", candidates("not on a GPU", expected=True)) == "plain"
+    assert all(record.levelno == logging.INFO for record in caplog.records)
+
+
+def test_a_name_that_cannot_run_is_an_error_with_the_reason():
+    with pytest.raises(ValueError, match="'fast' cannot run here: no compiler"):
+        choose("op", candidates("no compiler"), "fast")
+
+
+def test_an_unknown_name_is_an_error_with_the_choices():
+    with pytest.raises(ValueError, match=r"no solver 'slow'.*'auto', 'fast', 'plain'"):
+        choose("op", candidates(None), "slow")
+
+
+def test_nothing_that_can_run_is_an_error_with_all_reasons():
+    with pytest.raises(ValueError, match="fast: no GPU"):
+        choose("op", [Candidate("fast", "", lambda: "no GPU")])
