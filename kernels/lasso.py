@@ -26,7 +26,7 @@ from torch import Tensor
 from kernels import lasso_descent, lasso_reference
 from kernels.backend import Candidate, choose, logger
 
-MAX_STEPS = {"fista": 20_000, "descent": 1_000_000, "triton": 1_000_000}
+MAX_STEPS = {"fista": 20_000, "descent": 10_000_000, "triton": 1_000_000}
 """Default limit per signal, in the solver's own unit."""
 LARGEST_FOR_TRITON = 8192
 """Atoms: a code lives in the registers of one program, 16 atoms a thread; with more threads they spill."""

@@ -5,13 +5,14 @@
  * can be said in b and G: c = b - lam - G a is the descent direction of each coordinate, and c <= 0 where a = 0,
  * c = 0 where a > 0, is optimality. A round of the solver
  *     1. adds the atoms with the largest c > 0 to the working set S (at most ADD_AT_ONCE),
- *     2. solves the problem restricted to S by coordinate descent on the gathered G_SS, which fits the L1 or L2 cache,
+ *     2. solves the problem restricted to S by coordinate descent on the gathered G_SS, which fits the L1 or L2 cache
+ *        (with Newton steps where that crawls),
  *     3. computes c = b - lam - G a afresh for all K atoms from the support's rows of G, and from it the duality gap.
  * Step 3 is the certificate: it uses the code that is returned, no value that was updated in place.
  *
- * What a signal costs at D 384, K 1500 (cycles): 30,000 for b, which is the floor of any solver that reads all atoms;
- * 10,000 for each of about four rounds in step 3, bound by the bandwidth of the cache that holds G; 45 for each of some
- * 350 coordinate updates. results/lasso.md has the designs that lost.
+ * What a signal costs at D 384, K 1500, in thousands of cycles: 28 for b, which no solver that reads all atoms avoids;
+ * 10 for each of about four rounds in step 3, bound by the bandwidth of the cache that holds G; 22 to gather G_SS; 25 for
+ * some 330 coordinate updates. results/lasso.md has the designs that lost.
  *
  * Each signal's arithmetic is its own and in one order, b included (which is why b is not left to a BLAS): the result is
  * the same to the last bit whatever the batch, the place in it and the number of threads.
@@ -43,13 +44,15 @@
 #define SIGNALS_AT_ONCE 32   /* share each pass over the dictionary; their b take 192 KB at K 1500 */
 #define ADD_AT_ONCE 32       /* atoms that join the working set in a round */
 #define ADD_SHARE 0.1f       /* of the largest violation: smaller ones wait, most vanish by themselves */
-#define SWEEP_SHARE 0.3f     /* of the largest violation in S: a sweep skips smaller ones, nearly greedy */
+#define SWEEP_SHARE 0.5f     /* of the largest violation in S: a sweep skips smaller ones, nearly greedy */
 #define ROUND_SHARE 0.02f    /* of the largest violation at the start of a round: where step 2 stops */
+#define SWEEPS_TO_NEWTON 30   /* few signals need more in a round; doubles when a Newton step is cut short */
 #define ATOMS_AT_FIRST 256   /* of a thread's G_SS; doubles when a signal needs more */
 #define MAX_ROUNDS 200       /* only a tolerance below the resolution of float32 gets here */
 #define CERTIFICATE_SHARE 0.98f /* stop a little below the tolerance: others will round differently */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec v) { *(vec *)p = v; }
@@ -86,6 +89,10 @@ typedef struct {
     int64_t capacity;
     int32_t *atom_M;
     float *gram_MM, *c_M, *a_M, *diagonal_M, *inverse_M;
+    /* For the F <= M members that are not zero. */
+    int32_t *member_F;
+    int64_t newton_wait; /* sweeps, of this signal */
+    float *factor_FF, *step_F, *change_M;
 } scratch_t;
 
 static void *allocate(int64_t num_floats)
@@ -98,10 +105,12 @@ static inline int64_t gram_stride(int64_t capacity) { return capacity + LANES; }
 
 static int reserve_working_set(scratch_t *t, int64_t capacity)
 {
-    free(t->gram_MM);
+    free(t->gram_MM), free(t->factor_FF);
     t->gram_MM = allocate(capacity * gram_stride(capacity));
-    float **arrays[] = {&t->c_M, &t->a_M, &t->diagonal_M, &t->inverse_M, (float **)&t->atom_M};
-    for (int i = 0; i < 5; i++) {
+    t->factor_FF = allocate(capacity * gram_stride(capacity));
+    float **arrays[] = {&t->c_M,    &t->a_M,      &t->diagonal_M, &t->inverse_M, (float **)&t->atom_M,
+                        &t->step_F, &t->change_M, (float **)&t->member_F};
+    for (int i = 0; i < 8; i++) {
         float *larger = allocate(capacity + LANES);
         if (!larger) return 0;
         if (*arrays[i]) memcpy(larger, *arrays[i], 4 * (size_t)t->capacity);
@@ -109,7 +118,7 @@ static int reserve_working_set(scratch_t *t, int64_t capacity)
         *arrays[i] = larger;
     }
     t->capacity = capacity;
-    return t->gram_MM != NULL;
+    return t->gram_MM && t->factor_FF;
 }
 
 static int reserve(scratch_t *t, int64_t D, int64_t padded_K)
@@ -129,6 +138,7 @@ static void release(scratch_t *t)
 {
     free(t->signals), free(t->b), free(t->c), free(t->place_K), free(t->candidates);
     free(t->atom_M), free(t->gram_MM), free(t->c_M), free(t->a_M), free(t->diagonal_M), free(t->inverse_M);
+    free(t->member_F), free(t->factor_FF), free(t->step_F), free(t->change_M);
 }
 
 /* out (TILE_ROWS x TILE_COLUMNS) = signals^T panel; signals is D x TILE_ROWS, panel D x TILE_COLUMNS. */
@@ -198,10 +208,29 @@ static float descent_direction(const gram_t *g, const float *b, float lam, int64
     return largest_lane(top);
 }
 
-/* Step 1: atoms outside S with c above a share of the largest, the ADD_AT_ONCE largest or so if they are more. */
+static int64_t count_above(int64_t K, float threshold, const float *c)
+{
+    ivec num = {0};
+    vec threshold_vec = splat(threshold);
+    for (int64_t j = 0; j < K; j += LANES) num -= load(c + j) > threshold_vec;
+    int64_t sum = 0;
+    for (int i = 0; i < LANES; i++) sum += num[i];
+    return sum;
+}
+
+/* Step 1: atoms outside S with c above a share of the largest; if they are more than ADD_AT_ONCE, about as many. */
 static int64_t pick(int64_t K, float top, scratch_t *t)
 {
     float low = ADD_SHARE * top, high = top;
+    int64_t above = count_above(K, low, t->c);
+    for (int i = 0; above > ADD_AT_ONCE && i < 8; i++) {
+        float middle = 0.5f * (low + high);
+        int64_t above_middle = count_above(K, middle, t->c);
+        if (above_middle < ADD_AT_ONCE * 3 / 4)
+            high = middle;
+        else
+            low = middle, above = above_middle;
+    }
     int64_t num = 0;
     for (int64_t block = 0; block < K; block += TILE_COLUMNS) {
         const float *c = t->c + block;
@@ -211,22 +240,7 @@ static int64_t pick(int64_t K, float top, scratch_t *t)
             num += (c[j] > low) & (t->place_K[block + j] < 0);
         }
     }
-    if (num <= ADD_AT_ONCE) return num;
-    for (int i = 0; i < 8; i++) { /* a threshold that leaves between 3/4 of them and all */
-        float middle = 0.5f * (low + high);
-        int64_t above = 0;
-        for (int64_t i = 0; i < num; i++) above += t->c[t->candidates[i]] >= middle;
-        if (above > ADD_AT_ONCE)
-            low = middle;
-        else {
-            high = middle;
-            if (above >= ADD_AT_ONCE * 3 / 4) break;
-        }
-    }
-    int64_t kept = 0;
-    for (int64_t i = 0; i < num && kept < ADD_AT_ONCE; i++)
-        if (t->c[t->candidates[i]] >= high) t->candidates[kept++] = t->candidates[i];
-    return kept;
+    return num < 2 * ADD_AT_ONCE ? num : 2 * ADD_AT_ONCE;
 }
 
 /* Fill G_SS for the members from `have` on. */
@@ -243,13 +257,67 @@ static void gather(const gram_t *g, int64_t have, int64_t M, scratch_t *t)
     }
 }
 
+/* Newton's step for the members that are not zero, as far as they stay so: p = G_FF^-1 c_F by elimination, then
+ * a += t p with the t that is best on the line or brings the first member to zero. Where atoms are coherent (many more of
+ * them than dimensions, a small lambda) sweeps crawl, and this is what ends them. Returns whether the step was whole. */
+static int newton(int64_t M, scratch_t *t)
+{
+    int64_t stride = gram_stride(t->capacity), F = 0;
+    float *restrict p = t->step_F, *restrict factor = t->factor_FF, *restrict change = t->change_M;
+    for (int64_t s = 0; s < M; s++)
+        if (t->a_M[s] > 0) t->member_F[F++] = (int32_t)s;
+    for (int64_t i = 0; i < F; i++) {
+        const float *row = t->gram_MM + t->member_F[i] * stride;
+        for (int64_t j = i; j < F; j++) factor[i * stride + j] = row[t->member_F[j]];
+        p[i] = t->c_M[t->member_F[i]];
+    }
+    for (int64_t k = 0; k < F; k++) { /* G = U^T diag(U)^-1 U, rows of U in place; p eliminated along */
+        const float *pivot_row = factor + k * stride;
+        if (!(pivot_row[k] > 1e-5f * t->diagonal_M[t->member_F[k]])) return 0; /* dependent atoms */
+        for (int64_t i = k + 1; i < F; i++) {
+            float share = pivot_row[i] / pivot_row[k];
+            float *restrict row = factor + i * stride;
+            for (int64_t j = i; j < F; j++) row[j] -= share * pivot_row[j];
+            p[i] -= share * p[k];
+        }
+    }
+    for (int64_t k = F - 1; k >= 0; k--) {
+        float rest = p[k];
+        for (int64_t j = k + 1; j < F; j++) rest -= factor[k * stride + j] * p[j];
+        p[k] = rest / factor[k * stride + k];
+    }
+    for (int64_t s = 0; s < M; s += LANES) store(change + s, splat(0));
+    double gain = 0, curvature = 0;
+    for (int64_t i = 0; i < F; i++) {
+        const float *row = t->gram_MM + t->member_F[i] * stride;
+        for (int64_t q = 0; q < M; q += LANES) store(change + q, load(change + q) + p[i] * load(row + q));
+        gain += (double)p[i] * t->c_M[t->member_F[i]];
+    }
+    for (int64_t i = 0; i < F; i++) curvature += (double)p[i] * change[t->member_F[i]];
+    if (!(gain > 0 && curvature > 0)) return 0;
+    float length = (float)(gain / curvature);
+    int64_t first_to_zero = -1;
+    for (int64_t i = 0; i < F; i++) {
+        float room = t->a_M[t->member_F[i]];
+        if (room + length * p[i] < 0) length = -room / p[i], first_to_zero = t->member_F[i];
+    }
+    for (int64_t i = 0; i < F; i++) {
+        float after = t->a_M[t->member_F[i]] + length * p[i];
+        t->a_M[t->member_F[i]] = after > 0 ? after : 0;
+    }
+    if (first_to_zero >= 0) t->a_M[first_to_zero] = 0;
+    for (int64_t q = 0; q < M; q += LANES) store(t->c_M + q, load(t->c_M + q) - length * load(change + q));
+    return first_to_zero < 0;
+}
+
 /* Step 2: sweeps over S until no coordinate violates optimality by more than eps. Returns the number of updates.
  * A coordinate's violation is max(c, -G_jj a): what is left to gain, or what can be taken away. */
 static int64_t descend(int64_t M, float eps, int64_t max_updates, scratch_t *t)
 {
     int64_t stride = gram_stride(t->capacity), num_updates = 0;
     float *restrict c = t->c_M, *restrict a = t->a_M;
-    while (num_updates < max_updates) {
+    for (int64_t wait = t->newton_wait; num_updates < max_updates; wait--) {
+        if (wait == 0) wait = t->newton_wait *= newton(M, t) ? 1 : 2;
         for (int64_t s = M; s % LANES; s++) c[s] = a[s] = 0; /* padding: no violation */
         vec worst = splat(0);
         for (int64_t s = 0; s < M; s += LANES) {
@@ -281,6 +349,7 @@ static int solve(const gram_t *g, float *b, float squared_norm, float lam, float
     float target = CERTIFICATE_SHARE * tol * 0.5f * squared_norm;
     for (int64_t j = K; j < g->padded_K; j++) b[j] = -1e30f; /* never a maximum */
     float top_b = descent_direction(g, b, lam, 0, t) + lam;
+    t->newton_wait = SWEEPS_TO_NEWTON;
     for (int round = 0;; round++) {
         float top = round ? descent_direction(g, b, lam, M, t) : top_b - lam;
         /* The gap, as in lasso_reference.duality_gap: d_j.r = c_j + lam, and |r|^2 = |x|^2 - a.(b + D^T r). */

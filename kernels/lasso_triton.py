@@ -255,9 +255,10 @@ def _solve_chunk_(
     energy_N = signals_ND.square().sum(dim=1)
     rows_R = torch.arange(num_signals, device=signals_ND.device)
     residual_RD = signals_ND  # of codes that are zero
+    c_NK = signals_ND.new_empty(num_signals, num_atoms)
     for _ in range(MAX_PASSES):
         num_open = len(rows_R)
-        c_RK = signals_ND.new_empty(num_open, num_atoms)
+        c_RK = c_NK[:num_open]
         _direction_kernel[_product_grid(num_open, num_atoms)](
             residual_ptr=residual_RD, dictionary_ptr=dictionary_DK, lam_ptr=lam_N, rows_ptr=rows_R,
             c_ptr=c_RK, R=num_open, D=width, K=num_atoms, PRECISION=precision,
@@ -269,7 +270,7 @@ def _solve_chunk_(
             tol=tol, max_updates=max_updates, D=width, K=num_atoms, CHECK_EVERY=CHECK_EVERY,
             BLOCK_D=triton.next_power_of_2(width), BLOCK_K=block_k, **options,
         )  # fmt: skip
-        is_open_R = gap_N[rows_R] > tol * 0.5 * energy_N[rows_R]
+        is_open_R = ~(gap_N[rows_R] <= tol * 0.5 * energy_N[rows_R])
         rows_R = rows_R[is_open_R]
         if not len(rows_R):
             return

@@ -151,13 +151,23 @@ def test_a_support_larger_than_the_first_working_set():
     dictionary_DK = torch.nn.functional.normalize(torch.randn(700, 900, generator=generator), dim=0)
     signals_ND = torch.nn.functional.normalize(torch.rand(2, 900, generator=generator) @ dictionary_DK.mT)
     result = nonneg_lasso(signals_ND, dictionary_DK, 1e-3, solver="descent")
-    assert (result.codes_NK > 0).sum(1).min() > lasso_first_capacity()
+    assert (result.codes_NK > 0).sum(1).min() > first_capacity()
     check_contract(signals_ND, dictionary_DK, result, 1e-3, 1e-3)
 
 
-def lasso_first_capacity() -> int:
+def first_capacity() -> int:
     line = next(line for line in lasso_descent.SOURCE.read_text().splitlines() if "ATOMS_AT_FIRST" in line)
     return int(line.split()[2])
+
+
+def test_atoms_that_are_nearly_one_atom():
+    """Sweeps crawl here; Newton steps finish (without them: ten times the updates)."""
+    generator = torch.Generator().manual_seed(0)
+    dictionary_DK = torch.nn.functional.normalize(1 + 0.05 * torch.randn(64, 500, generator=generator), dim=0)
+    signals_ND = torch.nn.functional.normalize(torch.rand(20, 500, generator=generator) @ dictionary_DK.mT)
+    result = nonneg_lasso(signals_ND, dictionary_DK, 0.01, solver="descent")
+    check_contract(signals_ND, dictionary_DK, result, 0.01, 1e-3)
+    assert result.steps_N.max() < 4000
 
 
 def test_more_atoms_than_any_array_was_made_for():
