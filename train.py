@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 import torch
 
@@ -57,7 +58,9 @@ def train(plan: Plan, should_resume: bool) -> None:
     model.to(device).train(config.objective != "token-head")
     if config.objective == "token-head":
         model.freeze_all_but_token_head_()
-    teacher = load_teacher(plan, device) if objective.needs_teacher else None
+    teacher = None
+    if plan.dictionary is not None:
+        teacher = load_teacher(Path(config.teacher), plan.dictionary, config, device)
     optimizer = adamw(model, config)
     state = {"words_seen": 0, "skipped_updates": 0}
     if checkpoint is not None:
@@ -181,6 +184,8 @@ def main(argv: list[str]) -> None:
         "--resume", action="store_true", help="continue this run where it stopped, or start it"
     )
     given = vars(parser.parse_args(argv))
+    if "objective" not in given:
+        raise ValueError(f"--objective is required, one of {', '.join(OBJECTIVES)}")
     train(make_plan(given), given["resume"])
 
 

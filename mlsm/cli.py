@@ -40,13 +40,19 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see --help)")
 
 
+def plain_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that every script has."""
+    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--version", action="version", version=f"mlsm {__version__}")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return made
+
+
 def parser(
     description: str, groups: dict[str, type], *, without: Sequence[str] = ()
 ) -> argparse.ArgumentParser:
     """A parser with `--preset` and one flag per field; flags not given leave no trace in the result."""
-    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--version", action="version", version=f"mlsm {__version__}")
-    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    made = plain_parser(description)
     made.add_argument(
         "--preset",
         choices=PRESETS,

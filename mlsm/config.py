@@ -62,6 +62,7 @@ class ModelConfig:
     ffn_width: int = option(3072, "width of the feed-forward blocks")
     max_positions: int = option(512, "longest sequence the relative positions cover, in tokens")
     dropout: float = option(0.1, "dropout on hidden states, attention and relative positions")
+    init_std: float = option(0.02, "standard deviation of the initial weights")
     num_concepts: int = option(0, "rows of the concept head; set by the dictionary")
     has_token_head: bool = option(
         False, "whether a linear layer maps concepts to words; set by the objective"
@@ -72,6 +73,7 @@ class ModelConfig:
         check_positive(self, "vocab_size", "width", "depth", "num_heads", "ffn_width", "max_positions")
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        check_positive(self, "init_std")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.has_token_head and not self.num_concepts:

@@ -16,7 +16,6 @@ from kernels.attention import disentangled_attention
 from mlsm.config import ModelConfig
 
 LAYER_NORM_EPS = 1e-7  # of the published configuration
-INIT_STD = 0.02  # of the published configuration, for Linear and Embedding
 
 
 class LayerNorm(nn.LayerNorm):
@@ -122,10 +121,10 @@ class Encoder(nn.Module):
         return x_BLD
 
 
-def init_weights_(module: nn.Module, generator: torch.Generator) -> None:
-    """Normal(0, 0.02) for Linear and Embedding weights, zero biases; LayerNorm keeps 1 and 0."""
+def init_weights_(module: nn.Module, std: float, generator: torch.Generator) -> None:
+    """Normal(0, std) for Linear and Embedding weights, zero biases; LayerNorm keeps 1 and 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=INIT_STD, generator=generator)
+            nn.init.normal_(part.weight, std=std, generator=generator)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)

@@ -37,7 +37,7 @@ class LanguageModel(nn.Module):
         self.vocabulary_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.concepts = nn.Linear(config.width, config.num_concepts) if config.num_concepts else None
         self.token_head = nn.Linear(config.num_concepts, config.vocab_size) if config.has_token_head else None
-        init_weights_(self, generator_for("weights", seed))
+        init_weights_(self, config.init_std, generator_for("weights", seed))
         with torch.no_grad():
             self.encoder.words.weight[PAD_ID] = 0.0
 

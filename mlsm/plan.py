@@ -24,6 +24,7 @@ from mlsm.checkpoint import (
 )
 from mlsm.config import (
     DEFAULT_TEACHER,
+    EMBEDDED_CORPUS,
     PRESETS,
     DataConfig,
     DictionaryConfig,
@@ -61,44 +62,53 @@ def make_plan(given: dict[str, Any]) -> Plan:
     """Settle every setting and build what is missing. Raises ValueError for settings that contradict each
     other.
     """
-    name = given.get("objective", "mlm")
-    if name == "token-head":
-        if given.get("init", "random") in ("random", "teacher"):
-            raise ValueError("token-head needs a concept student to start from: --init runs/lsm-random, say")
-        origin: Path | None = Path(given["init"])
-    elif OBJECTIVES[name].needs_teacher:
-        origin = _teacher_directory(given)
-    else:
-        origin = None
-    saved = read_json(origin / "config.json") if origin else None
-    preset_name = (
-        given.get("preset") or (saved and saved["preset"]) or ("base" if "corpus" in given else "tiny")
-    )
+    objective = given["objective"]
+    needs_teacher = OBJECTIVES[objective].needs_teacher
+    origin = _origin(given)
+    saved: Any = read_json(origin / "config.json") if origin else None
+    preset_name = given.get("preset") or _preset_of(saved, given)
     preset = PRESETS[preset_name]()
-    defaults = preset.train_for(name)
-    if OBJECTIVES[name].needs_teacher:
+    defaults = preset.train_for(objective)
+    if needs_teacher:
         defaults = dataclasses.replace(defaults, init="teacher")
-    config = cli.override(defaults, given)
+    train = cli.override(defaults, given)
     data = cli.override(from_json(DataConfig, saved["data"]) if saved else DataConfig(), given)
     shape_flags = {"preset", *(f.name for f in dataclasses.fields(ModelConfig))} & given.keys()
-    is_own_shape = not saved or (shape_flags and name != "token-head")
-    model = cli.override(preset.model if is_own_shape else from_json(ModelConfig, saved["model"]), given)
-    directory = Path(given.get("output", _default_output(config)))
-    if saved:
-        assert origin is not None
+    has_saved_shape = saved and not (needs_teacher and shape_flags)
+    model = cli.override(from_json(ModelConfig, saved["model"]) if has_saved_shape else preset.model, given)
+    if origin:
         tokenizer = Tokenizer.load(origin / "tokenizer.model")
     else:
         tokenizer = corpus_tokenizer(data, model.vocab_size, say)
     model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
     dictionary = None
-    if OBJECTIVES[name].needs_teacher:
-        dictionary = _dictionary_path(given, config)
+    if needs_teacher:
+        dictionary = _dictionary_path(given, train)
         model = dataclasses.replace(model, num_concepts=Dictionary.load(dictionary).atoms_DK.shape[1])
-    if name == "token-head":
+    if objective == "token-head":
         if not model.num_concepts:
             raise ValueError(f"{origin} has no concepts: train it with --objective lsm first")
         model = dataclasses.replace(model, has_token_head=True)
-    return Plan(directory, model, data, config, preset_name, tokenizer, dictionary)
+    directory = Path(given.get("output", _default_output(train)))
+    return Plan(directory, model, data, train, preset_name, tokenizer, dictionary)
+
+
+def _origin(given: dict[str, Any]) -> Path | None:
+    """The run that lends its tokenizer, text and shape: the teacher, or the run to start from."""
+    objective, init = given["objective"], given.get("init", "random")
+    if OBJECTIVES[objective].needs_teacher:
+        return _teacher_directory(given)
+    if objective == "token-head" and init in ("random", "teacher"):
+        raise ValueError("token-head needs a concept student to start from: --init runs/lsm-random, say")
+    if init == "teacher":
+        return _teacher_directory(given)
+    return None if init == "random" else Path(init)
+
+
+def _preset_of(saved: dict[str, Any] | None, given: dict[str, Any]) -> str:
+    if saved:
+        return saved["preset"]
+    return "base" if given.get("corpus", [EMBEDDED_CORPUS]) != [EMBEDDED_CORPUS] else "tiny"
 
 
 def _default_output(config: TrainConfig) -> str:
@@ -143,42 +153,50 @@ def init_directory(config: TrainConfig) -> Path:
     return Path(config.teacher if config.init == "teacher" else config.init)
 
 
-def load_teacher(plan: Plan, device: torch.device) -> Teacher:
-    assert plan.dictionary is not None
-    directory = Path(plan.train.teacher)
+def load_teacher(directory: Path, dictionary: Path, config: TrainConfig, device: torch.device) -> Teacher:
+    """A frozen teacher with its dictionary. Raises ValueError if they do not belong together."""
     run = load_run(directory, device)
-    if run.tokenizer.fingerprint != plan.tokenizer.fingerprint:
-        raise ValueError(f"the teacher {directory} has another tokenizer than this run")
-    dictionary = Dictionary.load(plan.dictionary, teacher=fingerprint(directory)).to(device)
     run.model.requires_grad_(False)
-    precision = choose_precision(plan.train.amp, device)
-    return Teacher(run.model.encoder, dictionary, precision, plan.train.code_tolerance, plan.train.solver)
+    return Teacher(
+        run.model.encoder,
+        Dictionary.load(dictionary, teacher=fingerprint(directory)).to(device),
+        choose_precision(config.amp, device),
+        config.code_tolerance,
+        config.solver,
+    )
+
+
+def _concepts(plan: Plan) -> dict[str, Any] | None:
+    """Where the concepts of a run come from; a token head has those of the student it stands on."""
+    if plan.train.objective == "token-head":
+        return read_json(Path(plan.train.init) / "config.json")["concepts"]
+    if plan.dictionary is None:
+        return None
+    dictionary = Dictionary.load(plan.dictionary)
+    return {
+        "objective": plan.train.objective,
+        "teacher": plan.train.teacher,
+        "teacher_fingerprint": fingerprint(Path(plan.train.teacher)),
+        "dictionary": str(plan.dictionary),
+        "dictionary_fingerprint": dictionary.fingerprint,
+        "layer": dictionary.layer,
+        "k": dictionary.atoms_DK.shape[1],
+        "lam": dictionary.lam,
+    }
 
 
 def _describe(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     """config.json: everything that made the run."""
-    record: dict[str, Any] = {
+    return {
         "preset": plan.preset,
         "model": as_json(plan.model),
         "data": as_json(plan.data),
         "train": as_json(plan.train),
         "tokenizer": plan.tokenizer.fingerprint,
         "corpus": corpus.describe(),
-        "teacher": None,
-        "dictionary": None,
+        "concepts": _concepts(plan),
         "versions": {"mlsm": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    if plan.dictionary is not None:
-        record["teacher"] = {"path": plan.train.teacher, "fingerprint": fingerprint(Path(plan.train.teacher))}
-        dictionary = Dictionary.load(plan.dictionary)
-        record["dictionary"] = {
-            "path": str(plan.dictionary),
-            "fingerprint": dictionary.fingerprint,
-            "layer": dictionary.layer,
-            "k": dictionary.atoms_DK.shape[1],
-            "lam": dictionary.lam,
-        }
-    return record
 
 
 def open_run(plan: Plan, corpus: Corpus, should_resume: bool) -> Checkpoint | None:
@@ -192,11 +210,11 @@ def open_run(plan: Plan, corpus: Corpus, should_resume: bool) -> Checkpoint | No
         )
     if path.exists():
         before = read_json(path)
-        for part in ("model", "data", "train", "tokenizer", "teacher", "dictionary"):
+        for part in ("model", "data", "train", "tokenizer", "concepts"):
             _check_same(plan.directory, part, before.get(part), record[part])
     plan.directory.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
-    write_whole(plan.directory / "tokenizer.model", lambda p: p.write_bytes(plan.tokenizer.model) and None)
+    write_whole(plan.directory / "tokenizer.model", lambda p: p.write_bytes(plan.tokenizer.model))
     return load_newest(plan.directory, say) if should_resume else None
 
 

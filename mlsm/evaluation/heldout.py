@@ -1,0 +1,82 @@
+"""What a run predicts on text it was not trained on: hidden words, and the concepts of its teacher.
+
+Legend: N selected positions, V vocabulary, K concepts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from mlsm.data import Corpus, Selection, unigram_log_probabilities
+from mlsm.heads import Run
+from mlsm.targets import Teacher
+
+MASKED = Selection(share=0.15, is_hidden=True)
+SEED = 2024  # of the hidden positions: the same for every run
+
+
+class WordScores(NamedTuple):
+    """Prediction of hidden tokens."""
+
+    accuracy: float
+    perplexity: float
+
+
+class ConceptScores(NamedTuple):
+    """KL(teacher's distribution || prediction), mean over positions, in nats."""
+
+    student: float
+    constant: float  # of the best prediction that does not look at the text: the mean of the targets
+
+
+@torch.no_grad()
+def score_words(run: Run, corpus: Corpus, token_budget: int) -> WordScores:
+    """15 % of the held-out tokens hidden and predicted: by the token head, or the vocabulary rows without
+    one.
+    """
+    device = next(run.model.parameters()).device
+    update = corpus.heldout_update(token_budget, MASKED, SEED)
+    loss, num_correct = 0.0, 0
+    for micro in update.micro_batches:
+        micro = micro.to(device)
+        hidden_ND = run.model.hidden_at(micro.inputs_BL, micro.lengths_B, micro.selected_N)
+        logits_NV = run.model.token_logits(hidden_ND).float()
+        loss += float(F.cross_entropy(logits_NV, micro.labels_N(), reduction="sum"))
+        num_correct += int((logits_NV.argmax(-1) == micro.labels_N()).sum())
+    return WordScores(num_correct / update.num_selected, math.exp(loss / update.num_selected))
+
+
+def score_unigram(corpus: Corpus, token_budget: int) -> WordScores:
+    """The same tokens predicted by their frequency alone."""
+    log_probability_V = unigram_log_probabilities(corpus.text)
+    update = corpus.heldout_update(token_budget, MASKED, SEED)
+    labels_N = torch.cat([micro.labels_N() for micro in update.micro_batches])
+    accuracy = float((labels_N == log_probability_V.argmax()).float().mean())
+    return WordScores(accuracy, math.exp(-float(log_probability_V[labels_N].mean())))
+
+
+@torch.no_grad()
+def score_concepts(
+    run: Run, teacher: Teacher, corpus: Corpus, selection: Selection, token_budget: int
+) -> ConceptScores:
+    """How far the student's concepts are from its teacher's, at the positions its objective learns from."""
+    device = next(run.model.parameters()).device
+    update = corpus.heldout_update(token_budget, selection, SEED)
+    student = negative_entropy = 0.0
+    total_K = torch.zeros(run.model.config.num_concepts, dtype=torch.float64)
+    for micro in update.micro_batches:
+        micro = micro.to(device)
+        target_NK = teacher.targets(micro).distribution_NK
+        hidden_ND = run.model.hidden_at(micro.inputs_BL, micro.lengths_B, micro.selected_N)
+        log_student_NK = run.model.concept_logits(hidden_ND).float().log_softmax(-1)
+        student += float(F.kl_div(log_student_NK, target_NK, reduction="sum"))
+        negative_entropy += float(torch.xlogy(target_NK, target_NK).sum())
+        total_K += target_NK.sum(0, dtype=torch.float64).cpu()
+    cross_entropy = -float(torch.xlogy(total_K, total_K / total_K.sum()).sum())
+    return ConceptScores(
+        student / update.num_selected, (negative_entropy + cross_entropy) / update.num_selected
+    )

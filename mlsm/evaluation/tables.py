@@ -1,0 +1,83 @@
+"""Results as people read them: a table on the screen, the same in Markdown, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mlsm.checkpoint import write_whole
+from mlsm.log import read_metrics
+
+Rows = Mapping[str, Mapping[str, float]]  # row name -> column name -> value
+
+
+def columns_of(rows: Rows) -> list[str]:
+    """All columns in the order in which they first appear."""
+    return list(dict.fromkeys(name for values in rows.values() for name in values))
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def as_text(rows: Rows, title: str) -> str:
+    """Columns aligned for a terminal."""
+    lines = [["", *columns_of(rows)]]
+    lines += [[name, *(_cell(values.get(c)) for c in lines[0][1:])] for name, values in rows.items()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    shown = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([title, shown[0], "-" * len(shown[0]), *shown[1:]])
+
+
+def as_markdown(rows: Rows) -> str:
+    """The same as a Markdown table."""
+    columns = columns_of(rows)
+    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    for name, values in rows.items():
+        lines.append(f"| {name} | " + " | ".join(_cell(values.get(c)) for c in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, runs: Sequence[Path], rows: Rows) -> None:
+    """One picture: the loss of each run over its updates, and the accuracy of minimal pairs by phenomenon."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (curves, bars) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    styles = ["-", "--", ":", "-."]
+    greys = ["0.15", "0.45", "0.65", "0.8"]
+    for number, run in enumerate(runs):
+        metrics = [m for m in read_metrics(run) if "cross_entropy" in m or "concept_kl" in m]
+        measure = "concept_kl" if any("concept_kl" in m for m in metrics) else "cross_entropy"
+        name = "KL to the concepts" if measure == "concept_kl" else "cross-entropy of words"
+        shown = [(m["step"], m[measure]) for m in metrics if measure in m]
+        if shown:
+            style = styles[number % len(styles)]
+            curves.plot(*zip(*shown, strict=True), style, color="black", label=f"{run.name}: {name}")
+    curves.set(xlabel="update", ylabel="training loss (nats a token)", title="Learning")
+    curves.legend(frameon=False)
+    phenomena = [c for c in columns_of(rows) if c.startswith("pairs: ")]
+    named = [name for name in rows if any(p in rows[name] for p in phenomena)]
+    height = 0.8 / max(1, len(named))
+    for number, name in enumerate(named):
+        places = [i + number * height for i in range(len(phenomena))]
+        values = [rows[name].get(p, 0.0) for p in phenomena]
+        bars.barh(places, values, height, color=greys[number % len(greys)], edgecolor="black", label=name)
+    bars.axvline(0.5, color="black", linewidth=0.8)
+    bars.set_yticks([i + 0.4 - height / 2 for i in range(len(phenomena))])
+    bars.set_yticklabels([p.removeprefix("pairs: ") for p in phenomena])
+    bars.invert_yaxis()
+    bars.set(xlim=(0, 1), xlabel="share of minimal pairs right (chance: 0.5)", title="Grammar")
+    bars.legend(frameon=False, fontsize="small")
+    write_whole(path, lambda p: figure.savefig(p, format="png", dpi=150))
+    pyplot.close(figure)
