@@ -388,10 +388,12 @@ static int solve(const gram_t *g, float *b, float squared_norm, float lam, float
         gather(g, gathered, M, t);
         gathered = M;
         for (int64_t s = 0; s < M; s++) t->c_M[s] = t->c[t->atom_M[s]];
-        /* Not below what the gap needs (it is at most about 2 eps sum(a)), nor below what float32 resolves. */
-        float eps = ROUND_SHARE * violation, needed = sum > 0 ? 0.25f * target / (float)sum : 0;
-        float resolution = 1.2e-7f * (lam + (top_b > 0 ? top_b : 0));
-        eps = eps > needed ? eps : needed;
+        /* A violation of eps everywhere costs a gap of about 2 eps sum(a) + (eps / lam)^2 |r|^2 / 2: no sweep for less
+         * than that needs, nor for less than float32 resolves. */
+        double needed = 0.5 * lam * sqrt(target / (residual + 1e-30));
+        if (sum > 0 && needed > 0.25 * target / sum) needed = 0.25 * target / sum;
+        float eps = ROUND_SHARE * violation, resolution = 1.2e-7f * (lam + (top_b > 0 ? top_b : 0));
+        eps = eps > needed ? eps : (float)needed;
         updates += descend(M, eps > resolution ? eps : resolution, max_updates - updates, t);
     }
     memset(code_K, 0, 4 * (size_t)K);
