@@ -49,7 +49,6 @@
 #define SWEEPS_TO_NEWTON 30   /* few signals need more in a round; doubles when a Newton step is cut short */
 #define ATOMS_AT_FIRST 256   /* of a thread's G_SS; doubles when a signal needs more */
 #define MAX_ROUNDS 200       /* only a tolerance below the resolution of float32 gets here */
-#define CERTIFICATE_SHARE 0.98f /* stop a little below the tolerance: others will round differently */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
@@ -346,7 +345,7 @@ static int solve(const gram_t *g, float *b, float squared_norm, float lam, float
                  float *restrict code_K, float *gap, int32_t *num_steps)
 {
     int64_t K = g->K, M = 0, gathered = 0, updates = 0;
-    float target = CERTIFICATE_SHARE * tol * 0.5f * squared_norm;
+    float target = tol * 0.5f * squared_norm;
     for (int64_t j = K; j < g->padded_K; j++) b[j] = -1e30f; /* never a maximum */
     float top_b = descent_direction(g, b, lam, 0, t) + lam;
     t->newton_wait = SWEEPS_TO_NEWTON;

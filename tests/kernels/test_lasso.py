@@ -17,7 +17,8 @@ from kernels.lasso_reference import largest_step
 
 SOLVERS = ["fista", "descent"]
 ROUNDING = 2e-6
-"""Of a float32 gap, relative to 1/2 |x|^2, while lam is large against float32's resolution of a correlation."""
+"""Of a float32 gap, relative to 1/2 |x|^2, while lam is large against float32's resolution of a
+correlation."""
 quick = hypothesis.settings(derandomize=True, max_examples=30, deadline=None, database=None)
 
 

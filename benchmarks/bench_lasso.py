@@ -1,0 +1,242 @@
+"""The sparse coder against its peers on real signals: tokens a second, and beside each the duality gap it
+bought.
+
+    pytest benchmarks/bench_lasso.py --benchmark-enable        writes results/lasso.md
+
+Every solver of a setting is timed in the same run with the same threads: ours, SPAMS (LARS in C++, what a
+user of a CPU would pick), scikit-learn, and the original recipe (dense FISTA, 100 steps from zero, no
+stopping rule, 1 / L computed at each call). Dictionaries are learnt by SPAMS on other rows of the same
+signals, so they favour no solver. What a dictionary stores (Gram matrix, 1 / L) is given to ours, as in
+training; SPAMS computes its Gram matrix once a call.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import report
+import torch
+from signals import cache_directory, real_signals
+from torch import Tensor
+
+from kernels.lasso import nonneg_lasso
+from kernels.lasso_reference import duality_gap, largest_step
+
+NUM_FOR_DICTIONARY = 100_000
+NUM_MOST = 16_384
+DRAWS = {"iter": 100, "batchsize": 400}
+
+
+class Setting(NamedTuple):
+    width: int
+    num_atoms: int
+    lam: float = 0.05
+
+
+class Row(NamedTuple):
+    setting: Setting
+    solver: str
+    num_signals: int
+    seconds: float
+    gap_N: Tensor
+    """Of each signal, over 1/2 |x|^2, in float64 from the codes alone."""
+    num_nonzero: float
+
+
+SETTINGS = [
+    *(Setting(width, 1500) for width in (384, 768, 128)),
+    *(Setting(384, num_atoms) for num_atoms in (256, 4096)),
+    *(Setting(384, 1500, lam) for lam in (0.02, 0.1, 0.2)),
+]
+BASE = SETTINGS[0]
+
+
+def load(setting: Setting, num_signals: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Signals that the dictionary was not learnt on, the dictionary, its Gram matrix and step."""
+    rows_ND = _rows(setting.width)
+    path = cache_directory() / f"dictionary-{setting.width}-{setting.num_atoms}.npy"
+    if not path.exists():
+        import spams
+
+        columns_DN = np.asfortranarray(rows_ND[:NUM_FOR_DICTIONARY].T.double().numpy())
+        learnt_DK = spams.trainDL(
+            columns_DN, K=setting.num_atoms, lambda1=0.05, posAlpha=True, numThreads=1, verbose=False, **DRAWS
+        )
+        np.save(path, np.ascontiguousarray(learnt_DK, dtype=np.float32))
+    dictionary_DK = torch.from_numpy(np.load(path))
+    wide_DK = dictionary_DK.double()
+    signals_ND = rows_ND[NUM_FOR_DICTIONARY : NUM_FOR_DICTIONARY + num_signals].contiguous()
+    return signals_ND, dictionary_DK, (wide_DK.mT @ wide_DK).float(), largest_step(dictionary_DK)
+
+
+def _rows(width: int) -> Tensor:
+    """Widths that the encoder has, and 128: the first coordinates of 384, the width of the preset `tiny`."""
+    if width != 128:
+        return real_signals(NUM_FOR_DICTIONARY + NUM_MOST, width)
+    return torch.nn.functional.normalize(real_signals(NUM_FOR_DICTIONARY + NUM_MOST, 384)[:, :128])
+
+
+def ours(solver: str) -> Callable[..., Tensor]:
+    def solve(signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float) -> Tensor:
+        result = nonneg_lasso(signals_ND, dictionary_DK, lam, solver=solver, gram_KK=gram_KK, step=step)
+        return result.codes_NK
+
+    return solve
+
+
+def spams_lars(signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float) -> Tensor:
+    import spams
+
+    codes_KN = spams.lasso(
+        np.asfortranarray(signals_ND.mT.numpy()),
+        np.asfortranarray(dictionary_DK.numpy()),
+        lambda1=lam,
+        pos=True,
+        numThreads=torch.get_num_threads(),
+    )
+    return torch.from_numpy(codes_KN.toarray().T)
+
+
+def scikit_learn(algorithm: str) -> Callable[..., Tensor]:
+    def solve(signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float) -> Tensor:
+        from sklearn.decomposition import sparse_encode
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a few signals that did not converge; the gap column tells
+            codes_NK = sparse_encode(
+                signals_ND.numpy(),
+                dictionary_DK.mT.contiguous().numpy(),
+                algorithm=algorithm,
+                alpha=lam,
+                positive=True,
+                n_jobs=torch.get_num_threads(),
+            )
+        return torch.from_numpy(np.ascontiguousarray(codes_NK)).clamp_min(0)
+
+    return solve
+
+
+def original_recipe(
+    signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float
+) -> Tensor:
+    """100 FISTA steps from zero (Beck and Teboulle 2009), L recomputed for the call, no restart, no stopping
+    rule."""
+    step = 1 / float(torch.linalg.eigvalsh(dictionary_DK @ dictionary_DK.mT)[-1])
+    codes_NK = ahead_NK = signals_ND.new_zeros(len(signals_ND), dictionary_DK.shape[1])
+    t = 1.0
+    for _ in range(100):
+        gradient_NK = (ahead_NK @ dictionary_DK.mT - signals_ND) @ dictionary_DK
+        previous_NK, codes_NK = codes_NK, (ahead_NK - step * (gradient_NK + lam)).clamp_min(0)
+        t_previous, t = t, (1 + (1 + 4 * t * t) ** 0.5) / 2
+        ahead_NK = codes_NK + (t_previous - 1) / t * (codes_NK - previous_NK)
+    return codes_NK
+
+
+SOLVERS: dict[str, tuple[Callable[..., Tensor], int]] = {  # and how many signals they get
+    "ours (descent)": (ours("descent"), 4096),
+    "ours (fista, no compiler)": (ours("fista"), 256),
+    "SPAMS lasso": (spams_lars, 1024),
+    "scikit-learn lasso_lars": (scikit_learn("lasso_lars"), 48),
+    "scikit-learn lasso_cd": (scikit_learn("lasso_cd"), 48),
+    "original recipe, 100 steps": (original_recipe, 256),
+}
+rows: list[Row] = []
+
+
+def measure(benchmark, setting: Setting, name: str, solve: Callable[..., Tensor], num_signals: int) -> Row:
+    signals_ND, dictionary_DK, gram_KK, step = load(setting, num_signals)
+    arguments = (signals_ND, dictionary_DK, gram_KK, step, setting.lam)
+    codes_NK = benchmark.pedantic(solve, args=arguments, rounds=3, warmup_rounds=1)
+    wide_ND, wide_DK, wide_NK = signals_ND.double(), dictionary_DK.double(), codes_NK.double()
+    lam_N = torch.full((num_signals,), setting.lam, dtype=torch.float64)
+    gap_N = duality_gap(wide_ND, wide_DK, lam_N, wide_NK) / (0.5 * wide_ND.square().sum(1))
+    seconds = benchmark.stats.stats.min if benchmark.stats else float("nan")
+    row = Row(setting, name, num_signals, seconds, gap_N, float((codes_NK > 0).sum(1).double().mean()))
+    rows.append(row)
+    benchmark.extra_info |= {"tokens_per_s": num_signals / seconds, "worst_gap": float(gap_N.max())}
+    return row
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: f"d{s.width}-k{s.num_atoms}-lam{s.lam}")
+def test_solvers(benchmark, setting, name):
+    row = measure(benchmark, setting, name, *SOLVERS[name])
+    if name.startswith("ours"):
+        assert row.gap_N.max() <= 1e-3
+
+
+@pytest.mark.parametrize("num_signals", [1, 16, 128, 1024, NUM_MOST])
+def test_batch_sizes(benchmark, num_signals):
+    measure(benchmark, BASE, "ours (descent)", ours("descent"), num_signals)
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-5])
+def test_tolerances(benchmark, tol):
+    def solve(signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float) -> Tensor:
+        result = nonneg_lasso(signals_ND, dictionary_DK, lam, tol=tol, solver="descent", gram_KK=gram_KK)
+        return result.codes_NK
+
+    row = measure(benchmark, BASE, f"ours (descent), tol {tol:g}", solve, 2048)
+    assert row.gap_N.max() <= tol
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("setting", SETTINGS[:5], ids=lambda s: f"d{s.width}-k{s.num_atoms}-lam{s.lam}")
+@pytest.mark.parametrize("solver", ["triton", "fista"])
+def test_gpu(benchmark, setting, solver):
+    """Beside the floor of lasso_triton's docstring; NUM_MOST signals a call, timed to the end of the GPU's
+    work."""
+
+    def solve(signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float) -> Tensor:
+        arguments = [t.cuda() for t in (signals_ND, dictionary_DK, gram_KK)]
+        result = nonneg_lasso(*arguments[:2], lam, solver=solver, gram_KK=arguments[2], step=step)
+        torch.cuda.synchronize()
+        return result.codes_NK.cpu()
+
+    measure(benchmark, setting, f"GPU, {solver}", solve, NUM_MOST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def write_results(request) -> Iterator[None]:
+    yield
+    if request.config.getoption("benchmark_enable") and len(rows) > 1:
+        report.write("lasso.md", _text())
+
+
+def _text() -> str:
+    by_setting: dict[tuple[Setting, str], Row] = {}
+    for row in rows:
+        by_setting.setdefault((row.setting, row.solver), row)
+    header = ["D", "K", "lambda", "non-zeros", "solver", "signals", "tokens/s", "x SPAMS"]
+    header += ["worst gap", "mean gap"]
+    lines = []
+    for row in rows:
+        peer = by_setting.get((row.setting, "SPAMS lasso"))
+        ratio = f"{row.num_signals / row.seconds * peer.seconds / peer.num_signals:.2f}" if peer else ""
+        lines.append(
+            (
+                *row.setting,
+                f"{row.num_nonzero:.0f}",
+                row.solver,
+                row.num_signals,
+                f"{row.num_signals / row.seconds:,.0f}",
+                ratio,
+                f"{float(row.gap_N.max()):.1e}",
+                f"{float(row.gap_N.mean()):.1e}",
+            )
+        )
+    gpu = (
+        "" if torch.cuda.is_available() else "\nNo GPU took part: the Triton solver has not been timed yet.\n"
+    )
+    return f"""# The sparse coder against its peers
+
+Written by the command below. Real signals (states of a small public encoder) of unit norm. Gaps are relative to
+1/2 |x|^2 and computed in float64 from the codes; ours stops each signal at 1e-3. Best of three runs after a
+warm-up.
+{gpu}
+{report.circumstances("pytest benchmarks/bench_lasso.py --benchmark-enable")}
+
+{report.table(header, lines)}
+"""
