@@ -227,14 +227,12 @@ def _text() -> str:
                 f"{float(row.gap_N.mean()):.1e}",
             )
         )
-    gpu = (
-        "" if torch.cuda.is_available() else "\nNo GPU took part: the Triton solver has not been timed yet.\n"
-    )
+    gpu = "" if torch.cuda.is_available() else "\nNo GPU took part: Triton is not timed yet.\n"
     return f"""# The sparse coder against its peers
 
-Written by the command below. Real signals (states of a small public encoder) of unit norm. Gaps are relative to
-1/2 |x|^2 and computed in float64 from the codes; ours stops each signal at 1e-3. Best of three runs after a
-warm-up.
+Written by the command below. Real signals (states of a small public encoder) of unit norm. Gaps are relative
+to 1/2 |x|^2 and computed in float64 from the codes; ours stops each signal at 1e-3. Best of three runs after
+a warm-up.
 {gpu}
 {report.circumstances("pytest benchmarks/bench_lasso.py --benchmark-enable")}
 
