@@ -12,7 +12,7 @@
  *
  * What a signal costs at D 384, K 1500, in thousands of cycles: 28 for b, which no solver that reads all atoms avoids;
  * 10 for each of about four rounds in step 3, bound by the bandwidth of the cache that holds G; 22 to gather G_SS; 25 for
- * some 330 coordinate updates. results/lasso.md has the designs that lost.
+ * some 330 coordinate updates. results/lasso-designs.md has the designs that lost.
  *
  * Each signal's arithmetic is its own and in one order, b included (which is why b is not left to a BLAS): the result is
  * the same to the last bit whatever the batch, the place in it and the number of threads.

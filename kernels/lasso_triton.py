@@ -139,16 +139,17 @@ def _gap(c_K, a_K, lam, residual_energy):
 
 @triton.jit
 def _descend_kernel(
+    signals_ptr,  # (N, D)
     c_ptr,  # (R, K)
     residual_ptr,  # (R, D)
     gram_ptr,  # (K, K)
     diagonal_ptr,  # (K,)
     lam_ptr,  # (N,)
-    energy_ptr,  # (N,) |x|^2
     rows_ptr,  # (R,) int64
     codes_ptr,  # (N, K), read and written
     gap_ptr,  # (N,), written: of the codes as they were read
     steps_ptr,  # (N,) int32, read and written
+    open_ptr,  # (R,) int32, written: whether that gap is above the tolerance
     tol,
     max_updates,
     D,
@@ -162,14 +163,16 @@ def _descend_kernel(
     k = tl.arange(0, BLOCK_K)
     d = tl.arange(0, BLOCK_D)
     inside = k < K
-    # Padding: c far below zero and a = 0 is no violation and no maximum.
-    c_K = tl.load(c_ptr + r * K + k, mask=inside, other=-1e30)
+    # Padding: c = 0 and a = 0 is no violation, and no maximum that counts.
+    c_K = tl.load(c_ptr + r * K + k, mask=inside, other=0.0)
     a_K = tl.load(codes_ptr + n * K + k, mask=inside, other=0.0)
     diagonal_K = tl.load(diagonal_ptr + k, mask=inside, other=0.0)
     residual_D = tl.load(residual_ptr + r * D + d, mask=d < D, other=0.0)
     residual_energy = tl.sum(residual_D * residual_D, axis=0)
+    # Summed here and not by torch, whose order of summation may depend on the batch.
+    signal_D = tl.load(signals_ptr + n * D + d, mask=d < D, other=0.0)
+    energy = tl.sum(signal_D * signal_D, axis=0)
     lam = tl.load(lam_ptr + n)
-    energy = tl.load(energy_ptr + n)
     # Stop a little below the tolerance: the verification rounds differently. Changes below what float32
     # resolves of |x| |d| would be noise.
     target = 0.98 * tol * 0.5 * energy
@@ -177,6 +180,7 @@ def _descend_kernel(
 
     gap = _gap(c_K, a_K, lam, residual_energy)
     tl.store(gap_ptr + n, gap)
+    tl.store(open_ptr + r, (gap > tol * 0.5 * energy).to(tl.int32))
     num_updates = tl.load(steps_ptr + n)
     before = num_updates
     largest = resolution + 1.0
@@ -252,7 +256,6 @@ def _solve_chunk_(
     num_atoms = dictionary_DK.shape[1]
     precision = "ieee" if torch.version.hip or not signals_ND.is_cuda else "tf32x3"
     block_k, options = descend_options(num_atoms)
-    energy_N = signals_ND.square().sum(dim=1)
     rows_R = torch.arange(num_signals, device=signals_ND.device)
     residual_RD = signals_ND  # of codes that are zero
     c_NK = signals_ND.new_empty(num_signals, num_atoms)
@@ -264,14 +267,14 @@ def _solve_chunk_(
             c_ptr=c_RK, R=num_open, D=width, K=num_atoms, PRECISION=precision,
             **PRODUCT_TILE, **PRODUCT_OPTIONS,
         )  # fmt: skip
+        open_R = torch.empty(num_open, dtype=torch.int32, device=signals_ND.device)
         _descend_kernel[(num_open,)](
-            c_ptr=c_RK, residual_ptr=residual_RD, gram_ptr=gram_KK, diagonal_ptr=diagonal_K, lam_ptr=lam_N,
-            energy_ptr=energy_N, rows_ptr=rows_R, codes_ptr=codes_NK, gap_ptr=gap_N, steps_ptr=steps_N,
-            tol=tol, max_updates=max_updates, D=width, K=num_atoms, CHECK_EVERY=CHECK_EVERY,
-            BLOCK_D=triton.next_power_of_2(width), BLOCK_K=block_k, **options,
+            signals_ptr=signals_ND, c_ptr=c_RK, residual_ptr=residual_RD, gram_ptr=gram_KK,
+            diagonal_ptr=diagonal_K, lam_ptr=lam_N, rows_ptr=rows_R, codes_ptr=codes_NK, gap_ptr=gap_N,
+            steps_ptr=steps_N, open_ptr=open_R, tol=tol, max_updates=max_updates, D=width, K=num_atoms,
+            CHECK_EVERY=CHECK_EVERY, BLOCK_D=triton.next_power_of_2(width), BLOCK_K=block_k, **options,
         )  # fmt: skip
-        is_open_R = ~(gap_N[rows_R] <= tol * 0.5 * energy_N[rows_R])
-        rows_R = rows_R[is_open_R]
+        rows_R = rows_R[open_R.bool()]
         if not len(rows_R):
             return
         residual_RD = signals_ND.new_empty(len(rows_R), width)

@@ -26,7 +26,7 @@ SIZES = [(1, 1), (256, 384), (1500, 128), (1500, 768), (4096, 1024), (LARGEST_FO
 for num_atoms, width in SIZES:
     block, options = lasso_triton.descend_options(num_atoms)
     tensors = {
-        name: {"rows_ptr": I64, "steps_ptr": I32}.get(name, F32)
+        name: {"rows_ptr": I64, "steps_ptr": I32, "open_ptr": I32}.get(name, F32)
         for name in lasso_triton._descend_kernel.arg_names
         if name.endswith("_ptr")
     }

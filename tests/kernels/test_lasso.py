@@ -253,6 +253,13 @@ def test_a_signal_that_was_stopped_early_says_so(solver, caplog):
     torch.testing.assert_close(2 * result.gap_N.double(), gap_N, atol=ROUNDING, rtol=1e-5)
 
 
+def test_one_update_moves_one_atom():
+    signals_ND, dictionary_DK = gaussian(3, 16, 50)
+    result = nonneg_lasso(signals_ND, dictionary_DK, 0.05, solver="descent", max_steps=1)
+    assert ((result.codes_NK > 0).sum(1) == 1).all()
+    assert (result.steps_N == 1).all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

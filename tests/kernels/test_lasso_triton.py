@@ -90,6 +90,18 @@ def test_duplicated_and_zero_atoms(device):
     assert not result.codes_NK[:, [3, 25]].any()
 
 
+def test_a_zero_atom_in_front_when_nothing_is_left_to_do(device):
+    """Converged in the middle of a block of updates, the search for the largest violation finds the first atom."""
+    dictionary_DK = torch.tensor([[0.0, 1.0]], device=device)
+    result = nonneg_lasso(torch.ones(1, 1, device=device), dictionary_DK, 0.25, solver="triton")
+    assert torch.equal(result.codes_NK.cpu(), torch.tensor([[0.0, 0.75]]))
+
+
+def test_one_update_moves_one_atom(device):
+    _, _, result = solve(gaussian, 3, 16, 50, 0.05, device, max_steps=1)
+    assert ((result.codes_NK > 0).sum(1) == 1).all()
+
+
 def test_no_code_depends_on_its_batch_mates(device):
     signals_ND, dictionary_DK, together = solve(gaussian, 6, 16, 40, 0.2, device)
     for n in (0, 5):
