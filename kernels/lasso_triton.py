@@ -188,11 +188,12 @@ def _descend_kernel(
         for _ in range(0, CHECK_EVERY):
             violation_K = tl.maximum(c_K, -a_K * diagonal_K)
             largest, j = tl.max(tl.abs(violation_K), axis=0, return_indices=True)
-            # A zero atom is never chosen unless nothing else is left to do; its update is then nothing.
+            # A zero atom is chosen only when nothing is left to do: its update is nothing.
             diagonal = tl.load(diagonal_ptr + j)
             gram_K = tl.load(gram_ptr + j.to(tl.int64) * K + k, mask=inside, other=0.0)
             violation = tl.sum(tl.where(k == j, violation_K, 0.0), axis=0)
-            change = tl.where((diagonal > 0) & (num_updates < max_updates), violation / diagonal, 0.0)
+            is_update = (diagonal > 0) & (num_updates < max_updates)
+            change = tl.where(is_update, violation, 0.0) / tl.where(is_update, diagonal, 1.0)
             # |x - D (a + t e_j)|^2 = |r|^2 - 2 t d_j.r + t^2 G_jj
             correlation = tl.sum(tl.where(k == j, c_K, 0.0), axis=0) + lam
             residual_energy += change * (change * diagonal - 2 * correlation)

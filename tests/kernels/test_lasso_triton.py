@@ -91,7 +91,7 @@ def test_duplicated_and_zero_atoms(device):
 
 
 def test_a_zero_atom_in_front_when_nothing_is_left_to_do(device):
-    """Converged in the middle of a block of updates, the search for the largest violation finds the first atom."""
+    """Converged in the middle of a block of updates, the search for a violation ends at the first atom."""
     dictionary_DK = torch.tensor([[0.0, 1.0]], device=device)
     result = nonneg_lasso(torch.ones(1, 1, device=device), dictionary_DK, 0.25, solver="triton")
     assert torch.equal(result.codes_NK.cpu(), torch.tensor([[0.0, 0.75]]))
