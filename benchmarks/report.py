@@ -20,7 +20,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def circumstances(command: str) -> str:
-    """Machine, versions, commit and command, one bullet each."""
+    """Machine, versions, commit, load and command, one bullet each."""
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in PACKAGES if _installed(name)
     )
@@ -29,7 +29,7 @@ def circumstances(command: str) -> str:
         [
             f"- {_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {device}",
             f"- Python {platform.python_version()}, {versions}",
-            f"- commit {_commit()}",
+            f"- commit {_commit()}; load of the last minute {os.getloadavg()[0]:.1f}",
             f"- `{command}`",
         ]
     )
