@@ -3,8 +3,8 @@ each signal.
 
 For each signal x it returns argmin_{a >= 0} 1/2 |x - D a|^2 + lam * sum(a), stopped where the duality gap of
 that signal is at most tol * 1/2 |x|^2. The gap that comes back was computed from the returned code against
-all K atoms. No signal's code depends on its batch-mates: bit for bit with "descent", to rounding where a BLAS
-multiplies the whole batch.
+all K atoms. No signal's code depends on its batch-mates: bit for bit with "descent" and "triton", to rounding
+with "fista", where a BLAS multiplies the whole batch.
 
 Shapes: N signals, D their dimension, K atoms. Computed, accumulated and stored in the dtype of the signals,
 outside any autocast; float32 everywhere, float64 with "fista". Codes are targets, so no gradient flows
@@ -146,7 +146,7 @@ def _solve(
     is_scaled = bool((unit_N != 1).any())
     if is_scaled:
         signals_ND = signals_ND / unit_N[:, None]
-    lam_N = lam / unit_N
+    lam_N = (lam / unit_N).clamp_max(1e30)  # finite: far above lambda_max it is all the same
 
     limit = MAX_STEPS[solver] if max_steps is None else max_steps
     # Solvers aim a little lower, by what rounding may hide of a gap, so that whoever computes it more exactly

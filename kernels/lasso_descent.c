@@ -326,6 +326,7 @@ static int64_t descend(int64_t M, float eps, int64_t max_updates, scratch_t *t)
         float threshold = largest_lane(worst);
         if (!(threshold > eps)) break;
         threshold = threshold * SWEEP_SHARE > eps ? threshold * SWEEP_SHARE : eps;
+        int64_t before_sweep = num_updates;
         for (int64_t s = 0; s < M; s++) {
             float violation = c[s] > -a[s] * t->diagonal_M[s] ? c[s] : -a[s] * t->diagonal_M[s];
             if (!(fabsf(violation) > threshold)) continue;
@@ -336,6 +337,7 @@ static int64_t descend(int64_t M, float eps, int64_t max_updates, scratch_t *t)
             for (int64_t q = 0; q < M; q += LANES) store(c + q, load(c + q) - (after - before) * load(row + q));
             num_updates++;
         }
+        if (num_updates == before_sweep) break; /* only a Gram matrix that overflowed gets here */
     }
     return num_updates;
 }

@@ -253,6 +253,21 @@ def test_a_signal_that_was_stopped_early_says_so(solver, caplog):
     torch.testing.assert_close(2 * result.gap_N.double(), gap_N, atol=ROUNDING, rtol=1e-5)
 
 
+def test_a_gram_matrix_that_is_no_number_ends_with_a_warning(caplog):
+    signals_ND, dictionary_DK = gaussian(3, 8, 20)
+    gram_KK = torch.full((20, 20), float("nan"))
+    nonneg_lasso(signals_ND, dictionary_DK, 0.05, solver="descent", gram_KK=gram_KK)
+    assert "3 of 3 signals stopped" in caplog.text
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_lambda_beyond_all_bounds(solver):
+    signals_ND, dictionary_DK = gaussian(3, 8, 20)
+    result = nonneg_lasso(signals_ND * 1e-30, dictionary_DK, 1e30, solver=solver)
+    assert not result.codes_NK.any()
+    assert not result.gap_N.any()
+
+
 def test_one_update_moves_one_atom():
     signals_ND, dictionary_DK = gaussian(3, 16, 50)
     result = nonneg_lasso(signals_ND, dictionary_DK, 0.05, solver="descent", max_steps=1)
