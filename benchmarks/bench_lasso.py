@@ -35,6 +35,20 @@ class Setting(NamedTuple):
     lam: float = 0.05
 
 
+class Rates(NamedTuple):
+    """Of a GPU, at peak, per second."""
+
+    memory_bytes: float
+    cache_bytes: float
+    """L2, reading."""
+    tf32_flop: float
+
+
+# Memory and tensor cores from NVIDIA's data sheets; it publishes no rate of the L2: estimates of the size that
+# microbenchmarks report.
+RATES = {"H100": Rates(3.35e12, 5.5e12, 495e12), "A100": Rates(2.0e12, 4.5e12, 156e12)}
+
+
 class Row(NamedTuple):
     setting: Setting
     solver: str
@@ -43,6 +57,8 @@ class Row(NamedTuple):
     gap_N: Tensor
     """Of each signal, over 1/2 |x|^2, in float64 from the codes alone."""
     num_nonzero: float
+    floor_seconds: float | None = None
+    """What the arithmetic of lasso_triton allows on this GPU."""
 
 
 SETTINGS = [
@@ -145,10 +161,17 @@ SOLVERS: dict[str, tuple[Callable[..., Tensor], int]] = {  # and how many signal
 rows: list[Row] = []
 
 
-def measure(benchmark, setting: Setting, name: str, solve: Callable[..., Tensor], num_signals: int) -> Row:
+def measure(
+    benchmark,
+    setting: Setting,
+    name: str,
+    solve: Callable[..., Tensor],
+    num_signals: int,
+    device: str = "cpu",
+) -> Row:
     signals_ND, dictionary_DK, gram_KK, step = load(setting, num_signals)
-    arguments = (signals_ND, dictionary_DK, gram_KK, step, setting.lam)
-    codes_NK = benchmark.pedantic(solve, args=arguments, rounds=3, warmup_rounds=1)
+    tensors = (signals_ND.to(device), dictionary_DK.to(device), gram_KK.to(device))
+    codes_NK = benchmark.pedantic(solve, args=(*tensors, step, setting.lam), rounds=3, warmup_rounds=1).cpu()
     wide_ND, wide_DK, wide_NK = signals_ND.double(), dictionary_DK.double(), codes_NK.double()
     lam_N = torch.full((num_signals,), setting.lam, dtype=torch.float64)
     gap_N = duality_gap(wide_ND, wide_DK, lam_N, wide_NK) / (0.5 * wide_ND.square().sum(1))
@@ -186,16 +209,35 @@ def test_tolerances(benchmark, tol):
 @pytest.mark.parametrize("setting", SETTINGS[:5], ids=lambda s: f"d{s.width}-k{s.num_atoms}-lam{s.lam}")
 @pytest.mark.parametrize("solver", ["triton", "fista"])
 def test_gpu(benchmark, setting, solver):
-    """Beside the floor of lasso_triton's docstring; NUM_MOST signals a call, timed to the end of the GPU's
-    work."""
+    """NUM_MOST signals a call, on the GPU before and after, timed to the end of the GPU's work."""
+    steps = []
 
     def solve(signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float) -> Tensor:
-        arguments = [t.cuda() for t in (signals_ND, dictionary_DK, gram_KK)]
-        result = nonneg_lasso(*arguments[:2], lam, solver=solver, gram_KK=arguments[2], step=step)
+        result = nonneg_lasso(signals_ND, dictionary_DK, lam, solver=solver, gram_KK=gram_KK, step=step)
         torch.cuda.synchronize()
-        return result.codes_NK.cpu()
+        steps.append(result.steps_N)
+        return result.codes_NK
 
-    measure(benchmark, setting, f"GPU, {solver}", solve, NUM_MOST)
+    measure(benchmark, setting, f"GPU, {solver}", solve, NUM_MOST, "cuda")
+    if solver == "triton":
+        floor_seconds = gpu_floor(setting, NUM_MOST, float(steps[-1].double().mean()))
+        rows[-1] = rows[-1]._replace(floor_seconds=floor_seconds)
+
+
+def gpu_floor(setting: Setting, num_signals: int, num_updates: float) -> float | None:
+    """Seconds by the sum in lasso_triton's docstring, with the updates that were made; None for an unknown
+    GPU."""
+    name = torch.cuda.get_device_name()
+    rates = next((rates for model, rates in RATES.items() if model in name), None)
+    if rates is None:
+        return None
+    width, num_atoms = setting.width, setting.num_atoms
+    per_signal = (
+        4 * (width + num_atoms) / rates.memory_bytes
+        + 3 * 3 * 2 * width * num_atoms / rates.tf32_flop
+        + num_updates * 4 * num_atoms / rates.cache_bytes
+    )
+    return num_signals * per_signal
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -227,7 +269,7 @@ def _text() -> str:
                 f"{float(row.gap_N.mean()):.1e}",
             )
         )
-    gpu = "" if torch.cuda.is_available() else "\nNo GPU took part: Triton is not timed yet.\n"
+    gpu = _gpu_text()
     return f"""# The sparse coder against its peers
 
 Written by the command below. Real signals (states of a small public encoder) of unit norm. Gaps are relative
@@ -238,3 +280,21 @@ a warm-up.
 
 {report.table(header, lines)}
 """
+
+
+def _gpu_text() -> str:
+    """Achieved against floor, or that nothing was timed."""
+    if not torch.cuda.is_available():
+        return "\nNo GPU took part: Triton is not timed yet.\n"
+    lines = [
+        (
+            *row.setting,
+            f"{row.num_signals / row.seconds:,.0f}",
+            f"{row.num_signals / row.floor_seconds:,.0f}",
+            f"{row.floor_seconds / row.seconds:.0%}",
+        )
+        for row in rows
+        if row.floor_seconds is not None
+    ]
+    header = ["D", "K", "lambda", "achieved, tokens/s", "floor, tokens/s", "share"]
+    return "\n" + report.table(header, lines) + "\n"
