@@ -44,8 +44,8 @@ class Rates(NamedTuple):
     tf32_flop: float
 
 
-# Memory and tensor cores from NVIDIA's data sheets; it publishes no rate of the L2: estimates of the size that
-# microbenchmarks report.
+# Memory and tensor cores from NVIDIA's data sheets; it publishes no rate of the L2: estimates of the size
+# that microbenchmarks report.
 RATES = {"H100": Rates(3.35e12, 5.5e12, 495e12), "A100": Rates(2.0e12, 4.5e12, 156e12)}
 
 
