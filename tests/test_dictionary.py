@@ -141,6 +141,14 @@ def test_atoms_that_serve_too_few_draws_are_replaced(planted, monkeypatch: pytes
     assert float(found.atoms_DK.norm(dim=0).max()) <= 1 + 1e-6
 
 
+def test_a_replaced_atom_has_its_time_before_it_is_replaced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All signals are one: a few copies of it serve every draw, the other atoms none."""
+    monkeypatch.setattr(mlsm.dictionary, "IDLE_DRAWS", 120)
+    sample_ND = normalize(torch.ones(100, WIDTH))
+    found = learn(sample_ND, batch_size=50, num_updates=9)  # 150 idle draws after each third update
+    assert 0 < found.num_replaced <= 3 * (NUM_ATOMS - 1)
+
+
 def test_a_dead_atom_becomes_the_worst_coded_signal_and_leaves_the_sums() -> None:
     atoms_KD, code_gram_KK, code_signal_KD = sums_of_codes(6, 100, 0.5)
     before_KD, signals_ND = atoms_KD.clone(), torch.randn(5, WIDTH, generator=seeded(), dtype=torch.float64)
