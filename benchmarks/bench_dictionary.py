@@ -151,8 +151,8 @@ def write_results(request) -> Iterator[None]:
 
 def _text() -> str:
     peers = {row.setting: row for row in rows if row.name.startswith("SPAMS")}
-    header = ["D", "K", "draws", "learner", "objective", "against SPAMS", "seconds", "of SPAMS' time"]
-    header += ["CPU seconds", "non-zeros", "unused atoms"]
+    header = ["D", "K", "draws", "learner", "objective", "against SPAMS", "CPU seconds"]
+    header += ["of SPAMS'", "wall seconds", "non-zeros", "unused atoms"]
     lines = []
     for row in sorted(rows, key=lambda row: SETTINGS.index(row.setting)):
         peer = peers.get(row.setting)
@@ -165,9 +165,9 @@ def _text() -> str:
                 row.name,
                 f"{objective:.5f}",
                 f"{objective / peer.statistics.objective - 1:+.2%}" if peer else "",
-                f"{row.seconds:.1f}",
-                f"{row.seconds / peer.seconds:.2f}" if peer else "",
                 f"{row.cpu_seconds:.1f}",
+                f"{row.cpu_seconds / peer.cpu_seconds:.2f}" if peer else "",
+                f"{row.seconds:.1f}",
                 f"{row.statistics.mean_nonzeros:.1f}",
                 row.statistics.unused_atoms,
             )
@@ -176,7 +176,8 @@ def _text() -> str:
 
 Written by the command below. Real signals (states of a small public encoder) of unit norm, {NUM_SAMPLE:,} to
 learn from; lambda {LAM}. The objective is Eq. 1 as a mean over {NUM_HELDOUT:,} other signals, with converged
-codes. Each run is made once.
+codes. Each run is made once. CPU seconds are those of all threads; the wall shows how busy the machine was,
+and compares two rows only where it is close to the CPU seconds over the threads.
 
 {report.circumstances("pytest benchmarks/bench_dictionary.py --benchmark-enable")}
 

@@ -323,9 +323,9 @@ def update_atoms_(
     diag(m) - G_BB is diagonally dominant once scaled. No sweep raises the objective F: one step of FISTA does
     not raise F + 1/2 |last move|_m^2, and the first has no move behind it.
 
-    Ten steps solve a block well enough, and cost little beside the gradient over all atoms. With one step and
-    real states atoms are as good, but with codes that overlap much they are far from it
-    (results/dictionary.md).
+    Ten steps solve a block well enough, and cost little beside the gradient over all atoms. On real states
+    one step is as good (results/dictionary.md); where codes overlap much, as in the tests with planted atoms,
+    it is far from it.
     """
     for start in range(0, len(atoms_KD), block_size):
         block = slice(start, start + block_size)
