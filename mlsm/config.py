@@ -156,8 +156,8 @@ class DictionaryConfig:
     k: int = option(1500, "number of concepts (atoms)")
     lam: float = option(0.05, "sparsity penalty lambda on the codes of unit-norm states")
     num_tokens: int = option(1_000_000, "hidden states in the sample")
-    num_updates: int = option(2500, "updates of the dictionary")
-    batch_size: int = option(400, "hidden states an update")
+    num_updates: int = option(1000, "updates of the dictionary")
+    batch_size: int = option(1000, "hidden states an update")
     solver: str = option("auto", "solver of the sparse codes (see kernels/lasso.py)")
     device: str = option("auto", "cpu, cuda or cuda:N; auto: a GPU if there is one")
     seed: int = option(12, "seed of everything that is drawn")
@@ -198,7 +198,7 @@ def tiny() -> Preset:
         train=TrainConfig(
             batch_size=32, token_budget=2048, learning_rate=2e-3, warmup_share=0.1, checkpoint_every=200
         ),
-        dictionary=DictionaryConfig(num_tokens=60_000, num_updates=150),
+        dictionary=DictionaryConfig(num_tokens=60_000, num_updates=60),
         teacher_steps=500,
         student_steps=150,
         token_head_steps=150,
@@ -210,7 +210,7 @@ def small() -> Preset:
     return Preset(
         model=ModelConfig(width=384, num_heads=6, ffn_width=1536),
         train=TrainConfig(batch_size=256, token_budget=8192, learning_rate=5e-4, checkpoint_every=500),
-        dictionary=DictionaryConfig(num_tokens=400_000, num_updates=1000),
+        dictionary=DictionaryConfig(num_tokens=400_000, num_updates=400),
         teacher_steps=20_000,
         student_steps=2_000,
         token_head_steps=2_000,

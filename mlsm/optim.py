@@ -39,7 +39,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def load_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave. Raises ValueError if it belongs to another set of weights."""
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    if tensors and {key.rpartition("/")[0] for key in tensors} != trained.keys():
+    if not {key.rpartition("/")[0] for key in tensors} <= trained.keys():  # unused weights have no state
         raise ValueError("the optimiser's state in the checkpoint belongs to another model")
     for key, value in tensors.items():
         name, _, part = key.rpartition("/")

@@ -73,8 +73,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
         defaults = dataclasses.replace(defaults, init="teacher")
     train = cli.override(defaults, given)
     data = cli.override(from_json(DataConfig, saved["data"]) if saved else DataConfig(), given)
-    shape_flags = {"preset", *(f.name for f in dataclasses.fields(ModelConfig))} & given.keys()
-    has_saved_shape = saved and not (needs_teacher and shape_flags)
+    has_saved_shape = saved and not (needs_teacher and "preset" in given)
     model = cli.override(from_json(ModelConfig, saved["model"]) if has_saved_shape else preset.model, given)
     if origin:
         tokenizer = Tokenizer.load(origin / "tokenizer.model")

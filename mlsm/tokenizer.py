@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 CLS_ID, SEP_ID, UNK_ID, PAD_ID, MASK_ID = range(5)
 SPECIAL_PIECES = ("[CLS]", "[SEP]", "<unk>", "<pad>", "[MASK]")
@@ -118,4 +119,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
             raise ValueError(
                 f"the text is too small for a tokenizer of {vocab_size} pieces ({reason})"
             ) from error
-    return Tokenizer(model.getvalue())
+    trained = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]
+    trained.normalizer_spec.ClearField(
+        "normalization_rule_tsv"
+    )  # a path; the rules themselves are compiled in
+    return Tokenizer(trained.SerializeToString(deterministic=True))

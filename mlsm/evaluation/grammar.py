@@ -67,6 +67,7 @@ ENDINGS = {
     "knows": ["the {place}", "it"],
 }
 REFLEXIVE_VERBS = ["saw", "made", "gave", "hid", "called", "found"]
+REFLEXIVE_ENDINGS = ["", " there", " again"]
 TRANSITIVE = ["saw", "took", "made", "sent", "found", "called", "told", "brought"]
 INTRANSITIVE = ["went", "came", "died", "stood", "fell", "slept", "lived", "arose"]
 
@@ -120,17 +121,19 @@ def agreement_with_attractor(words: _Words) -> Pair:
 
 def reflexive_number(words: _Words) -> Pair:
     """The men saw themselves / himself."""
-    noun, verb = words.noun(), words.one(REFLEXIVE_VERBS)
-    if words.one([False, True]):
-        return Pair(f"The {noun.plural} {verb} themselves.", f"The {noun.plural} {verb} {noun.reflexive}.")
-    return Pair(f"The {noun.singular} {verb} {noun.reflexive}.", f"The {noun.singular} {verb} themselves.")
+    noun, verb, ending = words.noun(), words.one(REFLEXIVE_VERBS), words.one(REFLEXIVE_ENDINGS)
+    is_plural = words.one([False, True])
+    subject = noun.plural if is_plural else noun.singular
+    right, wrong = ("themselves", noun.reflexive) if is_plural else (noun.reflexive, "themselves")
+    return Pair(f"The {subject} {verb} {right}{ending}.", f"The {subject} {verb} {wrong}{ending}.")
 
 
 def reflexive_gender(words: _Words) -> Pair:
     """The woman saw herself / himself."""
-    noun, verb = words.noun(), words.one(REFLEXIVE_VERBS)
+    noun, verb, ending = words.noun(), words.one(REFLEXIVE_VERBS), words.one(REFLEXIVE_ENDINGS)
     wrong = "himself" if noun.reflexive == "herself" else "herself"
-    return Pair(f"The {noun.singular} {verb} {noun.reflexive}.", f"The {noun.singular} {verb} {wrong}.")
+    start = f"The {noun.singular} {verb}"
+    return Pair(f"{start} {noun.reflexive}{ending}.", f"{start} {wrong}{ending}.")
 
 
 def determiner_noun(words: _Words) -> Pair:

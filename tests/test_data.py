@@ -1,0 +1,209 @@
+"""From text files to micro-batches: what is in an update, and that nothing but (seed, step) decides it."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_text import sentences, write_corpus
+
+from mlsm.config import DataConfig
+from mlsm.data import Corpus, MicroBatch, Selection, Update, corpus_tokenizer, unigram_log_probabilities
+from mlsm.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, PAD_ID, SEP_ID
+
+MASKED = Selection(0.15, is_hidden=True)
+EVERYTHING = Selection(1.0, is_hidden=False)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def make_corpus(folder: Path, lines: list[str] | None = None, **settings: object) -> Corpus:
+    path = folder / "text.txt"
+    path.write_text("\n".join(lines or sentences(400)) + "\n", encoding="utf-8")
+    config = DataConfig(corpus=(str(path),), cache_dir=str(folder / "cache"), **settings)  # type: ignore[arg-type]
+    return Corpus(config, corpus_tokenizer(config, 80, quiet), quiet)
+
+
+def rows_of(update: Update) -> list[tuple[int, ...]]:
+    """The sequences of an update without their padding, in a fixed order."""
+    rows = [
+        tuple(ids[:length].tolist())
+        for micro in update.micro_batches
+        for ids, length in zip(micro.ids_BL, micro.lengths_B, strict=True)
+    ]
+    return sorted(rows)
+
+
+def asked(corpus: Corpus, step: int, **changes: object) -> Update:
+    settings = {"batch_size": 16, "token_budget": 200, "selection": MASKED, "seed": 1} | changes
+    return corpus.update(step, **settings)  # type: ignore[arg-type]
+
+
+def test_a_pair_is_two_consecutive_lines(tmp_path: Path) -> None:
+    lines = [
+        "The cat sees the river.",
+        "A dog likes an apple today.",
+        "My sister calls again.",
+        "One bird hears two.",
+    ]
+    corpus = make_corpus(tmp_path, [*sentences(200), *lines])
+    tokenizer = corpus_tokenizer(
+        DataConfig(corpus=(str(tmp_path / "text.txt"),), cache_dir=str(tmp_path / "cache")), 80, quiet
+    )
+    last = len(corpus.index.starts_S) - 1
+    [row] = rows_of(corpus.cut(np.array([last - 1]), 999, EVERYTHING, torch.Generator()))
+    expected = [CLS_ID, *tokenizer.encode(lines[0]), SEP_ID, *tokenizer.encode(lines[1]), SEP_ID]
+    assert row == tuple(expected)
+    assert corpus.index.words_S[last - 1] == 5 + 6
+
+
+def test_pairs_that_say_too_little_are_dropped(tmp_path: Path) -> None:
+    short = ["Long enough for a pair this is.", "No.", "Two words", "only here", *sentences(100)]
+    assert len(make_corpus(tmp_path, short).index.starts_S) == 50
+
+
+def test_packed_sequences_hold_every_token_once(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, sequence_mode="packed", max_length=40)
+    lengths = corpus.index.stops_S - corpus.index.starts_S + 1
+    assert lengths.max() <= 40
+    assert (corpus.index.starts_S[1:] == corpus.index.stops_S[:-1]).all()
+    assert corpus.index.stops_S[-1] == len(corpus.text.ids)
+    assert corpus.index.words_S.sum() == corpus.text.line_words.sum()
+
+
+@pytest.mark.parametrize("mode", ["pairs", "packed"])
+def test_a_line_longer_than_a_sequence_is_cut_and_ends_with_sep(tmp_path: Path, mode: str) -> None:
+    lines = [*sentences(100), " ".join(sentences(30)), "And then one line more follows."]
+    corpus = make_corpus(tmp_path, lines, sequence_mode=mode, max_length=24, heldout_share=0.0)
+    update = corpus.cut(np.arange(len(corpus.index.starts_S)), 10_000, EVERYTHING, torch.Generator())
+    rows = rows_of(update)
+    assert max(map(len, rows)) == 24
+    assert all(row[0] == CLS_ID and row[-1] == SEP_ID for row in rows)
+
+
+def test_an_update_depends_on_nothing_but_seed_and_step(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path)
+    first = asked(corpus, 7)
+    for step in (3, 0, 12):
+        asked(corpus, step)
+    again = asked(make_corpus(tmp_path), 7)
+    for one, other in zip(first.micro_batches, again.micro_batches, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert rows_of(asked(corpus, 7, seed=2)) != rows_of(first)
+    assert rows_of(asked(corpus, 8)) != rows_of(first)
+
+
+def test_the_token_budget_changes_no_position(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path)
+
+    def seen(update: Update) -> list[tuple[int, ...]]:
+        return sorted(
+            tuple(i[:n].tolist())
+            for m in update.micro_batches
+            for i, n in zip(m.inputs_BL, m.lengths_B, strict=True)
+        )
+
+    small, large = asked(corpus, 4, token_budget=60), asked(corpus, 4, token_budget=10_000)
+    assert len(small.micro_batches) > len(large.micro_batches) == 1
+    assert seen(small) == seen(large)
+    assert small[1:] == large[1:]
+
+
+def test_micro_batches_keep_the_budget_and_waste_little(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, [" ".join(sentences(1 + n % 4, seed=n)) for n in range(400)])
+    update = asked(corpus, 0, batch_size=128, token_budget=500)
+    sizes = [micro.ids_BL.numel() for micro in update.micro_batches]
+    assert max(sizes) <= 500
+    assert sum(sizes) < 1.1 * update.num_tokens
+
+
+def test_an_epoch_reads_every_training_sequence_once(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, heldout_share=0.1)
+    size = len(corpus.training)
+    assert size == 180
+    assert len(corpus.heldout) == 20
+    assert not set(corpus.heldout) & set(corpus.training)
+    epoch = [row for step in range(6) for row in rows_of(asked(corpus, step, batch_size=size // 6))]
+    everything = corpus.cut(corpus.training, 10_000, EVERYTHING, torch.Generator())
+    assert sorted(epoch) == rows_of(everything)
+    # the second half of this update is of the next epoch
+    rows_across = rows_of(asked(corpus, 1, batch_size=120))
+    assert len(rows_across) == 120
+
+
+def test_selection_hides_what_it_selects(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path)
+    update = corpus.cut(corpus.training, 100_000, MASKED, torch.Generator().manual_seed(0))
+    num_ordinary = 0
+    for micro in update.micro_batches:
+        ids, inputs = micro.ids_BL.flatten(), micro.inputs_BL.flatten()
+        is_selected = torch.zeros_like(ids, dtype=torch.bool)
+        is_selected[micro.selected_N] = True
+        assert (ids[is_selected] >= NUM_SPECIALS).all()
+        assert (inputs[is_selected] == MASK_ID).all()
+        assert torch.equal(inputs[~is_selected], ids[~is_selected])
+        assert torch.equal(micro.labels_N(), ids[is_selected])
+        num_ordinary += int((ids >= NUM_SPECIALS).sum())
+    assert abs(update.num_selected / num_ordinary - 0.15) < 0.02
+
+
+def test_every_ordinary_token_is_selected_for_lsm(tmp_path: Path) -> None:
+    update = asked(make_corpus(tmp_path), 0, selection=EVERYTHING)
+    for micro in update.micro_batches:
+        assert torch.equal(micro.inputs_BL, micro.ids_BL)
+        assert len(micro.selected_N) == int((micro.ids_BL >= NUM_SPECIALS).sum())
+        beyond = torch.arange(micro.ids_BL.shape[1]) >= micro.lengths_B[:, None]
+        assert torch.equal(micro.ids_BL == PAD_ID, beyond)
+
+
+def test_ids_stay_on_disk(tmp_path: Path) -> None:
+    text = make_corpus(tmp_path).text
+    assert all(isinstance(array, np.memmap) for array in text)
+    assert text.ids.dtype == np.uint16
+
+
+def test_a_corpus_that_changed_is_encoded_anew(tmp_path: Path) -> None:
+    before = len(make_corpus(tmp_path).text.ids)
+    assert len(make_corpus(tmp_path, sentences(500)).text.ids) > before
+
+
+def test_byte_order_mark_and_carriage_returns_are_no_text(tmp_path: Path) -> None:
+    plain = make_corpus(tmp_path, sentences(100)).text.counts_V
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(sentences(100)).encode())
+    config = DataConfig(corpus=(str(path),), cache_dir=str(tmp_path / "cache"))
+    tokenizer = corpus_tokenizer(dataclasses.replace(config), 80, quiet)
+    assert int(Corpus(config, tokenizer, quiet).text.counts_V.sum()) == int(plain.sum())
+
+
+def test_unigram_probabilities_sum_to_one(tmp_path: Path) -> None:
+    text = make_corpus(tmp_path).text
+    log_probability_V = unigram_log_probabilities(text)
+    assert float(log_probability_V.exp().sum()) == pytest.approx(1.0, abs=1e-5)
+    assert int(log_probability_V.argmax()) == int(text.counts_V[NUM_SPECIALS:].argmax()) + NUM_SPECIALS
+
+
+def test_bad_corpora_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no corpus file at"):
+        Corpus(DataConfig(corpus=("missing.txt",), cache_dir=str(tmp_path)), None, quiet)  # type: ignore[arg-type]
+    tokenizer_text = DataConfig(corpus=(str(write_corpus(tmp_path / "good.txt")),), cache_dir=str(tmp_path))
+    tokenizer = corpus_tokenizer(tokenizer_text, 80, quiet)
+    for content, message in (
+        (b"", "no text"),
+        (b"\n \n", "no text"),
+        (b"fine\nnot \xff utf-8\n", r"bad\.txt: line 2 is not UTF-8"),
+        (b"one\ntwo\n", "no sequence of 5 words"),
+    ):
+        (tmp_path / "bad.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            Corpus(DataConfig(corpus=(str(tmp_path / "bad.txt"),), cache_dir=str(tmp_path)), tokenizer, quiet)
+    with pytest.raises(ValueError, match="an update needs 400 sequences, the corpus has"):
+        asked(make_corpus(tmp_path), 0, batch_size=400)
+
+
+def test_micro_batches_move_whole() -> None:
+    micro = MicroBatch(*(torch.zeros(2, dtype=torch.long) for _ in range(4)))
+    assert all(x.device.type == "meta" for x in micro.to(torch.device("meta")))

@@ -1,0 +1,274 @@
+"""The loop: what it learns, what it leaves alone, and that a stopped run ends as if it had not been."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pipeline import ROOT, nano_teacher, run_script, student_flags
+from small_text import NANO_FLAGS, write_corpus
+
+import evaluate
+import fit_dictionary
+import train
+from mlsm import checkpoint, cli
+from mlsm.checkpoint import MODEL_FILE, fingerprint, read_json, read_tensors
+from mlsm.config import OBJECTIVES
+from mlsm.log import read_metrics
+
+CONCEPT_OBJECTIVES = ("mlsm", "lsm", "lsm15", "mlm+mlsm")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nano_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def student(teacher: Path) -> Path:
+    path = teacher.parent / "lsm-random"
+    train.main(student_flags(teacher, "lsm", path))
+    return path
+
+
+def flags_for(objective: str, teacher: Path, student: Path, output: Path) -> list[str]:
+    """Flags of a short run of any objective."""
+    flags = student_flags(teacher, objective, output)
+    if objective == "token-head":
+        flags = [f for f in flags if not f.startswith(("--init", "--teacher"))] + [f"--init={student}"]
+    if objective == "mlm":
+        data = read_json(teacher / "config.json")["data"]
+        flags = [f"--corpus={data['corpus'][0]}", f"--cache-dir={data['cache_dir']}", *NANO_FLAGS]
+        flags += ["--objective=mlm", f"--output={output}"]
+    return flags
+
+
+def test_the_teacher_learns(teacher: Path) -> None:
+    losses = [line["cross_entropy"] for line in read_metrics(teacher) if "cross_entropy" in line]
+    assert losses[-1] < 0.9 * losses[0]
+    assert set(read_metrics(teacher)[-1]) == {"step", "heldout_cross_entropy", "heldout_token_accuracy"}
+
+
+@pytest.mark.parametrize("objective", CONCEPT_OBJECTIVES)
+def test_students_learn_the_concepts(objective: str, teacher: Path, tmp_path: Path) -> None:
+    flags = student_flags(teacher, objective, tmp_path / "run")
+    train.main([*flags, "--num-steps=60", "--learning-rate=0.01"])
+    metrics = [line for line in read_metrics(tmp_path / "run") if "concept_kl" in line]
+    assert metrics[-1]["concept_kl"] < 0.9 * metrics[0]["concept_kl"]
+    assert all(line["gap_max"] <= 1e-3 * 1.01 for line in metrics)
+    assert ("cross_entropy" in metrics[0]) == (objective == "mlm+mlsm")
+    concepts = read_json(tmp_path / "run" / "config.json")["concepts"]
+    assert concepts["teacher_fingerprint"] == fingerprint(teacher)
+    assert (concepts["k"], concepts["layer"], concepts["objective"]) == (24, 2, objective)
+
+
+def test_the_token_head_changes_no_other_weight_by_one_bit(
+    teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    train.main([*flags_for("token-head", teacher, student, tmp_path / "run"), "--learning-rate=0.1"])
+    before, after = read_tensors(student / MODEL_FILE), read_tensors(tmp_path / "run" / MODEL_FILE)
+    assert after.keys() - before.keys() == {"token_head.weight", "token_head.bias"}
+    for name, weight in before.items():
+        assert torch.equal(weight, after[name]), name
+    losses = [line["cross_entropy"] for line in read_metrics(tmp_path / "run") if "cross_entropy" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_a_student_may_be_narrower_and_shallower(teacher: Path, tmp_path: Path) -> None:
+    flags = student_flags(teacher, "lsm", tmp_path / "run")
+    train.main([*flags, "--width=8", "--depth=1", "--num-heads=1", "--ffn-width=8"])
+    assert read_tensors(tmp_path / "run" / MODEL_FILE)["encoder.words.weight"].shape[1] == 8
+
+
+def test_init_teacher_copies_what_fits(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f for f in student_flags(teacher, "lsm", tmp_path / "run") if f != "--init=random"]
+    train.main([*flags, "--num-steps=1", "--learning-rate=1e-30", "--weight-decay=0"])
+    assert f"from {teacher}; random: concepts" in capsys.readouterr().err
+    before, after = read_tensors(teacher / MODEL_FILE), read_tensors(tmp_path / "run" / MODEL_FILE)
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    with pytest.raises(ValueError, match=r"cannot start from .*: encoder\.\S+ is \(.*\) there"):
+        train.main([*flags, "--width=8", "--num-heads=1", f"--output={tmp_path / 'other'}"])
+
+
+# ---- stopping and resuming
+
+
+def start(flags: list[str]) -> subprocess.Popen[str]:
+    """train.py in a process of its own, with as many threads as this one (their number decides rounding)."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, str(ROOT / "train.py"), *flags]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_killed_run_ends_bit_identical(
+    objective: str, teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    flags = [*flags_for(objective, teacher, student, tmp_path / "killed"), "--learning-rate=0.003"]
+    flags += ["--num-steps=60", "--checkpoint-every=4"]
+    if objective != "token-head":  # a frozen student keeps its settings
+        flags.append("--dropout=0.1")
+    train.main([*flags, f"--output={tmp_path / 'whole'}"])
+    process = start(flags)
+    wait_for(lambda: list(tmp_path.glob("killed/checkpoints/step-*")))
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "killed" / MODEL_FILE).exists(), "the run ended before it was killed"
+    train.main([*flags, "--resume"])
+    whole, killed = (read_tensors(tmp_path / name / MODEL_FILE) for name in ("whole", "killed"))
+    assert all(torch.equal(weight, killed[name]) for name, weight in whole.items())
+
+    def learnt(name: str) -> list[dict[str, float]]:
+        return [{k: v for k, v in m.items() if k != "tokens_per_s"} for m in read_metrics(tmp_path / name)]
+
+    assert [m["step"] for m in learnt("whole")] == [m["step"] for m in learnt("killed")]
+    assert learnt("whole")[-1] == learnt("killed")[-1]
+
+
+def test_sigterm_saves_and_says_how_to_go_on(teacher: Path, student: Path, tmp_path: Path) -> None:
+    flags = [
+        *flags_for("mlm", teacher, student, tmp_path / "run"),
+        "--num-steps=4000",
+        "--checkpoint-every=3000",
+    ]
+    process = start(flags)
+    wait_for(lambda: read_metrics(tmp_path / "run"))
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "continue with --resume" in said.strip().splitlines()[-1]
+    assert len(list(tmp_path.glob("run/checkpoints/step-*"))) == 1
+
+
+def test_only_the_newest_checkpoints_are_kept(teacher: Path, tmp_path: Path) -> None:
+    train.main([*student_flags(teacher, "lsm", tmp_path / "run"), "--num-steps=10", "--keep-checkpoints=2"])
+    names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"step-8", "step-10"}
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = student_flags(teacher, "lsm", tmp_path / "run")
+    train.main(flags)
+    whole = read_tensors(tmp_path / "run" / MODEL_FILE)
+    (tmp_path / "run" / MODEL_FILE).unlink()
+    newest = tmp_path / "run" / "checkpoints" / "step-6" / MODEL_FILE
+    newest.write_bytes(newest.read_bytes()[:-100])
+    train.main([*flags, "--resume"])
+    said = capsys.readouterr().err
+    assert "checkpoint step-6 cannot be used" in said
+    assert "resuming" in said
+    assert "after update 4" in said
+    again = read_tensors(tmp_path / "run" / MODEL_FILE)
+    assert all(torch.equal(weight, again[name]) for name, weight in whole.items())
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = student_flags(teacher, "lsm", tmp_path / "run")
+    save = checkpoint.save_file
+
+    def full_disk(tensors: dict, path: Path, metadata: dict | None) -> None:
+        save(tensors, path, metadata)
+        if ".step-4" in str(path):
+            os.truncate(path, 100)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train.main(flags)
+    names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"step-2"}
+    monkeypatch.undo()
+    train.main([*flags, "--resume"])
+    assert (tmp_path / "run" / MODEL_FILE).exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(teacher: Path, student: Path, tmp_path: Path) -> None:
+    flags = flags_for("mlm", teacher, student, tmp_path / "run")
+    result = run_script("train.py", *flags, "--num-steps=90", "--init-std=1e30", cwd=tmp_path)
+    assert result.returncode == cli.EXIT_MISTAKE
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: 10 updates in a row")
+    assert "Traceback" not in result.stderr
+    saved = json.loads(next(tmp_path.glob("run/checkpoints/step-8/state.json")).read_text())
+    assert saved["skipped_updates"] == 8
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(teacher: Path, tmp_path: Path) -> None:
+    flags = student_flags(teacher, "lsm", tmp_path / "run")
+    train.main(flags)
+    with pytest.raises(ValueError, match="holds a run: --resume continues it"):
+        train.main(flags)
+    with pytest.raises(ValueError, match=r"cannot resume .*: learning_rate was 0\.0001 and is now 0\.5"):
+        train.main([*flags, "--resume", "--learning-rate=0.5"])
+    stamp = (tmp_path / "run" / MODEL_FILE).stat().st_mtime_ns
+    train.main([*flags, "--resume"])
+    assert (tmp_path / "run" / MODEL_FILE).stat().st_mtime_ns == stamp
+
+
+def test_a_dictionary_of_another_teacher_is_refused(teacher: Path, tmp_path: Path) -> None:
+    other = nano_teacher(tmp_path)
+    weights = read_tensors(other / MODEL_FILE)
+    weights["transform.bias"] += 1
+    checkpoint.write_tensors(other / MODEL_FILE, weights)
+    with pytest.raises(ValueError, match="is of another teacher"):
+        train.main(student_flags(other, "lsm", tmp_path / "run"))
+
+
+def test_other_mistakes_are_one_line(
+    teacher: Path,
+    student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    corpus = write_corpus(tmp_path / "text.txt")
+    cases = [
+        (["train.py"], "--objective is required"),
+        (["train.py", "--objective=magic"], "invalid choice"),
+        (["train.py", "--objective=mlm", "--width=17"], "width 17 is not a multiple of num_heads"),
+        (["train.py", "--objective=mlm", "--corpus=missing.txt"], "no corpus file at missing.txt"),
+        (
+            ["train.py", "--objective=mlm", "--device=cuda:7", f"--corpus={corpus}", *NANO_FLAGS],
+            "sees no GPU",
+        ),
+        (["train.py", "--objective=token-head"], "needs a concept student"),
+        (["train.py", "--objective=token-head", f"--init={teacher}"], "has no concepts"),
+        (["train.py", "--objective=lsm", "--teacher=nowhere"], "no teacher at nowhere"),
+        (["fit_dictionary.py", f"--teacher={teacher}", "--layer=3"], "has layers 1 to 2, --layer asks for 3"),
+        (["fit_dictionary.py", f"--teacher={teacher}", "--k=90000"], "90000 concepts need at least"),
+        (["fit_dictionary.py", "--teacher=nowhere"], "nowhere"),
+        (["evaluate.py", "nowhere"], "nowhere"),
+        (["evaluate.py", str(student), "--tasks=magic"], "--tasks takes"),
+    ]
+    if torch.cuda.is_available():
+        cases = [case for case in cases if "sees no GPU" not in case[1]]
+    monkeypatch.chdir(tmp_path)
+    mains = {"train.py": train.main, "fit_dictionary.py": fit_dictionary.main, "evaluate.py": evaluate.main}
+    for command, message in cases:
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(mains[command[0]])
+        assert stopped.value.code == cli.EXIT_MISTAKE, command
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("error: "), command
+        assert message in last, command
