@@ -88,17 +88,22 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
     return path
 
 
-def main(argv: list[str]) -> None:
-    """Read the command line, find or train the teacher, fit."""
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
     parser = cli.parser(__doc__ or "", {"dictionary": DictionaryConfig, "data": DataConfig})
     parser.add_argument(
         "--output", default=argparse.SUPPRESS, help="file to write (default: in the teacher's directory)"
     )
-    given = vars(parser.parse_args(argv))
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line, find or train the teacher, fit."""
+    given = vars(flags().parse_args(argv))
     teacher = cli.override(DictionaryConfig(), given).teacher
     if "teacher" not in given and not (Path(teacher) / MODEL_FILE).exists():
-        flags = ["--objective", "mlm", "--resume", *cli.pass_along(given, *SHARED_FLAGS)]
-        cli.build_first("train.py", flags, f"the teacher {teacher}")
+        command = ["--objective", "mlm", "--resume", *cli.pass_along(given, *SHARED_FLAGS)]
+        cli.build_first("train.py", command, f"the teacher {teacher}")
     saved = load_run(Path(teacher)).config
     preset = PRESETS[given.get("preset", saved["preset"])]()
     config = cli.override(preset.dictionary, given)

@@ -170,8 +170,8 @@ def _explain_divergence(plan: Plan, done: int, rate: float) -> str:
     )
 
 
-def main(argv: list[str]) -> None:
-    """Read the command line and train."""
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
     parser = cli.parser(
         __doc__ or "",
         {"training": TrainConfig, "data": DataConfig, "model": ModelConfig},
@@ -183,7 +183,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue this run where it stopped, or start it"
     )
-    given = vars(parser.parse_args(argv))
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line, settle the plan, train."""
+    given = vars(flags().parse_args(argv))
     if "objective" not in given:
         raise ValueError(f"--objective is required, one of {', '.join(OBJECTIVES)}")
     train(make_plan(given), given["resume"])

@@ -84,12 +84,12 @@ def _add_flag(group: Any, cls: type, field: dataclasses.Field) -> None:
 
 def _defaults(cls: type, field: dataclasses.Field) -> str:
     """The default as --help shows it: one value, or one for each preset where they differ."""
-    if field.default is None:
+    if field.default is None or "default" in field.metadata["help"]:
         return ""
     values = []
     for make in PRESETS.values():
         preset = make()
-        parts = (preset.model, preset.train, preset.dictionary)
+        parts = (preset.model, preset.data, preset.train, preset.dictionary)
         value = next((getattr(p, field.name) for p in parts if isinstance(p, cls)), field.default)
         if cls is type(preset.train) and field.name == "num_steps":
             value = f"{preset.teacher_steps}, {preset.student_steps}, {preset.token_head_steps}"

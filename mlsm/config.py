@@ -18,7 +18,9 @@ T = TypeVar("T")
 
 
 def option(default: Any, help_line: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field with the help line (and choices) that its flag shows."""
+    """A dataclass field with the help line (and choices) that its flag shows; --help adds the default, unless
+    the line speaks of it.
+    """
     return field(default=default, metadata={"help": help_line, "choices": choices})
 
 
@@ -109,8 +111,11 @@ class DataConfig:
 class TrainConfig:
     """How a model is trained: objective, updates, precision, what is written when."""
 
-    objective: str = option("mlm", "what is learnt", OBJECTIVES)
-    init: str = option("random", "initial weights: random, teacher, or the directory of a run")
+    objective: str = option("mlm", "what is learnt; must be given, there is no default", OBJECTIVES)
+    init: str = option(
+        "random",
+        "initial weights: random, teacher, or a run's directory; default: random for mlm, else teacher",
+    )
     teacher: str = option(DEFAULT_TEACHER, "run whose hidden states are the targets")
     dictionary: str | None = option(None, "dictionary of the concepts (default: in the teacher's directory)")
     num_steps: int = option(100_000, "updates")
@@ -177,6 +182,7 @@ class Preset:
     """A size of model with the settings that suit it, and the updates of the three phases."""
 
     model: ModelConfig
+    data: DataConfig
     train: TrainConfig
     dictionary: DictionaryConfig
     teacher_steps: int
@@ -194,14 +200,15 @@ class Preset:
 def tiny() -> Preset:
     """Twelve narrow layers: the whole pipeline in minutes on two CPU cores."""
     return Preset(
-        model=ModelConfig(vocab_size=8_000, width=128, num_heads=2, ffn_width=512, dropout=0.0),
+        model=ModelConfig(vocab_size=4_000, width=128, num_heads=2, ffn_width=512, dropout=0.0),
+        data=DataConfig(max_length=64),
         train=TrainConfig(
-            batch_size=32, token_budget=2048, learning_rate=2e-3, warmup_share=0.1, checkpoint_every=200
+            batch_size=8, token_budget=2048, learning_rate=5e-4, warmup_share=0.1, checkpoint_every=200
         ),
         dictionary=DictionaryConfig(num_tokens=60_000, num_updates=60),
-        teacher_steps=500,
-        student_steps=150,
-        token_head_steps=150,
+        teacher_steps=1000,
+        student_steps=400,
+        token_head_steps=300,
     )
 
 
@@ -209,6 +216,7 @@ def small() -> Preset:
     """Half the paper's width: hours on a CPU, minutes on a GPU."""
     return Preset(
         model=ModelConfig(width=384, num_heads=6, ffn_width=1536),
+        data=DataConfig(),
         train=TrainConfig(batch_size=256, token_budget=8192, learning_rate=5e-4, checkpoint_every=500),
         dictionary=DictionaryConfig(num_tokens=400_000, num_updates=400),
         teacher_steps=20_000,
@@ -221,6 +229,7 @@ def base() -> Preset:
     """The paper's models and settings for 10M words; for 100M, students take --num-steps 100000."""
     return Preset(
         model=ModelConfig(),
+        data=DataConfig(),
         train=TrainConfig(),
         dictionary=DictionaryConfig(),
         teacher_steps=100_000,

@@ -72,7 +72,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
     if needs_teacher:
         defaults = dataclasses.replace(defaults, init="teacher")
     train = cli.override(defaults, given)
-    data = cli.override(from_json(DataConfig, saved["data"]) if saved else DataConfig(), given)
+    data = cli.override(from_json(DataConfig, saved["data"]) if saved else preset.data, given)
     has_saved_shape = saved and not (needs_teacher and "preset" in given)
     model = cli.override(from_json(ModelConfig, saved["model"]) if has_saved_shape else preset.model, given)
     if origin:

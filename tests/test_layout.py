@@ -1,0 +1,61 @@
+"""The layout keeps its promises: imports go down, every module has a floor and a line in the README."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# From the cellar to the roof. A module imports from lower floors only, never from its own.
+FLOORS = [
+    ["kernels.backend"],
+    ["kernels.attention_reference", "kernels.attention_strided"],
+    ["kernels.lasso_reference", "kernels.lasso_descent", "kernels.lasso_triton"],
+    ["kernels.lasso", "kernels.attention"],
+    ["mlsm.config", "mlsm.chance"],
+    ["mlsm.tokenizer", "mlsm.checkpoint", "mlsm.log", "mlsm.huggingface"],
+    ["mlsm.masking", "mlsm.cli"],
+    ["mlsm.deberta", "mlsm.dictionary", "mlsm.data", "mlsm.optim"],
+    ["mlsm.heads", "mlsm.targets"],
+    ["mlsm.objectives"],
+    ["mlsm.evaluation.pseudo_likelihood", "mlsm.evaluation.grammar", "mlsm.evaluation.heldout"],
+    ["mlsm.evaluation.tables"],
+    ["mlsm.plan"],
+    ["train", "fit_dictionary", "evaluate"],
+]
+FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the project outside tests and benchmarks, by its name."""
+    paths = [*ROOT.glob("*.py"), *ROOT.glob("kernels/**/*.py"), *ROOT.glob("mlsm/**/*.py")]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+    return {name: path for name, path in names.items() if not name.endswith("__init__")}
+
+
+def imported_by(path: Path) -> set[str]:
+    """The project's modules that a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found & modules().keys()
+
+
+def test_every_module_has_a_floor() -> None:
+    assert modules().keys() == FLOOR_OF.keys()
+
+
+@pytest.mark.parametrize("name", sorted(FLOOR_OF))
+def test_imports_go_down(name: str) -> None:
+    upward = {other for other in imported_by(modules()[name]) if FLOOR_OF[other] >= FLOOR_OF[name]}
+    assert not upward
+
+
+def test_the_readme_maps_every_module() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [name for name, path in modules().items() if f"`{path.relative_to(ROOT)}`" not in readme]
+    assert not missing
