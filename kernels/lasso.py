@@ -31,6 +31,9 @@ MAX_STEPS = {"fista": 20_000, "descent": 10_000_000, "triton": 1_000_000}
 LARGEST_FOR_TRITON = 8192
 """Atoms: a code lives in the registers of one program, 16 atoms a thread; with more threads they spill."""
 
+ELEMENTS_ON_ONE_THREAD = 32_768
+"""torch's grain size (at::internal::GRAIN_SIZE): elementwise work up to here is not parallel."""
+
 
 class LassoResult(NamedTuple):
     codes_NK: Tensor
@@ -121,16 +124,16 @@ def _solve(
     max_steps: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     solver = choose("nonneg_lasso", _candidates(signals_ND, dictionary_DK.shape[1]), solver)
-    # In slices: the cast to float64 is a copy, which for a million signals would not fit beside their codes.
-    slices = signals_ND.split(65_536)
-    norm_N = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in slices])
+    norm_N = torch.cat(
+        [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in _slices(signals_ND)]
+    )
     if not norm_N.isfinite().all():
         bad = (~norm_N.isfinite()).nonzero()[:, 0]
         raise ValueError(
             f"{len(bad)} of {len(norm_N)} signals hold NaN or infinity: rows {bad[:5].tolist()}, "
             f"norms {norm_N[bad[:5]].tolist()}"
         )
-    if not dictionary_DK.isfinite().all():
+    if not all(bool(part.isfinite().all()) for part in _slices(dictionary_DK)):
         bad = (~dictionary_DK.isfinite()).any(dim=0).nonzero()[:, 0]
         raise ValueError(
             f"{len(bad)} atoms of the dictionary hold NaN or infinity: columns {bad[:5].tolist()}"
@@ -174,6 +177,18 @@ def _solve(
         codes_NK.mul_(unit_N[:, None])
         gap_N = gap_N * unit_N * unit_N
     return codes_NK, gap_N, steps_N
+
+
+def _slices(matrix: Tensor) -> tuple[Tensor, ...]:
+    """Rows in slices that torch works through on the calling thread, on a CPU.
+
+    A larger operation wakes torch's OpenMP threads, which wait for each other by spinning; on a machine with
+    other work that took three times as long as the codes. And the cast of a million signals to float64 at
+    once would not fit beside their codes.
+    """
+    if matrix.device.type != "cpu":
+        return (matrix,)
+    return matrix.split(max(1, ELEMENTS_ON_ONE_THREAD // matrix.shape[1]))
 
 
 def _candidates(signals_ND: Tensor, num_atoms: int) -> list[Candidate]:

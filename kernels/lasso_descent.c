@@ -21,6 +21,8 @@
  * Stored and computed in float32; sums that decide about stopping are accumulated in float64.
  */
 #include <math.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -406,6 +408,60 @@ static int solve(const gram_t *g, float *b, float squared_norm, float lam, float
     return 1;
 }
 
+/* What the threads of a call share. Work is claimed by counters; nobody spins at a barrier, because on a machine with
+ * other work the thread that is waited for may not be running. */
+typedef struct {
+    const float *signals_ND, *dictionary_DK, *lam_N;
+    gram_t gram;
+    float *panels; /* the dictionary as tiles: D x TILE_COLUMNS each, contiguous */
+    float tol;
+    int64_t max_updates, N, D, at_once;
+    float *codes_NK, *gap_N;
+    int32_t *steps_N;
+    int64_t next_column, columns_done, next_signal; /* atomic */
+    int out_of_memory;                              /* atomic */
+} job_t;
+
+static int64_t claim(int64_t *counter, int64_t num) { return __atomic_fetch_add(counter, num, __ATOMIC_RELAXED); }
+
+static void copy_panel(const job_t *job, int64_t column)
+{
+    int64_t K = job->gram.K, width = K - column < TILE_COLUMNS ? K - column : TILE_COLUMNS;
+    for (int64_t d = 0; d < job->D; d++) {
+        float *out = job->panels + column * job->D + d * TILE_COLUMNS;
+        memset(out, 0, 4 * TILE_COLUMNS);
+        memcpy(out, job->dictionary_DK + d * K + column, 4 * (size_t)width);
+    }
+}
+
+static void *work(void *argument)
+{
+    job_t *job = argument;
+    int64_t D = job->D, K = job->gram.K, padded_K = job->gram.padded_K, column, first;
+    while ((column = claim(&job->next_column, TILE_COLUMNS)) < padded_K) {
+        copy_panel(job, column);
+        __atomic_fetch_add(&job->columns_done, TILE_COLUMNS, __ATOMIC_RELEASE);
+    }
+    while (__atomic_load_n(&job->columns_done, __ATOMIC_ACQUIRE) < padded_K) sched_yield();
+
+    scratch_t t;
+    int enough = reserve(&t, D, padded_K);
+    while (enough && (first = claim(&job->next_signal, job->at_once)) < job->N) {
+        int64_t num = job->N - first < job->at_once ? job->N - first : job->at_once;
+        correlate(job->signals_ND + first * D, num, D, job->panels, padded_K, &t);
+        for (int64_t n = first; enough && n < first + num; n++) {
+            const float *x = job->signals_ND + n * D;
+            double squared_norm = 0;
+            for (int64_t d = 0; d < D; d++) squared_norm += (double)x[d] * x[d];
+            enough = solve(&job->gram, t.b + (n - first) * padded_K, (float)squared_norm, job->lam_N[n], job->tol,
+                           job->max_updates, &t, job->codes_NK + n * K, job->gap_N + n, job->steps_N + n);
+        }
+    }
+    release(&t);
+    if (!enough) __atomic_store_n(&job->out_of_memory, 1, __ATOMIC_RELAXED);
+    return NULL;
+}
+
 /* Returns 0, or 1 where memory ran out. */
 int nonneg_lasso_descent(const float *signals_ND, const float *dictionary_DK, const float *gram_KK, const float *lam_N,
                          float tol, int64_t max_updates, int num_threads, int64_t N, int64_t D, int64_t K,
@@ -415,47 +471,27 @@ int nonneg_lasso_descent(const float *signals_ND, const float *dictionary_DK, co
     int64_t num_copied = (padded_K - K + K - 1) / K;
     num_copied = num_copied < K ? num_copied : K;
     float *panels = allocate(D * padded_K), *copied = allocate(num_copied * padded_K);
-    int failed = !panels || !copied;
+    pthread_t *threads = allocate((int64_t)sizeof(pthread_t) * num_threads);
+    int failed = !panels || !copied || !threads;
     if (!failed) {
         memset(copied, 0, 4 * (size_t)(num_copied * padded_K));
         for (int64_t i = 0; i < num_copied; i++)
             memcpy(copied + i * padded_K, gram_KK + (K - num_copied + i) * K, 4 * (size_t)K);
-        gram_t gram = {gram_KK, copied, K, padded_K, K - num_copied};
-        int64_t at_once = N < 4 * SIGNALS_AT_ONCE * num_threads ? TILE_ROWS : SIGNALS_AT_ONCE;
-        int64_t num_chunks = (N + at_once - 1) / at_once;
-        (void)num_threads;
-#pragma omp parallel num_threads(num_threads)
-        {
-            scratch_t t;
-            int enough = reserve(&t, D, padded_K);
-#pragma omp for schedule(static)
-            for (int64_t column = 0; column < padded_K; column += TILE_COLUMNS) {
-                int64_t width = K - column < TILE_COLUMNS ? K - column : TILE_COLUMNS;
-                for (int64_t d = 0; d < D; d++) {
-                    float *out = panels + column * D + d * TILE_COLUMNS;
-                    memset(out, 0, 4 * TILE_COLUMNS);
-                    memcpy(out, dictionary_DK + d * K + column, 4 * (size_t)width);
-                }
-            }
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t chunk = 0; chunk < num_chunks; chunk++) {
-                int64_t first = chunk * at_once, num = N - first < at_once ? N - first : at_once;
-                if (enough) correlate(signals_ND + first * D, num, D, panels, padded_K, &t);
-                for (int64_t n = first; enough && n < first + num; n++) {
-                    double squared_norm = 0;
-                    for (int64_t d = 0; d < D; d++) squared_norm += (double)signals_ND[n * D + d] * signals_ND[n * D + d];
-                    enough = solve(&gram, t.b + (n - first) * padded_K, (float)squared_norm, lam_N[n], tol, max_updates, &t,
-                                   codes_NK + n * K, gap_N + n, steps_N + n);
-                }
-            }
-            release(&t);
-            if (!enough) {
-#pragma omp atomic write
-                failed = 1;
-            }
-        }
+        job_t job = {
+            .signals_ND = signals_ND, .dictionary_DK = dictionary_DK, .lam_N = lam_N,
+            .gram = {gram_KK, copied, K, padded_K, K - num_copied},
+            .panels = panels, .tol = tol, .max_updates = max_updates, .N = N, .D = D,
+            .at_once = N < 4 * SIGNALS_AT_ONCE * num_threads ? TILE_ROWS : SIGNALS_AT_ONCE,
+            .codes_NK = codes_NK, .gap_N = gap_N, .steps_N = steps_N,
+        };
+        int num_started = 0; /* beside this one; fewer than asked for is slower, not wrong */
+        while (num_started + 1 < num_threads && (num_started + 1) * job.at_once < N &&
+               pthread_create(threads + num_started, NULL, work, &job) == 0)
+            num_started++;
+        work(&job);
+        for (int i = 0; i < num_started; i++) pthread_join(threads[i], NULL);
+        failed = job.out_of_memory;
     }
-    free(panels);
-    free(copied);
+    free(panels), free(copied), free(threads);
     return failed;
 }

@@ -24,11 +24,11 @@ SOURCE = Path(__file__).with_suffix(".c")
 # Not -ffast-math: it would switch the whole process to flushing denormals when the library is loaded. These
 # let maxima be vectorised; the door has refused NaN and infinity.
 COMMON_FLAGS = (
-    *("-O3", "-std=gnu11", "-shared", "-fPIC"),
+    *("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread"),
     *("-ffinite-math-only", "-fno-signed-zeros", "-fno-math-errno"),
 )
-FLAGS_TO_TRY = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
-"""In this order until one compiles: not every compiler has OpenMP or knows its own processor."""
+FLAGS_TO_TRY = (("-march=native",), ("-mcpu=native",), ())
+"""In this order until one compiles: not every compiler knows its own processor, or calls it so."""
 
 
 def obstacle() -> str | None:
