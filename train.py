@@ -29,10 +29,10 @@ from mlsm.optim import (
     adamw,
     choose_device,
     choose_precision,
-    clip_gradients_,
-    learning_rate,
     load_optimizer_,
     optimizer_tensors,
+    set_learning_rate_,
+    step_,
 )
 from mlsm.plan import Plan, init_directory, load_teacher, make_plan, open_run
 from mlsm.targets import Teacher
@@ -86,33 +86,21 @@ def train(plan: Plan, should_resume: bool) -> None:
         progress(config.num_steps, plan.directory.name, done=start, unit="update") as bar,
     ):
         for step in range(start, config.num_steps):
-            rate = learning_rate(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            update = corpus.update(
-                step,
-                batch_size=config.batch_size,
-                token_budget=config.token_budget,
-                selection=selection,
-                seed=config.seed,
-            )
+            rate = set_learning_rate_(optimizer, step, config)
+            update = corpus.update(step, config.batch_size, config.token_budget, selection, config.seed)
             for index, micro in enumerate(update.micro_batches):
                 torch.manual_seed(seed_for("dropout", config.seed, step, index))
                 with precision.autocast():
                     outcome = objective.loss(model, micro.to(device), teacher, config)
                 precision.scaler.scale(outcome.loss / max(1, update.num_selected)).backward()
                 meter.add(outcome.parts)
-            precision.scaler.unscale_(optimizer)
-            norm = float(clip_gradients_(model.parameters(), config.clip_norm))
-            precision.scaler.step(optimizer) if math.isfinite(norm) else None
-            precision.scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            norm = step_(optimizer, precision.scaler, config.clip_norm)
 
-            skipped_in_a_row = 0 if math.isfinite(norm) else skipped_in_a_row + 1
-            state["skipped_updates"] += not math.isfinite(norm)
+            done, was_skipped = step + 1, not math.isfinite(norm)
+            skipped_in_a_row = skipped_in_a_row + 1 if was_skipped else 0
+            state["skipped_updates"] += was_skipped
             state["words_seen"] += update.num_words
             meter.add_counts(update.num_selected, update.num_tokens)
-            done = step + 1
             if skipped_in_a_row == MOST_SKIPPED_UPDATES:
                 raise ValueError(_explain_divergence(plan, done, rate))
             if done % config.log_every == 0 or done == config.num_steps:

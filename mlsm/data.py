@@ -268,7 +268,7 @@ class Corpus:
         return np.random.default_rng(seed_for("order", seed, epoch)).permutation(self.training)
 
     def update(
-        self, step: int, *, batch_size: int, token_budget: int, selection: Selection, seed: int
+        self, step: int, batch_size: int, token_budget: int, selection: Selection, seed: int
     ) -> Update:
         """Update number `step` of a run. Raises ValueError if the corpus is smaller than an update."""
         size = len(self.training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -24,6 +25,33 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if step < warmup_steps:
         return config.learning_rate * (step + 1) / (warmup_steps + 1)
     return config.learning_rate * (config.num_steps - step) / max(1, config.num_steps - warmup_steps)
+
+
+def set_learning_rate_(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
+    """Give the optimiser the rate of update `step`, and return it."""
+    rate = learning_rate(step, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def clip_gradients_(weights: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale the gradients so that their norm is at most `max_norm`; returns the norm before."""
+    return nn.utils.clip_grad_norm_(weights, max_norm)
+
+
+def step_(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_norm: float) -> float:
+    """Unscale, clip, step, clear the gradients; returns their norm before clipping.
+
+    Where the norm is not finite, no weight changes (and an fp16 loss scale shrinks).
+    """
+    scaler.unscale_(optimizer)
+    norm = float(clip_gradients_((w for g in optimizer.param_groups for w in g["params"]), clip_norm))
+    if math.isfinite(norm):
+        scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -81,8 +109,3 @@ def choose_precision(asked: str, device: torch.device) -> Precision:
         asked = "off" if device.type == "cpu" else "bf16" if has_bf16 else "fp16"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[asked]
     return Precision(dtype, torch.amp.GradScaler(device.type, enabled=asked == "fp16"), device.type)
-
-
-def clip_gradients_(weights: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale the gradients so that their norm is at most `max_norm`; returns the norm before."""
-    return nn.utils.clip_grad_norm_(weights, max_norm)
