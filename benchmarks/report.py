@@ -24,6 +24,9 @@ def circumstances(command: str) -> str:
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in PACKAGES if _installed(name)
     )
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    if policy:  # passive: threads that wait do not spin, which matters where other work runs
+        command = f"OMP_WAIT_POLICY={policy} {command}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return "\n".join(
         [
