@@ -83,21 +83,20 @@ def _add_flag(group: Any, cls: type, field: dataclasses.Field) -> None:
 
 
 def _defaults(cls: type, field: dataclasses.Field) -> str:
-    """The default as --help shows it: one value, or one for each preset where they differ."""
+    """The default as --help shows it: one value, or one a preset, or three for the phases of training."""
     if field.default is None or "default" in field.metadata["help"]:
         return ""
-    values = []
-    for make in PRESETS.values():
-        preset = make()
-        parts = (preset.model, preset.data, preset.train, preset.dictionary)
-        value = next((getattr(p, field.name) for p in parts if isinstance(p, cls)), field.default)
-        if cls is type(preset.train) and field.name == "num_steps":
-            value = f"{preset.teacher_steps}, {preset.student_steps}, {preset.token_head_steps}"
-        values.append(" ".join(value) if isinstance(value, tuple) else value)
-    if len(set(values)) == 1:
-        return f" (default: {values[0]})"
-    each = "; ".join(f"{name} {value}" for name, value in zip(PRESETS, values, strict=True))
-    return f" (default: {each}{' for mlm, students, token-head' if field.name == 'num_steps' else ''})"
+    told = []
+    for preset in (make() for make in PRESETS.values()):
+        phases = [preset.train_for(objective) for objective in ("mlm", "lsm", "token-head")]
+        configs = [c for c in (*phases, preset.model, preset.data, preset.dictionary) if isinstance(c, cls)]
+        values = [getattr(config, field.name) for config in configs]
+        shown = [" ".join(value) if isinstance(value, tuple) else str(value) for value in values]
+        told.append(shown[0] if len(set(shown)) == 1 else ", ".join(shown))
+    has_phases = any(", " in values for values in told)
+    each = "; ".join(f"{name} {values}" for name, values in zip(PRESETS, told, strict=True))
+    text = told[0] if len(set(told)) == 1 else each
+    return f" (default: {text}{' for mlm, students, token-head' if has_phases else ''})"
 
 
 def override(config: T, given: dict[str, Any]) -> T:

@@ -188,27 +188,35 @@ class Preset:
     teacher_steps: int
     student_steps: int
     token_head_steps: int
+    word_mask_share: float = 0.15  # share of the tokens hidden where words are learnt: mlm and token-head
 
     def train_for(self, objective: str) -> TrainConfig:
         """The training configuration of one objective."""
-        steps = {"mlm": self.teacher_steps, "token-head": self.token_head_steps}
-        return dataclasses.replace(
-            self.train, objective=objective, num_steps=steps.get(objective, self.student_steps)
-        )
+        train = dataclasses.replace(self.train, objective=objective, num_steps=self.student_steps)
+        steps_for_words = {"mlm": self.teacher_steps, "token-head": self.token_head_steps}
+        if objective not in steps_for_words:
+            return train
+        num_steps = steps_for_words[objective]
+        return dataclasses.replace(train, num_steps=num_steps, mask_share=self.word_mask_share)
 
 
 def tiny() -> Preset:
-    """Twelve narrow layers: the whole pipeline in minutes on two CPU cores."""
+    """Twelve narrow layers: the whole pipeline in minutes on two CPU cores.
+
+    So few updates need more signal each: 30 % of the tokens are hidden where words are learnt (Wettig et al.
+    2023 find up to 40 % better than 15 %), and no dropout. Settings by held-out loss after 1,000 updates.
+    """
     return Preset(
         model=ModelConfig(vocab_size=4_000, width=128, num_heads=2, ffn_width=512, dropout=0.0),
         data=DataConfig(max_length=64),
         train=TrainConfig(
-            batch_size=8, token_budget=2048, learning_rate=5e-4, warmup_share=0.1, checkpoint_every=200
+            batch_size=8, token_budget=2048, learning_rate=5e-4, warmup_share=0.2, checkpoint_every=200
         ),
         dictionary=DictionaryConfig(num_tokens=60_000, num_updates=60),
         teacher_steps=1000,
         student_steps=400,
         token_head_steps=300,
+        word_mask_share=0.3,
     )
 
 
