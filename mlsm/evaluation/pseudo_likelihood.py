@@ -10,6 +10,7 @@ Legend: N masked copies in a batch, L positions, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,29 @@ from mlsm.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID
 REDUCTIONS = ("mean", "sum")
 
 
+class Text(NamedTuple):
+    """Ids of a text without special ones at its ends: what is only seen, then what is scored."""
+
+    visible: tuple[int, ...]
+    scored: tuple[int, ...]
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that a model needs for it."""
+        return len(self.visible) + len(self.scored) + 2
+
+
+class Score(NamedTuple):
+    """Sum of log p over the scored tokens, in nats, and how many there are."""
+
+    total: float
+    num_tokens: int
+
+    def reduced(self, reduction: str) -> float:
+        """The mean over the tokens, or their sum; 0 without tokens."""
+        return self.total / max(1, self.num_tokens) if reduction == "mean" else self.total
+
+
 class _Copy(NamedTuple):
     """One sentence with one token to mask."""
 
@@ -33,9 +57,14 @@ class _Copy(NamedTuple):
 
 @torch.no_grad()
 def token_log_probabilities(
-    model: LanguageModel, sentences: Sequence[Sequence[int]], token_budget: int, bar: tqdm | None = None
+    model: LanguageModel,
+    sentences: Sequence[Sequence[int]],
+    token_budget: int,
+    bar: tqdm | None = None,
+    num_visible: Sequence[int] | None = None,
 ) -> list[Tensor]:
-    """log p of every token of every sentence (ids without special ones), each given all the others.
+    """log p of every token of every sentence (ids without special ones), each given all the others; the first
+    `num_visible` tokens of a sentence are only seen, not scored.
 
     Raises ValueError for a sentence longer than the model's positions.
     """
@@ -45,9 +74,10 @@ def token_log_probabilities(
     for number, row in enumerate(rows):
         if len(row) > longest:
             raise ValueError(f"sentence {number} has {len(row)} tokens, the model reads {longest} at most")
-    copies = [_Copy(s, p, len(row)) for s, row in enumerate(rows) for p in range(1, len(row) - 1)]
+    starts = [0] * len(rows) if num_visible is None else num_visible
+    copies = [_Copy(s, p, len(row)) for s, row in enumerate(rows) for p in range(1 + starts[s], len(row) - 1)]
     copies.sort(key=lambda c: -c.length)
-    scores = [torch.zeros(len(row) - 2) for row in rows]
+    scores = [torch.zeros(len(row) - 2 - start) for row, start in zip(rows, starts, strict=True)]
     first = 0
     while first < len(copies):
         batch = copies[first : first + max(1, token_budget // copies[first].length)]
@@ -65,10 +95,31 @@ def token_log_probabilities(
         log_probability_NV = model.token_logits(hidden_ND).float().log_softmax(-1)
         score_N = log_probability_NV.gather(1, target_N.to(device)[:, None]).squeeze(1).cpu()
         for copy, score in zip(batch, score_N, strict=True):
-            scores[copy.sentence][copy.position - 1] = score
+            scores[copy.sentence][copy.position - 1 - starts[copy.sentence]] = score
         if bar is not None:
             bar.update(len(batch))
     return scores
+
+
+def score_texts(
+    model: LanguageModel, texts: Sequence[Text], token_budget: int, bar: tqdm | None = None
+) -> list[Score]:
+    """Scores in the order of the texts; equal texts are computed once, so that they tie exactly.
+
+    Raises ValueError if a score is not finite: such a model would be called wrong everywhere.
+    """
+    unique = list(dict.fromkeys(texts))
+    by_token = token_log_probabilities(
+        model,
+        [t.visible + t.scored for t in unique],
+        token_budget,
+        bar,
+        [len(t.visible) for t in unique],
+    )
+    scores = {t: Score(float(x.double().sum()), len(x)) for t, x in zip(unique, by_token, strict=True)}
+    if not all(math.isfinite(score.total) for score in scores.values()):
+        raise ValueError("the model gives scores that are not finite; its training has diverged")
+    return [scores[t] for t in texts]
 
 
 def score_sentences(
@@ -82,8 +133,5 @@ def score_sentences(
     """Scores in the order of the sentences; equal sentences are computed once. An empty sentence scores 0."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    unique = list(dict.fromkeys(sentences))
-    scores = token_log_probabilities(run.model, [run.tokenizer.encode(s) for s in unique], token_budget, bar)
-    reduce = torch.mean if reduction == "mean" else torch.sum
-    by_sentence = {s: float(reduce(x)) if len(x) else 0.0 for s, x in zip(unique, scores, strict=True)}
-    return [by_sentence[s] for s in sentences]
+    texts = [Text((), tuple(run.tokenizer.encode(sentence))) for sentence in sentences]
+    return [score.reduced(reduction) for score in score_texts(run.model, texts, token_budget, bar)]
