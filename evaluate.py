@@ -1,15 +1,20 @@
 """Evaluate finished runs side by side.
 
     python evaluate.py runs/teacher runs/lsm-random runs/token-head-lsm-random --tasks demo
+    python evaluate.py runs/lsm-random --tasks blimp,supplement,ewok,glue --data evaluation_data --paper 10M
 
-The table goes to the screen; each run gets its own numbers in results.json and results.md, and the last one
-the picture.
+The table goes to the screen; each run gets its own numbers in results.json and results.md, its predictions in
+evaluation/, and with the demo the last run gets the picture. An evaluation that was interrupted continues
+with the first file (zero-shot) or seed (GLUE) that has no result yet.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,17 +22,19 @@ from mlsm import cli
 from mlsm.checkpoint import read_json, write_json, write_text
 from mlsm.config import DataConfig, TrainConfig, from_json
 from mlsm.data import Corpus
+from mlsm.evaluation import finetune, glue, minimal_pairs, paper, report
 from mlsm.evaluation.grammar import demo_pairs
 from mlsm.evaluation.heldout import score_concepts, score_unigram, score_words
-from mlsm.evaluation.pseudo_likelihood import score_sentences
-from mlsm.evaluation.tables import as_markdown, as_text, draw
+from mlsm.evaluation.pseudo_likelihood import REDUCTIONS, score_sentences
+from mlsm.evaluation.subject import Subject, of_run, random_twin
+from mlsm.evaluation.tables import Cell, as_text, draw
 from mlsm.heads import Run, load_run
 from mlsm.log import progress, say
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import choose_device
 from mlsm.plan import load_teacher
 
-TASKS = ("demo",)
+TASKS = ("demo", *minimal_pairs.SUITES, "glue", *glue.TASKS)
 TOKEN_BUDGET = 8192  # tokens a forward pass holds
 
 
@@ -55,39 +62,202 @@ def demo(run: Run, device: torch.device) -> tuple[dict[str, float], dict[str, fl
     return row | shares, baseline
 
 
-def main(argv: list[str]) -> None:
-    """Read the command line, evaluate every run, report."""
-    parser = cli.plain_parser(__doc__ or "")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a finished run")
-    parser.add_argument(
-        "--tasks", default="demo", help=f"what to measure, of {', '.join(TASKS)} (default: demo)"
+def chosen_tasks(text: str) -> list[str]:
+    """The tasks of --tasks, each once, glue as its eleven rows. Raises ValueError for an unknown one."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in TASKS:
+            raise ValueError(f"--tasks takes {', '.join(TASKS)}, got {name!r}")
+    rows = [row for name in names for row in (glue.TASKS if name == "glue" else [name])]
+    return list(dict.fromkeys(rows))
+
+
+def zero_shot(subject: Subject, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One suite of minimal pairs, as results.json holds it."""
+    suite = minimal_pairs.SUITES[name]
+    longest = subject.model.config.max_positions
+    subtasks = minimal_pairs.read_suite(suite, args.data, subject.tokenizer, longest, args.prefix)
+    if len(subtasks) != suite.num_files:
+        say(f"{suite.title}: {len(subtasks)} files, not {suite.num_files}; the average is over these")
+    scores = minimal_pairs.score_suite(
+        subject,
+        subtasks,
+        subject.folder / "evaluation" / name,
+        has_prefix=args.prefix,
+        token_budget=TOKEN_BUDGET,
+        progress=lambda total: progress(total, f"{subject.name}: {suite.title}", unit="token"),
     )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
-    )
-    args = parser.parse_args(argv)
-    for task in args.tasks.split(","):
-        if task not in TASKS:
-            raise ValueError(f"--tasks takes {', '.join(TASKS)}, got {task!r}")
-    device = choose_device(args.device)
-    directories = [Path(name) for name in args.runs]
-    runs = [load_run(directory, device) for directory in directories]
+    return report.suite_result(subtasks, scores, reduction=args.score, ties=args.ties, has_prefix=args.prefix)
+
+
+def fine_tuned(
+    subject: Subject, data: finetune.TaskData, tasks: Sequence[str], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Tasks that share a training, as results.json holds them, by task."""
+    settings = finetune.Settings(max_epochs=args.max_epochs)
+    results = {}
+    for seed in args.seeds:
+        results[seed] = finetune.score_seed(subject, data, settings, seed, progress)
+        if results[seed].failure:
+            say(f"{subject.name}: {data.trained_on}, seed {seed} failed: {results[seed].failure}")
+    if num_truncated := results[args.seeds[0]].num_truncated:
+        say(f"{data.trained_on}: {num_truncated} examples cut to {settings.max_length} tokens")
+    return {task: report.glue_result(task, results, settings) for task in tasks}
+
+
+def evaluate(
+    subject: Subject,
+    tasks: Sequence[str],
+    trainings: dict[str, finetune.TaskData],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """Every task but the demo; what is done is in results.json before the next one starts."""
+    done: dict[str, Any] = {}
+    for name in tasks:
+        if name in minimal_pairs.SUITES:
+            done[name] = zero_shot(subject, name, args)
+            keep(subject.folder, subject.name, done)
+    for trained_on, data in trainings.items():
+        rows = [name for name in tasks if name in glue.TASKS and glue.TASKS[name].trained_on == trained_on]
+        done["glue"] = done.get("glue", {}) | fine_tuned(subject, data, rows, args)
+        keep(subject.folder, subject.name, done)
+    return done
+
+
+def keep(folder: Path, name: str, new: dict[str, Any]) -> None:
+    """Add to a run's results.json and write its results.md anew."""
+    path = folder / "results.json"
+    results = read_json(path) if path.exists() else {}
+    glue_rows = results.get("glue", {}) | new.get("glue", {})
+    results |= new | ({"glue": glue_rows} if glue_rows else {})
+    write_json(path, results)
+    write_text(folder / "results.md", report.markdown(name, results))
+
+
+def read_trainings(tasks: Sequence[str], data: Path) -> dict[str, finetune.TaskData]:
+    """The data of every GLUE training, all read before the first one starts, so that mistakes show early."""
+    asked: dict[str, list[str]] = {}
+    for name in tasks:
+        if name in glue.TASKS:
+            asked.setdefault(glue.TASKS[name].trained_on, []).append(name)
+    return {
+        trained_on: finetune.read_task_data(data, trained_on, names) for trained_on, names in asked.items()
+    }
+
+
+def show_demo(runs: Sequence[Run], device: torch.device) -> None:
+    """The demo's table on the screen, and its picture in the last run."""
     rows: dict[str, dict[str, float]] = {}
     baselines: dict[str, float] = {}
     for run in runs:
         rows[run.directory.name], baseline = demo(run, device)
         baselines |= baseline
-        path = run.directory / "results.json"
-        write_json(path, (read_json(path) if path.exists() else {}) | {"demo": rows[run.directory.name]})
-        own = as_markdown({run.directory.name: rows[run.directory.name], "baseline": baseline})
-        write_text(run.directory / "results.md", own)
+        keep(run.directory, run.directory.name, {"demo": rows[run.directory.name], "demo baseline": baseline})
     rows["baseline"] = baselines
     shown = {n: {c: v for c, v in r.items() if not c.startswith("pairs: ")} for n, r in rows.items()}
-    picture = directories[-1] / "demo.png"
-    draw(picture, directories, rows)
+    picture = runs[-1].directory / "demo.png"
+    draw(picture, [run.directory for run in runs], rows)
     print(as_text(shown, "Held-out text and minimal pairs"))
     print("\nbaseline: words by their frequency, the best constant distribution over concepts, chance")
     print(f"picture: {picture}")
+
+
+def show_tasks(subjects: Sequence[Subject], tasks: Sequence[str], args: argparse.Namespace) -> None:
+    """Suites and GLUE: the table on the screen."""
+    trainings = read_trainings(tasks, args.data)
+    for name in tasks:
+        if name in minimal_pairs.SUITES:
+            minimal_pairs.suite_files(minimal_pairs.SUITES[name], args.data)
+    measured = {subject.name: evaluate(subject, tasks, trainings, args) for subject in subjects}
+    rows: dict[str, dict[str, Cell]] = {name: report.row(results) for name, results in measured.items()}
+    if args.baseline:
+        majority = {
+            task: glue.majority_score(data.training, items, task)
+            for data in trainings.values()
+            for task, items in data.validations.items()
+            if task in tasks
+        }
+        rows["chance, or the majority class"] = report.floor_row(measured[subjects[0].name], majority)
+    if args.paper:
+        columns = {column for cells in rows.values() for column in cells}
+        for name, quoted in paper.quoted_rows(args.paper).items():
+            if cells := {column: value for column, value in quoted.items() if column in columns}:
+                rows[name] = dict(cells)
+    print(as_text(rows, f"Score {args.score}, ties {args.ties}; mean ±sd (seeds)"))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    made = cli.plain_parser(__doc__ or "")
+    made.add_argument("runs", nargs="+", metavar="RUN", help="directory of a finished run")
+    made.add_argument(
+        "--tasks", default="demo", help=f"what to measure, of {', '.join(TASKS)} (default: demo)"
+    )
+    made.add_argument(
+        "--data",
+        type=Path,
+        default=Path("evaluation_data"),
+        help="folder with blimp_filtered, supplement_filtered, ewok_filtered, glue_filtered "
+        "(default: evaluation_data)",
+    )
+    made.add_argument(
+        "--score",
+        choices=REDUCTIONS,
+        default="mean",
+        help="score of a sentence: mean or sum of log p over its tokens (default: mean, as the organisers)",
+    )
+    made.add_argument(
+        "--ties",
+        choices=minimal_pairs.TIES,
+        default="wrong",
+        help="what equal scores of a pair count as; the official scorer has correct (default: wrong)",
+    )
+    made.add_argument(
+        "--prefix",
+        action="store_true",
+        help="as the official pipeline: [SEP] before a sentence, and a lone word boundary that is scored too",
+    )
+    made.add_argument(
+        "--seeds", type=_seeds, default=list(finetune.SEEDS), help="of fine-tuning (default: 12,13,14,15,16)"
+    )
+    made.add_argument("--max-epochs", type=int, default=10, help="most epochs of a fine-tuning (default: 10)")
+    made.add_argument(
+        "--baseline",
+        action="store_true",
+        help="also a row of random weights, and one of chance and the majority class",
+    )
+    made.add_argument(
+        "--paper", choices=paper.SIZES, help="also the rows the paper prints for this many words, quoted"
+    )
+    made.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    return made
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return list(dict.fromkeys(int(seed) for seed in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"whole numbers with commas between them, got {text!r}") from None
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line, evaluate every run, report."""
+    args = parser().parse_args(argv)
+    tasks = chosen_tasks(args.tasks)
+    device = choose_device(args.device)
+    directories = list(dict.fromkeys(Path(name) for name in args.runs))
+    runs = [load_run(directory, device) for directory in directories]
+    if "demo" in tasks:
+        show_demo(runs, device)
+    if others := [task for task in tasks if task != "demo"]:
+        names = [directory.name for directory in directories]
+        subjects = [
+            of_run(run, name if names.count(name) == 1 else str(run.directory))
+            for run, name in zip(runs, names, strict=True)
+        ]
+        if args.baseline:
+            subjects.append(random_twin(runs[0]))
+        show_tasks(subjects, others, args)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mlsm.checkpoint import write_whole
 from mlsm.log import read_metrics
 
-Rows = Mapping[str, Mapping[str, float]]  # row name -> column name -> value
+
+class Spread(NamedTuple):
+    """A metric over seeds."""
+
+    mean: float
+    deviation: float  # sample standard deviation; 0 of a single seed
+    num_seeds: int  # that finished
+    failed: Sequence[int] = ()  # seeds without a result
+
+
+Cell = float | Spread
+Rows = Mapping[str, Mapping[str, Cell]]  # row name -> column name -> value
 
 
 def columns_of(rows: Rows) -> list[str]:
@@ -16,9 +28,12 @@ def columns_of(rows: Rows) -> list[str]:
     return list(dict.fromkeys(name for values in rows.values() for name in values))
 
 
-def _cell(value: float | None) -> str:
+def _cell(value: Cell | None) -> str:
     if value is None:
         return ""
+    if isinstance(value, Spread):
+        failed = f", {len(value.failed)} failed" if value.failed else ""
+        return f"{value.mean:.3f} ±{value.deviation:.3f} ({value.num_seeds}{failed})"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
@@ -46,7 +61,7 @@ def as_markdown(rows: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(path: Path, runs: Sequence[Path], rows: Rows) -> None:
+def draw(path: Path, runs: Sequence[Path], rows: Mapping[str, Mapping[str, float]]) -> None:
     """One picture: the loss of each run over its updates, and the accuracy of minimal pairs by phenomenon."""
     import matplotlib
 

@@ -1,0 +1,46 @@
+"""A finished run with random weights, without training: for tests that read a run and do not care what it
+knows.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from small_text import sentences
+
+from mlsm.checkpoint import MODEL_FILE, write_json, write_tensors
+from mlsm.config import ModelConfig
+from mlsm.heads import LanguageModel
+from mlsm.tokenizer import Tokenizer, train_tokenizer
+
+LETTERS = ["The quick brown fox jumps over the lazy dog.", "Numbers 1 2 3 4 5 6 7 8 9 0, and ? ! \" ' - ; :"]
+
+
+def small_tokenizer() -> Tokenizer:
+    """Of about 120 pieces, over the sentences of small_text and all letters."""
+    return train_tokenizer([*sentences(300), *LETTERS * 3], 120)
+
+
+def random_run(folder: Path, *, num_concepts: int = 0, seed: int = 0, max_positions: int = 128) -> Path:
+    """Weights far from their small start, so that no two words and no two positions are alike."""
+    tokenizer = small_tokenizer()
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        width=32,
+        depth=2,
+        num_heads=2,
+        ffn_width=64,
+        max_positions=max_positions,
+        num_concepts=num_concepts,
+        has_token_head=num_concepts > 0,
+    )
+    model = LanguageModel(config)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: w + 0.2 * torch.randn(w.shape, generator=generator) for name, w in model.state_dict().items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / MODEL_FILE, tensors)
+    (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    write_json(folder / "config.json", {"model": dataclasses.asdict(config), "concepts": None})
+    return folder
