@@ -108,7 +108,7 @@ def main(argv: list[str]) -> None:
     preset = PRESETS[given.get("preset", saved["preset"])]()
     config = cli.override(preset.dictionary, given)
     data = cli.override(from_json(DataConfig, saved["data"]), given)
-    fit(config, data, preset.train.token_budget, Path(given["output"]) if "output" in given else None)
+    fit(config, data, preset.teacher.token_budget, Path(given["output"]) if "output" in given else None)
 
 
 if __name__ == "__main__":

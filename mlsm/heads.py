@@ -40,6 +40,9 @@ class LanguageModel(nn.Module):
         init_weights_(self, config.init_std, generator_for("weights", seed))
         with torch.no_grad():
             self.encoder.words.weight[PAD_ID] = 0.0
+            if self.token_head is not None:
+                # A convex problem: random weights would only be noise to unlearn.
+                self.token_head.weight.zero_()
 
     def hidden_at(self, inputs_BL: Tensor, lengths_B: Tensor, selected_N: Tensor) -> Tensor:
         """Transformed last hidden states (N, D) at flat positions of (B, L)."""
