@@ -39,10 +39,7 @@ def test_every_field_has_a_flag_with_help(cls: type) -> None:
 
 def test_help_tells_the_defaults_of_presets_and_phases() -> None:
     actions = {action.dest: action.help for action in train.flags()._actions}
-    assert (
-        f"base {base().teacher_steps}, {base().student_steps}, {base().token_head_steps}"
-        in actions["num_steps"]
-    )
+    assert "base 100000, 10000, 10000 for mlm, students, token-head" in actions["num_steps"]
     assert f"tiny {tiny().model.width}" in actions["width"]
     assert actions["seed"].endswith(f"(default: {TrainConfig().seed})")
 
