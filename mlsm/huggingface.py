@@ -42,3 +42,18 @@ def from_huggingface(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
                 own += general.removeprefix(theirs)
                 ours[own.replace(".N.", f".{number[1]}.") if number else own] = tensor
     return ours
+
+
+def to_huggingface(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under their names; the heads that they do not know (concepts, words from concepts) are left
+    out.
+    """
+    theirs = {}
+    for name, tensor in tensors.items():
+        number = re.search(r"\.layers\.(\d+)\.", name)
+        general = re.sub(r"\.layers\.\d+\.", ".layers.N.", name)
+        for own, other in _NAMES.items():
+            if general == own or general.removesuffix(".weight").removesuffix(".bias") == own:
+                other += general.removeprefix(own)
+                theirs[other.replace(".N.", f".{number[1]}.") if number else other] = tensor
+    return theirs
