@@ -90,7 +90,7 @@ def draw(path: Path, runs: Sequence[Path], rows: Mapping[str, Mapping[str, float
         bars.barh(places, values, height, color=greys[number % len(greys)], edgecolor="black", label=name)
     bars.axvline(0.5, color="black", linewidth=0.8)
     bars.set_yticks([i + 0.4 - height / 2 for i in range(len(phenomena))])
-    bars.set_yticklabels([p.removeprefix("pairs: ") for p in phenomena])
+    bars.set_yticklabels([p.removeprefix("pairs: ").replace("_", " ") for p in phenomena])
     bars.invert_yaxis()
     bars.set(xlim=(0, 1), xlabel="share of minimal pairs right (chance: 0.5)", title="Grammar")
     bars.legend(frameon=False, fontsize="small")
