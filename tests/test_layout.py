@@ -19,10 +19,13 @@ FLOORS = [
     ["mlsm.deberta", "mlsm.dictionary", "mlsm.data", "mlsm.optim"],
     ["mlsm.heads", "mlsm.targets"],
     ["mlsm.objectives"],
-    ["mlsm.evaluation.pseudo_likelihood", "mlsm.evaluation.grammar", "mlsm.evaluation.heldout"],
-    ["mlsm.evaluation.tables"],
     ["mlsm.plan"],
-    ["train", "fit_dictionary", "evaluate"],
+    ["mlsm.evaluation.jsonl", "mlsm.evaluation.subject", "mlsm.evaluation.tables"],
+    ["mlsm.evaluation.pseudo_likelihood", "mlsm.evaluation.grammar", "mlsm.evaluation.heldout"],
+    ["mlsm.evaluation.glue", "mlsm.evaluation.minimal_pairs"],
+    ["mlsm.evaluation.finetune", "mlsm.evaluation.paper"],
+    ["mlsm.evaluation.report"],
+    ["train", "fit_dictionary", "evaluate", "mlsm.export"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -30,7 +30,7 @@ def test_targets_exist(command: str) -> None:
 
 def test_files_and_flags_exist() -> None:
     for name in re.findall(r"`([\w./-]+\.(?:py|c|md|txt))`", README):
-        is_of_a_run = name in {"results.md"}
+        is_of_a_run = name == "results.md"
         assert is_of_a_run or (ROOT / name).is_file(), name
     known = {option for parser in PARSERS.values() for option in parser()._option_string_actions}
     used = "\n".join(c for c in COMMANDS if "evaluate.py" not in c)
