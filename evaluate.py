@@ -168,7 +168,7 @@ def show_tasks(subjects: Sequence[Subject], tasks: Sequence[str], args: argparse
     trainings = read_trainings(tasks, args.data)
     for name in tasks:
         if name in minimal_pairs.SUITES:
-            minimal_pairs.suite_files(minimal_pairs.SUITES[name], args.data)
+            minimal_pairs.check_suite(minimal_pairs.SUITES[name], args.data)
     measured = {subject.name: evaluate(subject, tasks, trainings, args) for subject in subjects}
     rows: dict[str, dict[str, Cell]] = {name: report.row(results) for name, results in measured.items()}
     if args.baseline:

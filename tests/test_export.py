@@ -97,6 +97,10 @@ def test_minicons_gives_the_same_scores_after_a_context(pair: tuple[Path, Path])
     ]
     ours = [score.reduced("mean") for score in score_texts(run.model, texts, 1000)]
     assert ours == pytest.approx(theirs.conditional_score(contexts, targets), abs=1e-4)
+    # the official pipeline's empty context is the tokenizer's eos token
+    after_sep = [Text((SEP_ID,), text.scored) for text in texts]
+    ours = [score.reduced("mean") for score in score_texts(run.model, after_sep, 1000)]
+    assert ours == pytest.approx(theirs.conditional_score(["[SEP]"] * 6, targets), abs=1e-4)
 
 
 def test_rules_are_read_from_the_tokenizer(pair: tuple[Path, Path]) -> None:

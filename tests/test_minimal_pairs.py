@@ -274,6 +274,14 @@ def test_missing_files_and_sentences_that_are_too_long(data: Path, tmp_path: Pat
         read_suite(SUITES["blimp"], data, tokenizer, 128, has_prefix=False)
 
 
+def test_a_mistake_in_the_last_suite_is_said_before_the_first_is_scored(data: Path, tmp_path: Path) -> None:
+    run = random_run(tmp_path / "mine")
+    write_lines(data / "ewok_filtered" / "sight.jsonl", [{"Domain": "sight"}])
+    with pytest.raises(ValueError, match=r"sight\.jsonl, line 1: no field 'Context1'"):
+        evaluate.main([str(run), f"--data={data}", "--tasks=blimp,ewok"])
+    assert not (run / "evaluation").exists()
+
+
 def test_tasks_must_be_known(run: Path) -> None:
     with pytest.raises(ValueError, match="--tasks takes demo, blimp"):
         evaluate.main([str(run), "--tasks=blimp,glu"])

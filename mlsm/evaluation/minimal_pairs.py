@@ -98,6 +98,12 @@ def suite_files(suite: Suite, data: Path) -> list[Path]:
     return files
 
 
+def check_suite(suite: Suite, data: Path) -> None:
+    """Raises ValueError for files that cannot be used, before anything has been scored."""
+    for path in suite_files(suite, data):
+        read_examples(path, suite.fields)
+
+
 def read_suite(
     suite: Suite, data: Path, tokenizer: Tokenizer, longest: int, has_prefix: bool
 ) -> list[SubTask]:
