@@ -101,7 +101,11 @@ def _origin(given: dict[str, Any]) -> Path | None:
         raise ValueError("token-head needs a concept student to start from: --init runs/lsm-random, say")
     if init == "teacher":
         return _teacher_directory(given)
-    return None if init == "random" else Path(init)
+    if init == "random":
+        return None
+    if not (Path(init) / MODEL_FILE).exists():
+        raise ValueError(f"no finished run at {init}; train it first, or name another with --init")
+    return Path(init)
 
 
 def _preset_of(saved: dict[str, Any] | None, given: dict[str, Any]) -> str:

@@ -253,6 +253,7 @@ def test_other_mistakes_are_one_line(
         ),
         (["train.py", "--objective=token-head"], "needs a concept student"),
         (["train.py", "--objective=token-head", f"--init={teacher}"], "has no concepts"),
+        (["train.py", "--objective=token-head", "--init=nowhere"], "no finished run at nowhere"),
         (["train.py", "--objective=lsm", "--teacher=nowhere"], "no teacher at nowhere"),
         (["fit_dictionary.py", f"--teacher={teacher}", "--layer=3"], "has layers 1 to 2, --layer asks for 3"),
         (["fit_dictionary.py", f"--teacher={teacher}", "--k=90000"], "90000 concepts need at least"),
