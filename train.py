@@ -115,10 +115,13 @@ def train(plan: Plan, should_resume: bool) -> None:
                 save(done)
             if signals.received is not None:
                 raise cli.Stopped(signals.received, f"stopped after update {done}; continue with --resume")
-        heldout = heldout_values(model, corpus, objective, teacher, config)
-        log.write(config.num_steps, {f"heldout_{name}": value for name, value in heldout.items()})
+        heldout = heldout_values(model, corpus, objective, teacher, config) if len(corpus.heldout) else {}
+        if heldout:
+            log.write(config.num_steps, {f"heldout_{name}": value for name, value in heldout.items()})
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
-    say(f"finished {plan.directory}: held-out {_headline(heldout)}")
+    say(
+        f"finished {plan.directory}: " + (f"held-out {_headline(heldout)}" if heldout else "no text held out")
+    )
 
 
 @torch.no_grad()

@@ -284,7 +284,9 @@ class Corpus:
         return self.cut(sequences, token_budget, selection, generator_for("mask", seed, step))
 
     def heldout_update(self, token_budget: int, selection: Selection, seed: int) -> Update:
-        """All held-out sequences with one fixed choice of positions."""
+        """All held-out sequences with one fixed choice of positions. Raises ValueError if there are none."""
+        if not len(self.heldout):
+            raise ValueError("no text was held out: the corpus is too small for --heldout-share, or it is 0")
         return self.cut(self.heldout, token_budget, selection, generator_for("heldout mask", seed))
 
     def cut(

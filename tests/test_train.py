@@ -99,6 +99,15 @@ def test_init_teacher_copies_what_fits(
         train.main([*flags, "--width=8", "--num-heads=1", f"--output={tmp_path / 'other'}"])
 
 
+def test_a_corpus_too_small_to_hold_text_out_is_trained_on(
+    teacher: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main([*flags_for("mlm", teacher, student, tmp_path / "run"), "--heldout-share=0"])
+    assert "no text held out" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no text was held out"):
+        evaluate.main([str(tmp_path / "run")])
+
+
 # ---- stopping and resuming
 
 
