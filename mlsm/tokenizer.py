@@ -17,7 +17,7 @@ from sentencepiece import sentencepiece_model_pb2
 CLS_ID, SEP_ID, UNK_ID, PAD_ID, MASK_ID = range(5)
 SPECIAL_PIECES = ("[CLS]", "[SEP]", "<unk>", "<pad>", "[MASK]")
 NUM_SPECIALS = len(SPECIAL_PIECES)
-SAMPLE_LINES = 2_000_000  # lines the training samples from a larger corpus; bounds its memory
+SAMPLE_LINES = 1_000_000  # lines the training samples from a larger corpus; bounds its memory
 LONGEST_LINE = 8192  # characters; longer lines are cut for training
 
 # The quotation marks of tokenised corpora become plain ones; every kind of blank becomes a space.
