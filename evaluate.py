@@ -24,7 +24,7 @@ from mlsm.config import DataConfig, TrainConfig, from_json
 from mlsm.data import Corpus
 from mlsm.evaluation import finetune, glue, minimal_pairs, paper, report
 from mlsm.evaluation.grammar import demo_pairs
-from mlsm.evaluation.heldout import score_concepts, score_unigram, score_words
+from mlsm.evaluation.heldout import MASKED, score_concepts, score_unigram, score_words
 from mlsm.evaluation.pseudo_likelihood import REDUCTIONS, score_sentences
 from mlsm.evaluation.subject import Subject, of_run, random_twin
 from mlsm.evaluation.tables import Cell, as_text, draw
@@ -48,7 +48,7 @@ def demo(run: Run, device: torch.device) -> tuple[dict[str, float], dict[str, fl
     baseline = {"word accuracy": unigram.accuracy, "word perplexity": unigram.perplexity}
     if origin := run.config["concepts"]:
         teacher = load_teacher(Path(origin["teacher"]), Path(origin["dictionary"]), config, device)
-        selection = OBJECTIVES[origin["objective"]].selection(config.mask_share)
+        selection = OBJECTIVES[origin["objective"]].selection(MASKED.share)
         concepts = score_concepts(run, teacher, corpus, selection, TOKEN_BUDGET)
         row["concept KL"], baseline["concept KL"] = concepts.student, concepts.constant
     pairs = demo_pairs(run.tokenizer)
