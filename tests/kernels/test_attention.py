@@ -1,4 +1,4 @@
-"""Every implementation of disentangled attention against the reference in float64: values and all gradients."""
+"""Every implementation of disentangled attention against the float64 reference: values and all gradients."""
 
 import pytest
 import torch
