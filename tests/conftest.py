@@ -10,6 +10,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# The tensors of the tests are small: a second thread costs more than it brings.
+torch.set_num_threads(1)
+
 
 @pytest.fixture
 def device() -> str:
