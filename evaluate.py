@@ -47,7 +47,13 @@ def demo(run: Run, device: torch.device) -> tuple[dict[str, float], dict[str, fl
     row = {"word accuracy": words.accuracy, "word perplexity": words.perplexity}
     baseline = {"word accuracy": unigram.accuracy, "word perplexity": unigram.perplexity}
     if origin := run.config["concepts"]:
-        teacher = load_teacher(Path(origin["teacher"]), Path(origin["dictionary"]), config, device)
+        teacher = load_teacher(
+            Path(origin["teacher"]),
+            Path(origin["dictionary"]),
+            config,
+            device,
+            origin["dictionary_fingerprint"],
+        )
         selection = OBJECTIVES[origin["objective"]].selection(MASKED.share)
         concepts = score_concepts(run, teacher, corpus, selection, TOKEN_BUDGET)
         row["concept KL"], baseline["concept KL"] = concepts.student, concepts.constant

@@ -18,7 +18,7 @@ from mlsm.checkpoint import MODEL_FILE, fingerprint
 from mlsm.config import PRESETS, DataConfig, DictionaryConfig, from_json
 from mlsm.data import Corpus
 from mlsm.dictionary import Dictionary, learn_dictionary
-from mlsm.heads import load_run
+from mlsm.heads import load_run, run_config
 from mlsm.log import progress, say
 from mlsm.optim import choose_device, choose_precision
 from mlsm.plan import SHARED_FLAGS
@@ -49,7 +49,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
             device=device,
             bar=bar,
         )
-    num_heldout = int(len(sample_ND) * HELDOUT_SHARE)
+    num_heldout = max(1, int(len(sample_ND) * HELDOUT_SHARE))
     heldout_ND, sample_ND = sample_ND[:num_heldout], sample_ND[num_heldout:]
     if config.k > len(sample_ND):
         raise ValueError(
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
     if "teacher" not in given and not (Path(teacher) / MODEL_FILE).exists():
         command = ["--objective", "mlm", "--resume", *cli.pass_along(given, *SHARED_FLAGS)]
         cli.build_first("train.py", command, f"the teacher {teacher}")
-    saved = load_run(Path(teacher)).config
+    saved = run_config(Path(teacher))
     preset = PRESETS[given.get("preset", saved["preset"])]()
     config = cli.override(preset.dictionary, given)
     data = cli.override(from_json(DataConfig, saved["data"]), given)

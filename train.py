@@ -109,9 +109,10 @@ def train(plan: Plan, should_resume: bool) -> None:
                 log.write(
                     done, {**values, **state, "learning_rate": rate, "gradient_norm": norm, "epoch": epoch}
                 )
-                bar.set_postfix_str(_headline(values))
+                bar.set_postfix_str(_headline(values), refresh=False)
             bar.update()
-            if done % config.checkpoint_every == 0 or signals.received is not None:
+            is_due = done % config.checkpoint_every == 0 or done == config.num_steps
+            if is_due or signals.received is not None:
                 save(done)
             if signals.received is not None:
                 raise cli.Stopped(signals.received, f"stopped after update {done}; continue with --resume")
@@ -128,7 +129,7 @@ def train(plan: Plan, should_resume: bool) -> None:
 def heldout_values(
     model: LanguageModel, corpus: Corpus, objective: Objective, teacher: Teacher | None, config: TrainConfig
 ) -> dict[str, float]:
-    """What the objective reports on the held-out sequences, in eval mode and float32."""
+    """What the objective reports on the held-out sequences, in eval mode, the student in float32."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -156,8 +157,8 @@ def _headline(values: dict[str, float]) -> str:
 def _explain_divergence(plan: Plan, done: int, rate: float) -> str:
     return (
         f"{MOST_SKIPPED_UPDATES} updates in a row, the last one {done}, had a loss or gradient "
-        f"that is not finite (learning rate {rate:.3g}); lower --learning-rate. "
-        f"The checkpoints in {plan.directory} are from before"
+        f"that is not finite (learning rate {rate:.3g}); start another run with a lower "
+        "--learning-rate and another --output"
     )
 
 

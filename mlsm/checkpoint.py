@@ -133,7 +133,7 @@ def load_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
             if state.pop("step") != step:
                 raise ValueError(f"{directory / STATE_FILE} is of another step")
             model, optimizer = read_tensors(directory / MODEL_FILE), read_tensors(directory / OPTIMIZER_FILE)
-        except (ValueError, KeyError, AttributeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             say(f"checkpoint step-{step} cannot be used: {error}")
             continue
         return Checkpoint(step, model, optimizer, state)

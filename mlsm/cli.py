@@ -110,14 +110,24 @@ def override(config: T, given: dict[str, Any]) -> T:
 
 def build_first(script: str, flags: Sequence[str], missing: str) -> None:
     """Run another script of this project for a prerequisite at its default place. Raises SystemExit with its
-    code.
+    code. Ctrl-C and SIGTERM are for that script to answer: it saves its work, and this one waits for it.
     """
     command = [script, *flags]
     say(f"{missing} is missing; building it first: python {shlex.join(command)}")
     path = Path(__file__).resolve().parent.parent / script
-    code = subprocess.run([sys.executable, str(path), *flags], check=False).returncode
+    process = subprocess.Popen([sys.executable, str(path), *flags])
+    # The terminal sends Ctrl-C to both; SIGTERM reaches only this process, and is handed on.
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number)),
+    }
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if code:
-        raise SystemExit(code)
+        raise SystemExit(128 - code if code < 0 else code)
 
 
 def pass_along(given: dict[str, Any], *names: str) -> list[str]:
@@ -157,7 +167,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
 
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full; free some space, then continue with --resume: the last checkpoint is whole"
+        return "the disk is full; free some space and run the command again (train.py: with --resume)"
     return " ".join(str(error).split())
 
 

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from mlsm.chance import generator_for, seed_for
@@ -156,9 +155,7 @@ def _encode_into(directory: Path, lines: Iterator[str], tokenizer: Tokenizer) ->
             stream.write(flat.tobytes())
     if not offset:
         raise ValueError("the corpus holds no text; --corpus takes UTF-8 files with a sentence a line")
-    ids = open_memmap(directory / "ids.npy", mode="w+", dtype=dtype, shape=(offset,))
-    ids[:] = np.memmap(directory / "ids.raw", dtype, mode="r")
-    ids.flush()
+    np.save(directory / "ids.npy", np.memmap(directory / "ids.raw", dtype, mode="r"))
     os.remove(directory / "ids.raw")
     np.save(directory / "line_stops.npy", np.concatenate(stops))
     np.save(directory / "line_words.npy", np.concatenate(words))
@@ -250,7 +247,8 @@ class Corpus:
         self.training = np.flatnonzero(~is_heldout)
         if not len(self.training):
             raise ValueError(
-                f"{', '.join(config.corpus)}: no sequence of {MIN_PAIR_WORDS} words or more in it"
+                f"{', '.join(config.corpus)}: no pair of lines with {MIN_PAIR_WORDS} words or more; "
+                "give one sentence a line, or --sequence-mode packed"
             )
 
     def describe(self) -> dict[str, int]:

@@ -80,13 +80,21 @@ class Run(NamedTuple):
     config: dict[str, Any]  # config.json
 
 
+def run_config(run: Path) -> dict[str, Any]:
+    """config.json of a run. Raises ValueError if it is missing, damaged or incomplete."""
+    path = run / "config.json"
+    config = read_json(path)
+    parts = {"preset": str, "model": dict, "data": dict, "train": dict, "tokenizer": str}
+    if not isinstance(config, dict) or not all(isinstance(config.get(k), t) for k, t in parts.items()):
+        raise ValueError(f"{path} does not describe a run: it must hold {', '.join(parts)}")
+    if not isinstance(config.get("concepts"), dict | None):
+        raise ValueError(f"{path}: concepts must be an object or null")
+    return {"concepts": None, **config}
+
+
 def model_config(run: Path) -> ModelConfig:
     """The shape of a run's model. Raises ValueError if there is no (readable) run."""
-    config = read_json(run / "config.json")
-    try:
-        return from_json(ModelConfig, config["model"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{run / 'config.json'} does not describe a model ({error})") from None
+    return from_json(ModelConfig, run_config(run)["model"])
 
 
 def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
@@ -100,9 +108,7 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
         raise ValueError(f"no {MODEL_FILE} in {run} ({hint})")
     model = LanguageModel(model_config(run))
     load_weights_(model, read_tensors(run / MODEL_FILE), str(run))
-    return Run(
-        run, model.to(device).eval(), Tokenizer.load(run / "tokenizer.model"), read_json(run / "config.json")
-    )
+    return Run(run, model.to(device).eval(), Tokenizer.load(run / "tokenizer.model"), run_config(run))
 
 
 def load_weights_(model: LanguageModel, tensors: dict[str, Tensor], source: str) -> None:

@@ -90,8 +90,12 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run / "metrics.jsonl"
-        kept = [line for line in read_metrics(run) if line["step"] <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        kept = [
+            m for m in read_metrics(run) if m["step"] <= step and not any("heldout" in name for name in m)
+        ]
+        draft = self._path.with_suffix(".tmp")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        draft.replace(self._path)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 -- open as long as the run
         self._board = SummaryWriter(str(run), purge_step=step + 1)
 

@@ -72,7 +72,10 @@ def load_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, tensors:
     for key, value in tensors.items():
         name, _, part = key.rpartition("/")
         weight = trained[name]
-        optimizer.state[weight][part] = value if part == "step" else value.to(weight)
+        # A fused optimiser keeps the number of steps on the device of the weight, in float32.
+        optimizer.state[weight][part] = value.to(
+            weight.device, torch.float32 if part == "step" else weight.dtype
+        )
 
 
 def choose_device(asked: str) -> torch.device:
@@ -83,8 +86,12 @@ def choose_device(asked: str) -> torch.device:
         device = torch.device(asked)
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {asked!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {asked}: PyTorch sees no GPU here; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {asked!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {asked}: PyTorch sees {torch.cuda.device_count()} GPUs here; use --device cpu"
+        )
     return device
 
 
@@ -105,7 +112,7 @@ class Precision(NamedTuple):
 def choose_precision(asked: str, device: torch.device) -> Precision:
     """bf16 where the GPU has it, else fp16 with a loss scale; float32 on a CPU unless asked otherwise."""
     if asked == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         asked = "off" if device.type == "cpu" else "bf16" if has_bf16 else "fp16"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[asked]
     return Precision(dtype, torch.amp.GradScaler(device.type, enabled=asked == "fp16"), device.type)

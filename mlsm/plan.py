@@ -18,7 +18,6 @@ from mlsm.checkpoint import (
     Checkpoint,
     fingerprint,
     load_newest,
-    read_json,
     write_json,
     write_whole,
 )
@@ -34,7 +33,7 @@ from mlsm.config import (
 )
 from mlsm.data import Corpus, corpus_tokenizer
 from mlsm.dictionary import Dictionary
-from mlsm.heads import as_json, load_run
+from mlsm.heads import as_json, load_run, model_config, run_config
 from mlsm.log import say
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import choose_precision
@@ -43,7 +42,8 @@ from mlsm.tokenizer import Tokenizer
 
 SHARED_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_share", "cache_dir", "device")
 # What may change when a run is resumed: none of it changes what is learnt.
-RESUMABLE_CHANGES = {"device", "log_every", "checkpoint_every", "keep_checkpoints"}
+# Of teacher and dictionary the fingerprints are compared, and not how their paths are written.
+RESUMABLE_CHANGES = {"device", "log_every", "checkpoint_every", "keep_checkpoints", "teacher", "dictionary"}
 
 
 class Plan(NamedTuple):
@@ -65,7 +65,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
     objective = given["objective"]
     needs_teacher = OBJECTIVES[objective].needs_teacher
     origin = _origin(given)
-    saved: Any = read_json(origin / "config.json") if origin else None
+    saved: Any = run_config(origin) if origin else None
     preset_name = given.get("preset") or _preset_of(saved, given)
     preset = PRESETS[preset_name]()
     defaults = preset.train_for(objective)
@@ -75,20 +75,29 @@ def make_plan(given: dict[str, Any]) -> Plan:
     data = cli.override(from_json(DataConfig, saved["data"]) if saved else preset.data, given)
     has_saved_shape = saved and not (needs_teacher and "preset" in given)
     model = cli.override(from_json(ModelConfig, saved["model"]) if has_saved_shape else preset.model, given)
+    if data.max_length > model.max_positions:
+        raise ValueError(f"max_length {data.max_length} is more than max_positions {model.max_positions}")
     if origin:
         tokenizer = Tokenizer.load(origin / "tokenizer.model")
     else:
         tokenizer = corpus_tokenizer(data, model.vocab_size, say)
-    model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
-    dictionary = None
-    if needs_teacher:
-        dictionary = _dictionary_path(given, train)
-        model = dataclasses.replace(model, num_concepts=Dictionary.load(dictionary).atoms_DK.shape[1])
-    if objective == "token-head":
-        if not model.num_concepts:
-            raise ValueError(f"{origin} has no concepts: train it with --objective lsm first")
-        model = dataclasses.replace(model, has_token_head=True)
+    if train.init not in ("random", "teacher"):
+        _check_tokenizer(Path(train.init), tokenizer)
     directory = Path(given.get("output", _default_output(train)))
+    dictionary = _dictionary_path(given, train, directory) if needs_teacher else None
+    num_concepts = 0
+    if dictionary is not None:
+        num_concepts = Dictionary.load(dictionary).atoms_DK.shape[1]
+    elif objective == "token-head":
+        num_concepts = model.num_concepts
+        if not num_concepts:
+            raise ValueError(f"{origin} has no concepts: train it with --objective lsm first")
+    model = dataclasses.replace(
+        model,
+        vocab_size=tokenizer.vocab_size,
+        num_concepts=num_concepts,
+        has_token_head=objective == "token-head",
+    )
     return Plan(directory, model, data, train, preset_name, tokenizer, dictionary)
 
 
@@ -106,6 +115,11 @@ def _origin(given: dict[str, Any]) -> Path | None:
     if not (Path(init) / MODEL_FILE).exists():
         raise ValueError(f"no finished run at {init}; train it first, or name another with --init")
     return Path(init)
+
+
+def _check_tokenizer(run: Path, tokenizer: Tokenizer) -> None:
+    if Tokenizer.load(run / "tokenizer.model").fingerprint != tokenizer.fingerprint:
+        raise ValueError(f"cannot start from {run}: it has another tokenizer, its word ids mean other words")
 
 
 def _preset_of(saved: dict[str, Any] | None, given: dict[str, Any]) -> str:
@@ -130,12 +144,16 @@ def _teacher_directory(given: dict[str, Any]) -> Path:
     return path
 
 
-def _dictionary_path(given: dict[str, Any], config: TrainConfig) -> Path:
-    """The dictionary named, or the default one, or the only one the teacher has; built if there is none."""
+def _dictionary_path(given: dict[str, Any], config: TrainConfig, run: Path) -> Path:
+    """The dictionary named, or the one this run began with, or the default one, or the only one the teacher
+    has; built if there is none.
+    """
     teacher = Path(config.teacher)
     if "dictionary" in given:
         return Path(given["dictionary"])
-    depth = from_json(ModelConfig, read_json(teacher / "config.json")["model"]).depth
+    if _has_work(run) and (began_with := run_config(run)["concepts"]):
+        return Path(began_with["dictionary"])
+    depth = model_config(teacher).depth
     default = teacher / DictionaryConfig().file_name(depth)
     found = sorted(teacher.glob("dictionary-*.safetensors"))
     if default in found:
@@ -156,13 +174,24 @@ def init_directory(config: TrainConfig) -> Path:
     return Path(config.teacher if config.init == "teacher" else config.init)
 
 
-def load_teacher(directory: Path, dictionary: Path, config: TrainConfig, device: torch.device) -> Teacher:
-    """A frozen teacher with its dictionary. Raises ValueError if they do not belong together."""
+def load_teacher(
+    directory: Path,
+    path: Path,
+    config: TrainConfig,
+    device: torch.device,
+    dictionary_fingerprint: str | None = None,
+) -> Teacher:
+    """A frozen teacher with the dictionary at `path`. Raises ValueError if they do not belong together, or if
+    the dictionary is not the one of the fingerprint.
+    """
     run = load_run(directory, device)
     run.model.requires_grad_(False)
+    dictionary = Dictionary.load(path, teacher=fingerprint(directory))
+    if dictionary_fingerprint not in (None, dictionary.fingerprint):
+        raise ValueError(f"dictionary {path} has changed since the student was trained on it")
     return Teacher(
         run.model.encoder,
-        Dictionary.load(dictionary, teacher=fingerprint(directory)).to(device),
+        dictionary.to(device),
         choose_precision(config.amp, device),
         config.code_tolerance,
         config.solver,
@@ -172,7 +201,7 @@ def load_teacher(directory: Path, dictionary: Path, config: TrainConfig, device:
 def _concepts(plan: Plan) -> dict[str, Any] | None:
     """Where the concepts of a run come from; a token head has those of the student it stands on."""
     if plan.train.objective == "token-head":
-        return read_json(Path(plan.train.init) / "config.json")["concepts"]
+        return run_config(Path(plan.train.init))["concepts"]
     if plan.dictionary is None:
         return None
     dictionary = Dictionary.load(plan.dictionary)
@@ -207,18 +236,24 @@ def open_run(plan: Plan, corpus: Corpus, should_resume: bool) -> Checkpoint | No
     run.
     """
     path, record = plan.directory / "config.json", _describe(plan, corpus)
-    if path.exists() and not should_resume:
+    has_work = _has_work(plan.directory)
+    if has_work and not should_resume:
         raise ValueError(
             f"{plan.directory} holds a run: --resume continues it, --output names another directory"
         )
-    if path.exists():
-        before = read_json(path)
+    if has_work:
+        before = run_config(plan.directory)
         for part in ("model", "data", "train", "tokenizer", "concepts"):
             _check_same(plan.directory, part, before.get(part), record[part])
     plan.directory.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     write_whole(plan.directory / "tokenizer.model", lambda p: p.write_bytes(plan.tokenizer.model))
     return load_newest(plan.directory, say) if should_resume else None
+
+
+def _has_work(run: Path) -> bool:
+    """Whether there is something in a run's directory that took time to make."""
+    return (run / MODEL_FILE).exists() or any((run / "checkpoints").glob("step-*"))
 
 
 def _check_same(directory: Path, part: str, before: Any, now: Any) -> None:

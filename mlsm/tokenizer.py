@@ -115,10 +115,11 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
                 control_symbols=["[MASK]"],
             )
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(
-                f"the text is too small for a tokenizer of {vocab_size} pieces ({reason})"
-            ) from error
+            if "required_chars" in str(error):
+                raise ValueError(
+                    f"{vocab_size} pieces are fewer than the text has characters: raise --vocab-size"
+                ) from error
+            raise ValueError(f"the text is too small for a tokenizer of {vocab_size} pieces") from error
     trained = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]
     trained.normalizer_spec.ClearField(
         "normalization_rule_tsv"

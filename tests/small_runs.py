@@ -9,7 +9,7 @@ import torch
 from small_text import sentences
 
 from mlsm.checkpoint import MODEL_FILE, write_json, write_tensors
-from mlsm.config import ModelConfig
+from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.heads import LanguageModel
 from mlsm.tokenizer import Tokenizer, train_tokenizer
 
@@ -42,5 +42,13 @@ def random_run(folder: Path, *, num_concepts: int = 0, seed: int = 0, max_positi
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / MODEL_FILE, tensors)
     (folder / "tokenizer.model").write_bytes(tokenizer.model)
-    write_json(folder / "config.json", {"model": dataclasses.asdict(config), "concepts": None})
+    record = {
+        "preset": "tiny",
+        "model": dataclasses.asdict(config),
+        "data": dataclasses.asdict(DataConfig()),
+        "train": dataclasses.asdict(TrainConfig()),
+        "tokenizer": tokenizer.fingerprint,
+        "concepts": None,
+    }
+    write_json(folder / "config.json", record)
     return folder

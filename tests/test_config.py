@@ -106,11 +106,11 @@ def test_what_is_missing_is_built_first_and_said(
     monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> Any:
+    def start(command: list[str]) -> Any:
         commands.append([Path(command[1]).name, *command[2:]])
-        return type("Done", (), {"returncode": 3})
+        return type("Process", (), {"wait": lambda self: 3})()
 
-    monkeypatch.setattr(cli.subprocess, "run", run)
+    monkeypatch.setattr(cli.subprocess, "Popen", start)
     with pytest.raises(SystemExit) as stopped:
         plan.make_plan(
             {"objective": "lsm", "init": "random", "preset": "small", "corpus": ["a.txt", "b.txt"]}

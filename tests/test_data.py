@@ -130,8 +130,10 @@ def test_an_epoch_reads_every_training_sequence_once(tmp_path: Path) -> None:
     everything = corpus.cut(corpus.training, 10_000, EVERYTHING, torch.Generator())
     assert sorted(epoch) == rows_of(everything)
     # the second half of this update is of the next epoch
-    rows_across = rows_of(asked(corpus, 1, batch_size=120))
-    assert len(rows_across) == 120
+    first, second = corpus._epoch(1, 0), corpus._epoch(1, 1)
+    across = np.concatenate([first[120:], second[:60]])
+    expected = corpus.cut(across, 10_000, EVERYTHING, torch.Generator())
+    assert rows_of(asked(corpus, 1, batch_size=120)) == rows_of(expected)
 
 
 def test_selection_hides_what_it_selects(tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ def test_bad_corpora_are_refused(tmp_path: Path) -> None:
         (b"", "no text"),
         (b"\n \n", "no text"),
         (b"fine\nnot \xff utf-8\n", r"bad\.txt: line 2 is not UTF-8"),
-        (b"one\ntwo\n", "no sequence of 5 words"),
+        (b"one\ntwo\n", "no pair of lines with 5 words"),
     ):
         (tmp_path / "bad.txt").write_bytes(content)
         with pytest.raises(ValueError, match=message):

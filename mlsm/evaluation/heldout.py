@@ -16,6 +16,7 @@ from mlsm.heads import Run
 from mlsm.targets import Teacher
 
 MASKED = Selection(share=0.15, is_hidden=True)
+MOST_NATS = 700.0  # of a float64 exponential
 SEED = 2024  # of the hidden positions: the same for every run
 
 
@@ -40,6 +41,8 @@ def score_words(run: Run, corpus: Corpus, token_budget: int) -> WordScores:
     """
     device = next(run.model.parameters()).device
     update = corpus.heldout_update(token_budget, MASKED, SEED)
+    if not update.num_selected:
+        raise ValueError("too little text was held out to hide a word in")
     loss, num_correct = 0.0, 0
     for micro in update.micro_batches:
         micro = micro.to(device)
@@ -47,7 +50,9 @@ def score_words(run: Run, corpus: Corpus, token_budget: int) -> WordScores:
         logits_NV = run.model.token_logits(hidden_ND).float()
         loss += float(F.cross_entropy(logits_NV, micro.labels_N(), reduction="sum"))
         num_correct += int((logits_NV.argmax(-1) == micro.labels_N()).sum())
-    return WordScores(num_correct / update.num_selected, math.exp(loss / update.num_selected))
+    mean = loss / update.num_selected
+    perplexity = math.exp(mean) if mean < MOST_NATS else math.inf
+    return WordScores(num_correct / update.num_selected, perplexity)
 
 
 def score_unigram(corpus: Corpus, token_budget: int) -> WordScores:
