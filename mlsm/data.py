@@ -16,7 +16,6 @@ import itertools
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from mlsm.chance import generator_for, seed_for
+from mlsm.checkpoint import write_text, write_whole
 from mlsm.config import EMBEDDED_CORPUS, DataConfig
 from mlsm.masking import hide, select
 from mlsm.tokenizer import CLS_ID, PAD_ID, SEP_ID, Tokenizer, train_tokenizer
@@ -47,7 +47,7 @@ def embedded_corpus(cache_dir: Path) -> Path:
         )
         texts = (re.sub(r"^\s*\d+\.\s*", "", verse).replace("`", "'") for verse in verses)
         sentences = (s for text in texts for s in re.split(r"(?<=[.!?])\s+|(?<=[.!?][\"'])\s+", text.strip()))
-        _write_whole(path, "\n".join(s for s in sentences if s) + "\n")
+        write_text(path, "\n".join(s for s in sentences if s) + "\n")
     return path
 
 
@@ -97,18 +97,10 @@ def corpus_tokenizer(config: DataConfig, vocab_size: int, say: Callable[[str], N
     if not path.exists():
         say(f"training a tokenizer of {vocab_size} pieces -> {path}")
         tokenizer = train_tokenizer(read_lines(corpus_files(config)), vocab_size)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, tokenizer.model)
+        write_whole(path, lambda p: p.write_bytes(tokenizer.model))
         if tokenizer.vocab_size < vocab_size:
             say(f"the text has {tokenizer.vocab_size} pieces, not {vocab_size}")
     return Tokenizer.load(path)
-
-
-def _write_whole(path: Path, content: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-    os.replace(file.name, path)
 
 
 class EncodedText(NamedTuple):
@@ -127,7 +119,8 @@ def encode_corpus(config: DataConfig, tokenizer: Tokenizer, say: Callable[[str],
     if not directory.exists():
         say(f"encoding {', '.join(config.corpus)} -> {directory}")
         directory.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=directory.parent))
+        work = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+        work.mkdir(exist_ok=True)  # of a process that was killed and had our number
         try:
             _encode_into(work, read_lines(corpus_files(config)), tokenizer)
             os.rename(work, directory)
@@ -164,7 +157,7 @@ def _encode_into(directory: Path, lines: Iterator[str], tokenizer: Tokenizer) ->
 
 
 class SequenceIndex(NamedTuple):
-    """Slices of the stream that are training sequences."""
+    """Slices of the stream that are training sequences; a line that was cut counts all its words."""
 
     starts_S: np.ndarray
     stops_S: np.ndarray

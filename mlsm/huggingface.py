@@ -33,27 +33,24 @@ _NAMES = {
 
 def from_huggingface(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors under our names; names that are not ours (the tied decoder, a pooler) are left out."""
-    ours = {}
-    for name, tensor in tensors.items():
-        number = re.search(r"\.layer\.(\d+)\.", name)
-        general = re.sub(r"\.layer\.\d+\.", ".layer.N.", name)
-        for own, theirs in _NAMES.items():
-            if general == theirs or general.removesuffix(".weight").removesuffix(".bias") == theirs:
-                own += general.removeprefix(theirs)
-                ours[own.replace(".N.", f".{number[1]}.") if number else own] = tensor
-    return ours
+    return _renamed(tensors, {theirs: ours for ours, theirs in _NAMES.items()})
 
 
 def to_huggingface(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors under their names; the heads that they do not know (concepts, words from concepts) are left
     out.
     """
-    theirs = {}
+    return _renamed(tensors, _NAMES)
+
+
+def _renamed(tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """The tensors whose name, or name without .weight or .bias, is in `names`, under the other name."""
+    renamed = {}
     for name, tensor in tensors.items():
-        number = re.search(r"\.layers\.(\d+)\.", name)
-        general = re.sub(r"\.layers\.\d+\.", ".layers.N.", name)
-        for own, other in _NAMES.items():
-            if general == own or general.removesuffix(".weight").removesuffix(".bias") == own:
-                other += general.removeprefix(own)
-                theirs[other.replace(".N.", f".{number[1]}.") if number else other] = tensor
-    return theirs
+        number = re.search(r"\.layers?\.(\d+)\.", name)
+        general = name.replace(f".{number[1]}.", ".N.", 1) if number else name
+        known = next((n for n in (general, general.rpartition(".")[0]) if n in names), None)
+        if known is not None:
+            other = names[known] + general.removeprefix(known)
+            renamed[other.replace(".N.", f".{number[1]}.") if number else other] = tensor
+    return renamed

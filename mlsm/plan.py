@@ -1,6 +1,6 @@
 """From flags to a plan: settings settled, prerequisites built, and the directory of the run opened.
 
-Everything that can be refused is refused here, before the first update.
+What settings and files can be refused for is refused here, before the first update.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from mlsm.targets import Teacher
 from mlsm.tokenizer import Tokenizer
 
 SHARED_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_share", "cache_dir", "device")
-# What may change when a run is resumed: none of it changes what is learnt.
+# What may change when a run is resumed. Only the device touches what is learnt: by rounding and precision.
 # Of teacher and dictionary the fingerprints are compared, and not how their paths are written.
 RESUMABLE_CHANGES = {"device", "log_every", "checkpoint_every", "keep_checkpoints", "teacher", "dictionary"}
 
