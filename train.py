@@ -19,7 +19,14 @@ import torch
 
 from mlsm import cli
 from mlsm.chance import seed_for
-from mlsm.checkpoint import MODEL_FILE, Checkpoint, read_tensors, save_checkpoint, write_tensors
+from mlsm.checkpoint import (
+    MODEL_FILE,
+    Checkpoint,
+    read_tensors,
+    save_checkpoint,
+    save_milestone,
+    write_tensors,
+)
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.data import Corpus
 from mlsm.heads import LanguageModel, init_from_, load_weights_
@@ -100,6 +107,9 @@ def train(plan: Plan, should_resume: bool) -> None:
             skipped_in_a_row = skipped_in_a_row + 1 if was_skipped else 0
             state["skipped_updates"] += was_skipped
             state["words_seen"] += update.num_words
+            for words in config.word_counts():
+                if 0 <= state["words_seen"] - words < update.num_words:
+                    save_milestone(plan.directory, words, done, model.state_dict(), state)
             meter.add_counts(update.num_selected, update.num_tokens)
             if skipped_in_a_row == MOST_SKIPPED_UPDATES:
                 raise ValueError(_explain_divergence(plan, done, rate))

@@ -6,6 +6,7 @@ Only safetensors and JSON: nothing here can execute code when it is read.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+RUN_FILES = ("config.json", "tokenizer.model")  # what a run directory holds beside its weights
 
 
 class Checkpoint(NamedTuple):
@@ -102,23 +104,51 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write checkpoints/step-N, then remove all but the newest `keep`. Returns its directory."""
-    folder = run / "checkpoints"
-    final = folder / f"step-{checkpoint.step}"
-    work = folder / f".step-{checkpoint.step}.tmp"
+
+    def fill(work: Path) -> None:
+        write_tensors(work / MODEL_FILE, checkpoint.model)
+        write_tensors(work / OPTIMIZER_FILE, checkpoint.optimizer)
+        _seal(work, checkpoint.step, checkpoint.state)
+
+    final = _write_directory(run / "checkpoints" / f"step-{checkpoint.step}", fill)
+    for _, old in _checkpoints(run)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write checkpoints/words-N (words-10M), kept for good: a run directory of its own, which whatever takes
+    a finished run can load. Training does not resume from it, so it holds no optimizer. Returns it.
+    """
+
+    def fill(work: Path) -> None:
+        for name in RUN_FILES:
+            write_whole(work / name, functools.partial(shutil.copyfile, run / name))
+        write_tensors(work / MODEL_FILE, model)
+        _seal(work, step, state)
+
+    name = f"{words // 1_000_000}M" if words % 1_000_000 == 0 else str(words)
+    return _write_directory(run / "checkpoints" / f"words-{name}", fill)
+
+
+def _seal(directory: Path, step: int, state: dict[str, Any]) -> None:
+    """Write state.json: the facts, and the checksum of every file there is."""
+    digests = {path.name: file_digest(path) for path in sorted(directory.iterdir())}
+    write_json(directory / STATE_FILE, {"step": step, **state, "sha256": digests})
+
+
+def _write_directory(final: Path, fill: Callable[[Path], None]) -> Path:
+    """A directory that is whole or absent."""
+    work = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        write_tensors(work / MODEL_FILE, checkpoint.model)
-        write_tensors(work / OPTIMIZER_FILE, checkpoint.optimizer)
-        digests = {name: file_digest(work / name) for name in (MODEL_FILE, OPTIMIZER_FILE)}
-        write_json(work / STATE_FILE, {"step": checkpoint.step, **checkpoint.state, "sha256": digests})
+        fill(work)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(work, final)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    _flush(folder)
-    for _, old in _checkpoints(run)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    _flush(final.parent)
     return final
 
 

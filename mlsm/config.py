@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 OBJECTIVES = ("mlm", "mlsm", "lsm", "lsm15", "mlm+mlsm", "token-head")
 EMBEDDED_CORPUS = "embedded"
 DEFAULT_TEACHER = "runs/teacher"
+MILLION = 1_000_000
+# Words seen at which the BabyLM challenge (2025 and later) asks for a model: 1M to 1000M, ten a decade.
+BABYLM_WORDS = (*(n * size * MILLION for size in (1, 10, 100) for n in range(1, 10)), 1000 * MILLION)
 
 T = TypeVar("T")
 
@@ -141,6 +144,11 @@ class TrainConfig:
     log_every: int = option(10, "updates between two logged lines")
     checkpoint_every: int = option(1000, "updates between two checkpoints")
     keep_checkpoints: int = option(3, "checkpoints kept, newest first")
+    checkpoint_words: str | None = option(
+        None,
+        "words seen (repeats count) at which the model is kept for good, such as 1M,10M,2500; "
+        "babylm: 1M to 10M, 20M to 100M, 200M to 1000M (default: none)",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -150,6 +158,22 @@ class TrainConfig:
             raise ValueError(f"mask_share must be in (0, 1], got {self.mask_share}")
         if not 0 <= self.warmup_share <= 1:
             raise ValueError(f"warmup_share must be in [0, 1], got {self.warmup_share}")
+        self.word_counts()
+
+    def word_counts(self) -> tuple[int, ...]:
+        """The numbers of `checkpoint_words`. Raises ValueError for a text that is no list of them."""
+        if self.checkpoint_words == "babylm":
+            return BABYLM_WORDS
+        texts = [text.strip() for text in (self.checkpoint_words or "").split(",") if text.strip()]
+        try:
+            counts = tuple(int(t.removesuffix("M")) * (MILLION if t.endswith("M") else 1) for t in texts)
+        except ValueError:
+            counts = (0,)
+        if any(count < 1 for count in counts):
+            raise ValueError(
+                f"checkpoint_words takes babylm or numbers such as 1M,10M,2500; got {self.checkpoint_words!r}"
+            )
+        return counts
 
 
 @dataclass(frozen=True)

@@ -157,11 +157,18 @@ def _encode_into(directory: Path, lines: Iterator[str], tokenizer: Tokenizer) ->
 
 
 class SequenceIndex(NamedTuple):
-    """Slices of the stream that are training sequences; a line that was cut counts all its words."""
+    """Slices of the stream that are training sequences."""
 
     starts_S: np.ndarray
     stops_S: np.ndarray
-    words_S: np.ndarray
+    words_S: np.ndarray  # of a sequence that was cut: as large a share of its words as of its tokens
+
+
+def _cut_index(starts_S: np.ndarray, stops_S: np.ndarray, words_S: np.ndarray, room: int) -> SequenceIndex:
+    """The slices cut to `room` tokens."""
+    cut_S = np.minimum(stops_S, starts_S + room)
+    kept_S = (cut_S - starts_S) / (stops_S - starts_S)
+    return SequenceIndex(starts_S, cut_S, np.rint(words_S * kept_S).astype(np.int64))
 
 
 def index_pairs(text: EncodedText, max_length: int) -> SequenceIndex:
@@ -170,8 +177,7 @@ def index_pairs(text: EncodedText, max_length: int) -> SequenceIndex:
     starts = np.concatenate([[0], text.line_stops[:-1]])[0:last:2]
     words = text.line_words[0:last:2] + text.line_words[1:last:2]
     keep = (text.line_characters[1:last:2] >= MIN_SECOND_CHARACTERS) & (words >= MIN_PAIR_WORDS)
-    stops = np.minimum(text.line_stops[1:last:2], starts + max_length - 1)
-    return SequenceIndex(starts[keep], stops[keep], words[keep])
+    return _cut_index(starts[keep], text.line_stops[1:last:2][keep], words[keep], max_length - 1)
 
 
 def index_packed(text: EncodedText, max_length: int) -> SequenceIndex:
@@ -183,10 +189,10 @@ def index_packed(text: EncodedText, max_length: int) -> SequenceIndex:
     while line < len(text.line_stops):
         after = max(line + 1, int(np.searchsorted(text.line_stops, start + room, "right")))
         starts.append(start)
-        stops.append(min(int(text.line_stops[after - 1]), start + room))
         words.append(words_before[after] - words_before[line])
         line, start = after, int(text.line_stops[after - 1])
-    return SequenceIndex(np.array(starts), np.array(stops), np.array(words))
+        stops.append(start)
+    return _cut_index(np.array(starts), np.array(stops), np.array(words), room)
 
 
 class MicroBatch(NamedTuple):

@@ -43,7 +43,8 @@ from mlsm.tokenizer import Tokenizer
 SHARED_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_share", "cache_dir", "device")
 # What may change when a run is resumed. Only the device touches what is learnt: by rounding and precision.
 # Of teacher and dictionary the fingerprints are compared, and not how their paths are written.
-RESUMABLE_CHANGES = {"device", "log_every", "checkpoint_every", "keep_checkpoints", "teacher", "dictionary"}
+RESUMABLE_CHANGES = {"device", "log_every", "teacher", "dictionary"}
+RESUMABLE_CHANGES |= {"checkpoint_every", "keep_checkpoints", "checkpoint_words"}
 
 
 class Plan(NamedTuple):

@@ -82,6 +82,8 @@ def test_configurations_survive_json(preset: str, part: str) -> None:
         (TrainConfig, {"mask_share": 0.0}, "mask_share must be in"),
         (TrainConfig, {"learning_rate": -1.0}, "learning_rate must be above 0"),
         (TrainConfig, {"warmup_share": 2.0}, "warmup_share must be in"),
+        (TrainConfig, {"checkpoint_words": "1M,2K"}, "checkpoint_words takes babylm or numbers"),
+        (TrainConfig, {"checkpoint_words": "0"}, "checkpoint_words takes"),
         (DictionaryConfig, {"lam": 0.0}, "lam must be above 0"),
         (DictionaryConfig, {"k": 0}, "k must be above 0"),
     ],
@@ -89,6 +91,13 @@ def test_configurations_survive_json(preset: str, part: str) -> None:
 def test_values_that_make_no_sense_are_refused(cls: type, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cls(**values)
+
+
+def test_the_schedule_of_the_challenge() -> None:
+    millions = [n // 1_000_000 for n in TrainConfig(checkpoint_words="babylm").word_counts()]
+    assert millions == [*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100)]
+    assert TrainConfig(checkpoint_words="1M, 2500").word_counts() == (1_000_000, 2500)
+    assert TrainConfig().word_counts() == ()
 
 
 def test_unknown_and_missing_fields_are_named() -> None:

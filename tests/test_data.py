@@ -82,6 +82,9 @@ def test_a_line_longer_than_a_sequence_is_cut_and_ends_with_sep(tmp_path: Path, 
     rows = rows_of(update)
     assert max(map(len, rows)) == 24
     assert all(row[0] == CLS_ID and row[-1] == SEP_ID for row in rows)
+    # 30 sentences on one line are about 300 words, of which the 22 or so tokens left hold few
+    assert corpus.index.words_S.max() <= 24
+    assert corpus.index.words_S.min() >= 5
 
 
 def test_an_update_depends_on_nothing_but_seed_and_step(tmp_path: Path) -> None:

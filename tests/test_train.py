@@ -23,6 +23,7 @@ import train
 from mlsm import checkpoint, cli
 from mlsm.checkpoint import MODEL_FILE, fingerprint, read_json, read_tensors
 from mlsm.config import OBJECTIVES
+from mlsm.heads import load_run
 from mlsm.log import read_metrics
 
 CONCEPT_OBJECTIVES = ("mlsm", "lsm", "lsm15", "mlm+mlsm")
@@ -270,6 +271,32 @@ def test_only_the_newest_checkpoints_are_kept(teacher: Path, tmp_path: Path) -> 
     train.main([*student_flags(teacher, "lsm", tmp_path / "run"), "--num-steps=10", "--keep-checkpoints=2"])
     names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"step-8", "step-10"}
+
+
+def test_models_are_kept_for_good_by_words_seen(teacher: Path, tmp_path: Path) -> None:
+    """At the first update at or after each number of words; a run that was resumed keeps the same ones."""
+    flags = [*student_flags(teacher, "lsm", tmp_path / "run"), "--keep-checkpoints=1", "--log-every=1"]
+    train.main([*flags, "--checkpoint-words=1,200,201,300,1M"])
+    folder = tmp_path / "run" / "checkpoints"
+    assert {p.name for p in folder.iterdir()} == {"step-6", "words-1", "words-200", "words-201", "words-300"}
+    seen = {line["step"]: line["words_seen"] for line in read_metrics(tmp_path / "run") if "epoch" in line}
+    for words in (1, 200, 201, 300):
+        kept = folder / f"words-{words}"
+        state = read_json(kept / "state.json")
+        assert state["step"] == min(step for step, count in seen.items() if count >= words)
+        assert state["words_seen"] == seen[state["step"]]
+        for name, digest in state["sha256"].items():
+            assert checkpoint.file_digest(kept / name) == digest
+        assert load_run(kept).model.config.num_concepts == 24
+
+    (tmp_path / "run" / MODEL_FILE).unlink()
+    before = read_tensors(folder / "words-300" / MODEL_FILE)
+    for gone in ("step-6", "words-300"):
+        shutil.rmtree(folder / gone)
+    train.main([*flags, "--resume", "--checkpoint-words=300"])  # from the beginning: no step-N is left
+    after = read_tensors(folder / "words-300" / MODEL_FILE)
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    assert fingerprint(folder / "words-300") != fingerprint(tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(
