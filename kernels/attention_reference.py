@@ -1,11 +1,12 @@
-"""Disentangled attention of DeBERTa v1, as the definition: dense, any dtype, any device. The fast versions
-must equal it.
+"""Disentangled attention of DeBERTa v1, as the definition: dense, one sequence after another, any dtype, any
+device. The fast versions must equal it.
 
-Legend: B sequences, H heads, L positions, E width of a head, R = 2 L relative distances (row r is distance r
-- L).
+Legend: T tokens of all sequences, H heads, E width of a head, L tokens of one sequence, R = 2 max_length
+relative distances (row r is distance r - max_length).
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,30 +14,32 @@ from torch.nn import functional as F
 
 
 def disentangled_attention(
-    q_BHLE: Tensor,
-    k_BHLE: Tensor,
-    v_BHLE: Tensor,
+    q_THE: Tensor,
+    k_THE: Tensor,
+    v_THE: Tensor,
     rel_k_HRE: Tensor,
     rel_q_HRE: Tensor,
-    lengths_B: Tensor,
+    cu_seqlens: Tensor,
+    max_length: int,
     *,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """softmax_j((q_i.k_j + q_i.rel_k[i - j + L] + k_j.rel_q[i - j + L]) / sqrt(3 E)) v_j over the keys j <
-    length.
+    """softmax_j((q_i.k_j + q_i.rel_k[i - j] + k_j.rel_q[i - j]) / sqrt(3 E)) v_j over the tokens j of a
+    sequence.
 
     He et al. 2021, eq. 4, with the index the released weights use for both position terms (the paper's eq. 4
-    writes delta(j, i) for the second). Rows of queries beyond a sequence's length carry no meaning.
+    writes delta(j, i) for the second).
     """
-    num_positions = q_BHLE.shape[2]
-    position_L = torch.arange(num_positions, device=q_BHLE.device)
-    distance_LL = position_L[:, None] - position_L[None, :] + num_positions
-    content_BHLL = q_BHLE @ k_BHLE.mT
-    index_BHLL = distance_LL.expand_as(content_BHLL)
-    content_to_position_BHLL = (q_BHLE @ rel_k_HRE.mT).gather(-1, index_BHLL)
-    position_to_content_BHLL = (k_BHLE @ rel_q_HRE.mT).gather(-1, index_BHLL.mT).mT
-    scores_BHLL = content_BHLL + content_to_position_BHLL + position_to_content_BHLL
-    scores_BHLL = scores_BHLL / math.sqrt(3 * q_BHLE.shape[-1])
-    is_padding_BL = position_L >= lengths_B[:, None]
-    scores_BHLL = scores_BHLL.masked_fill(is_padding_BL[:, None, None, :], -math.inf)
-    return F.dropout(scores_BHLL.softmax(-1), dropout_p) @ v_BHLE
+    outs = []
+    for first, last in pairwise(cu_seqlens.tolist()):
+        q_HLE, k_HLE, v_HLE = (x[first:last].transpose(0, 1) for x in (q_THE, k_THE, v_THE))
+        position_L = torch.arange(last - first, device=q_THE.device)
+        distance_LL = position_L[:, None] - position_L[None, :] + max_length
+        content_HLL = q_HLE @ k_HLE.mT
+        index_HLL = distance_LL.expand_as(content_HLL)
+        content_to_position_HLL = (q_HLE @ rel_k_HRE.mT).gather(-1, index_HLL)
+        position_to_content_HLL = (k_HLE @ rel_q_HRE.mT).gather(-1, index_HLL.mT).mT
+        scores_HLL = content_HLL + content_to_position_HLL + position_to_content_HLL
+        weights_HLL = (scores_HLL / math.sqrt(3 * q_THE.shape[-1])).softmax(-1)
+        outs.append((F.dropout(weights_HLL, dropout_p) @ v_HLE).transpose(0, 1))
+    return torch.cat(outs)

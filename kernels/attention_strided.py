@@ -6,15 +6,53 @@ attention needs entry (i, i - j + L). With the table in reverse, that is entry (
 row down moves one column left, so the wanted L x L block is the same memory read with a row stride of 2 L - 1
 instead of 2 L. No index tensor, no copy, and a backward pass that writes each entry once.
 
-Heads come first in memory, so that each head multiplies its own distance table with all sequences in one
-product.
+A rectangle is needed for that: sequences are padded to the longest on the way in and cut on the way out, in
+the copies that bring the heads to the front and back (each head multiplies its own distance table with all
+sequences in one product).
+
+Legend: T tokens of all sequences, B sequences, H heads, L tokens of the longest, M = B L, E width of a head,
+R = 2 L relative distances.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class _Pad(torch.autograd.Function):
+    """(T, H, E) to (H, M, E) with zeros in the slots that no token takes."""
+
+    @staticmethod
+    def forward(ctx: Any, x_THE: Tensor, slot_T: Tensor, num_slots: int) -> Tensor:
+        ctx.save_for_backward(slot_T)
+        _, num_heads, head_width = x_THE.shape
+        return x_THE.new_zeros(num_heads, num_slots, head_width).index_copy_(1, slot_T, x_THE.transpose(0, 1))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (slot_T,) = ctx.saved_tensors
+        return gradients[0].transpose(0, 1).index_select(0, slot_T), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """(H, M, E) to (T, H, E). A gather, whose own gradient would not know that no slot is read twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x_HME: Tensor, slot_T: Tensor) -> Tensor:
+        ctx.save_for_backward(slot_T)
+        ctx.num_slots = x_HME.shape[1]
+        return x_HME.transpose(0, 1).index_select(0, slot_T)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (slot_T,) = ctx.saved_tensors
+        gradient_HTE = gradients[0].transpose(0, 1)
+        num_heads, _, head_width = gradient_HTE.shape
+        out_HME = gradient_HTE.new_zeros(num_heads, ctx.num_slots, head_width)
+        return out_HME.index_copy_(1, slot_T, gradient_HTE), None
 
 
 def _diagonals(product_HMR: Tensor, num_sequences: int, first: int) -> Tensor:
@@ -30,42 +68,57 @@ def _diagonals(product_HMR: Tensor, num_sequences: int, first: int) -> Tensor:
 
 
 def disentangled_attention(
-    q_BHLE: Tensor,
-    k_BHLE: Tensor,
-    v_BHLE: Tensor,
+    q_THE: Tensor,
+    k_THE: Tensor,
+    v_THE: Tensor,
     rel_k_HRE: Tensor,
     rel_q_HRE: Tensor,
-    lengths_B: Tensor,
+    cu_seqlens: Tensor,
+    max_length: int,
     *,
     dropout_p: float = 0.0,
 ) -> Tensor:
     """The same as `attention_reference.disentangled_attention`; scores and softmax in the dtype of the
     inputs.
     """
-    num_sequences, _, num_positions, head_width = q_BHLE.shape
+    num_tokens, num_heads, head_width = q_THE.shape
+    num_sequences = len(cu_seqlens) - 1
+    num_slots = num_sequences * max_length
+    is_padded = num_tokens < num_slots
     scale = 1 / math.sqrt(3 * head_width)
-    q_HBLE, k_HBLE, v_HBLE = (x.transpose(0, 1).contiguous() for x in (q_BHLE, k_BHLE, v_BHLE))
-    q_HME, k_HME = q_HBLE.flatten(1, 2), k_HBLE.flatten(1, 2)
+    if is_padded:
+        lengths_B = cu_seqlens.diff()
+        room_before_B = torch.arange(num_sequences, device=q_THE.device) * max_length - cu_seqlens[:-1]
+        slot_T = torch.arange(num_tokens, device=q_THE.device)
+        slot_T += room_before_B.repeat_interleave(lengths_B, output_size=num_tokens)
+        q_HME, k_HME, v_HME = (_Pad.apply(x, slot_T, num_slots) for x in (q_THE, k_THE, v_THE))
+    else:
+        q_HME, k_HME, v_HME = (x.transpose(0, 1).contiguous() for x in (q_THE, k_THE, v_THE))
     content_to_position_HBLL = _diagonals(
-        torch.bmm(q_HME, (rel_k_HRE * scale).flip(1).mT), num_sequences, num_positions - 1
+        torch.bmm(q_HME, (rel_k_HRE * scale).flip(1).mT), num_sequences, max_length - 1
     )
     # rows are keys here: entry (j, i) = column i - j + L, which is the table in its own order
     position_to_content_HBLL = _diagonals(
-        torch.bmm(k_HME, (rel_q_HRE * scale).mT), num_sequences, num_positions
+        torch.bmm(k_HME, (rel_q_HRE * scale).mT), num_sequences, max_length
     ).mT
     bias_HBLL = content_to_position_HBLL + position_to_content_HBLL
-    is_padding_BL = torch.arange(num_positions, device=q_BHLE.device) >= lengths_B[:, None]
-    bias_HBLL = bias_HBLL.masked_fill(is_padding_BL[:, None, :], -math.inf)
-    if q_BHLE.is_cuda:
+    if is_padded:
+        is_padding_BL = torch.arange(max_length, device=q_THE.device) >= lengths_B[:, None]
+        bias_HBLL = bias_HBLL.masked_fill(is_padding_BL[:, None, :], -math.inf)
+    rectangle = (num_heads, num_sequences, max_length, head_width)
+    q_HBLE, k_HBLE, v_HBLE = (x.view(rectangle) for x in (q_HME, k_HME, v_HME))
+    if q_THE.is_cuda:
         out_HBLE = F.scaled_dot_product_attention(
             q_HBLE, k_HBLE, v_HBLE, attn_mask=bias_HBLL, dropout_p=dropout_p, scale=scale
         )
-        return out_HBLE.transpose(0, 1)
-    # A bias that needs a gradient leaves a CPU only the composite SDPA, which also guards against rows
-    # without any key; there are none here (every sequence has a first token), and leaving that out is faster.
-    scores_MLL = torch.baddbmm(
-        bias_HBLL.flatten(0, 1), q_HBLE.flatten(0, 1), k_HBLE.flatten(0, 1).mT, alpha=scale
-    )
-    weights_MLL = F.dropout(scores_MLL.softmax(-1), dropout_p)
-    out_MLE = torch.bmm(weights_MLL, v_HBLE.flatten(0, 1))
-    return out_MLE.view_as(q_HBLE).transpose(0, 1)
+        out_HME = out_HBLE.reshape(q_HME.shape)
+    else:
+        # A bias that needs a gradient leaves a CPU only the composite SDPA, which also guards against rows
+        # without any key; there are none here (every sequence has a first token), and leaving that out is
+        # faster.
+        scores_XLL = torch.baddbmm(
+            bias_HBLL.flatten(0, 1), q_HBLE.flatten(0, 1), k_HBLE.flatten(0, 1).mT, alpha=scale
+        )
+        weights_XLL = F.dropout(scores_XLL.softmax(-1), dropout_p)
+        out_HME = torch.bmm(weights_XLL, v_HBLE.flatten(0, 1)).view(q_HME.shape)
+    return _Unpad.apply(out_HME, slot_T) if is_padded else out_HME.transpose(0, 1)

@@ -5,7 +5,7 @@ A corpus is encoded once into one stream of ids in which every line ends with [S
 in, and a corpus of 100M words costs the memory of its index. Pairs may span two files: one pair a file, at
 most.
 
-Legend: B sequences of a micro-batch, L positions, N selected positions, S sequences of a corpus.
+Legend: T tokens of a micro-batch, N selected positions, S sequences of a corpus.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mlsm.chance import generator_for, seed_for
 from mlsm.checkpoint import write_text, write_whole
 from mlsm.config import EMBEDDED_CORPUS, DataConfig
 from mlsm.masking import hide, select
+from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, PAD_ID, SEP_ID, Tokenizer, train_tokenizer
 
 LINES_A_BLOCK = 20_000  # lines encoded at once; bounds memory, long enough to keep the cores busy
@@ -196,19 +197,20 @@ def index_packed(text: EncodedText, max_length: int) -> SequenceIndex:
 
 
 class MicroBatch(NamedTuple):
-    """Sequences of similar length; positions are counted row by row in (B, L)."""
+    """Sequences of similar length."""
 
-    ids_BL: Tensor  # the text as it is
-    inputs_BL: Tensor  # the text as the model sees it: with [MASK], where the objective hides tokens
-    lengths_B: Tensor
+    text: Sequences  # as it is
+    inputs: Sequences  # as the model sees it: with [MASK], where the objective hides tokens
     selected_N: Tensor  # flat positions to learn from
 
     def labels_N(self) -> Tensor:
         """The ids of the text at the selected positions."""
-        return self.ids_BL.flatten()[self.selected_N]
+        return self.text.ids_T[self.selected_N]
 
     def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(*(x.to(device, non_blocking=True) for x in self))
+        return MicroBatch(
+            self.text.to(device), self.inputs.to(device), self.selected_N.to(device, non_blocking=True)
+        )
 
 
 class Update(NamedTuple):
@@ -306,24 +308,19 @@ class Corpus:
         while by_length:
             count = max(1, token_budget // len(rows[by_length[0]]))
             chosen, by_length = by_length[:count], by_length[count:]
-            micro_batches.append(_pad([rows[i] for i in chosen], [selected[i] for i in chosen], selection))
+            text, is_selected_T = (
+                Sequences.of([rows[i] for i in chosen]),
+                torch.cat([selected[i] for i in chosen]),
+            )
+            inputs_T = hide(text.ids_T, is_selected_T) if selection.is_hidden else text.ids_T
+            selected_N = is_selected_T.nonzero().squeeze(1)
+            micro_batches.append(MicroBatch(text, text._replace(ids_T=inputs_T), selected_N))
         return Update(
             micro_batches,
             num_selected=sum(len(m.selected_N) for m in micro_batches),
             num_tokens=int(lengths.sum()),
             num_words=int(self.index.words_S[sequences].sum()),
         )
-
-
-def _pad(rows: list[Tensor], selected: list[Tensor], selection: Selection) -> MicroBatch:
-    ids_BL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_ID)
-    selected_BL = torch.nn.utils.rnn.pad_sequence(selected, batch_first=True, padding_value=False)
-    return MicroBatch(
-        ids_BL=ids_BL,
-        inputs_BL=hide(ids_BL, selected_BL) if selection.is_hidden else ids_BL,
-        lengths_B=torch.tensor([len(row) for row in rows]),
-        selected_N=selected_BL.flatten().nonzero().squeeze(1),
-    )
 
 
 def unigram_log_probabilities(text: EncodedText) -> Tensor:

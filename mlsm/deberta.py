@@ -3,7 +3,9 @@
 The layout of the weights is that of the published checkpoints (queries, keys and values interleaved per
 head), so that weights can be exchanged by renaming. Heads that read the hidden states are in `mlsm.heads`.
 
-Legend: B sequences, L positions, D width, H heads, E = D / H, R = 2 L relative distances.
+Sequences lie flat, one after another, without padding.
+
+Legend: T tokens of all sequences, N of them selected, D width, H heads, E = D / H, R relative distances.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 
 from kernels.attention import disentangled_attention
 from mlsm.config import ModelConfig
+from mlsm.sequences import Sequences
 
 LAYER_NORM_EPS = 1e-7  # of the published configuration
 
@@ -31,7 +34,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Attention(nn.Module):
-    """Disentangled self-attention with its output projection, without the residual."""
+    """Disentangled self-attention; `out` is its output projection, which the layer applies."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -54,23 +57,24 @@ class Attention(nn.Module):
     def _heads(self, table_RD: Tensor) -> Tensor:
         return table_RD.view(table_RD.shape[0], self.num_heads, -1).transpose(0, 1)
 
-    def forward(self, x_BLD: Tensor, table_RD: Tensor, lengths_B: Tensor) -> Tensor:
-        num_sequences, num_positions, width = x_BLD.shape
-        qkv_BLX = F.linear(x_BLD, self.in_proj.weight, self._in_bias())
-        qkv_BL3 = qkv_BLX.view(num_sequences, num_positions, self.num_heads, 3, width // self.num_heads)
-        q_BHLE, k_BHLE, v_BHLE = qkv_BL3.permute(3, 0, 2, 1, 4)
+    def forward(self, x_TD: Tensor, table_RD: Tensor, sequences: Sequences) -> Tensor:
+        """What each token gathers from its sequence (T, D), before the output projection."""
+        num_tokens, width = x_TD.shape
+        qkv_TX = F.linear(x_TD, self.in_proj.weight, self._in_bias())
+        q_THE, k_THE, v_THE = qkv_TX.view(num_tokens, self.num_heads, 3, -1).unbind(2)
         dropout_p = self.dropout_p if self.training else 0.0
         table_RD = F.dropout(table_RD, dropout_p)
-        mixed_BHLE = disentangled_attention(
-            q_BHLE,
-            k_BHLE,
-            v_BHLE,
+        mixed_THE = disentangled_attention(
+            q_THE,
+            k_THE,
+            v_THE,
             self._heads(self.pos_k(table_RD)),
             self._heads(self.pos_q(table_RD)),
-            lengths_B,
+            sequences.cu_seqlens,
+            sequences.max_length,
             dropout_p=dropout_p,
         )
-        return self.out(mixed_BHLE.transpose(1, 2).reshape(num_sequences, num_positions, width))
+        return mixed_THE.reshape(num_tokens, width)
 
 
 class Layer(nn.Module):
@@ -85,9 +89,17 @@ class Layer(nn.Module):
         self.ffn_norm = LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BLD: Tensor, table_RD: Tensor, lengths_B: Tensor) -> Tensor:
-        x_BLD = self.attention_norm(x_BLD + self.dropout(self.attention(x_BLD, table_RD, lengths_B)))
-        return self.ffn_norm(x_BLD + self.dropout(self.down(F.gelu(self.up(x_BLD)))))
+    def forward(
+        self, x_TD: Tensor, table_RD: Tensor, sequences: Sequences, at_N: Tensor | None = None
+    ) -> Tensor:
+        """States (T, D) of all tokens, or (N, D) of those `at` some positions: what no one reads is not
+        computed.
+        """
+        mixed_TD = self.attention(x_TD, table_RD, sequences)
+        if at_N is not None:
+            x_TD, mixed_TD = x_TD[at_N], mixed_TD[at_N]
+        x_TD = self.attention_norm(x_TD + self.dropout(self.attention.out(mixed_TD)))
+        return self.ffn_norm(x_TD + self.dropout(self.down(F.gelu(self.up(x_TD)))))
 
 
 class Encoder(nn.Module):
@@ -102,23 +114,25 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, ids_BL: Tensor, lengths_B: Tensor, num_layers: int | None = None) -> Tensor:
-        """Hidden states (B, L, D) of layer `num_layers` (default: the last; 0: the embeddings).
+    def forward(
+        self, sequences: Sequences, at_N: Tensor | None = None, num_layers: int | None = None
+    ) -> Tensor:
+        """Hidden states of layer `num_layers` (default: the last; 0: the embeddings), of all tokens (T, D) or
+        at flat positions (N, D).
 
-        Positions at or beyond a sequence's length carry no meaning. Raises ValueError for sequences longer
-        than the table of relative positions.
+        Raises ValueError for sequences longer than the table of relative positions.
         """
-        num_positions = ids_BL.shape[1]
-        if num_positions > self.max_positions:
-            raise ValueError(
-                f"sequences of {num_positions} tokens, but the model was built for {self.max_positions}"
-            )
-        middle = self.max_positions
-        table_RD = self.distances.weight[middle - num_positions : middle + num_positions]
-        x_BLD = self.dropout(self.word_norm(self.words(ids_BL)))
-        for layer in self.layers[:num_layers]:
-            x_BLD = layer(x_BLD, table_RD, lengths_B)
-        return x_BLD
+        longest, middle = sequences.max_length, self.max_positions
+        if longest > self.max_positions:
+            raise ValueError(f"sequences of {longest} tokens, but the model was built for {middle}")
+        table_RD = self.distances.weight[middle - longest : middle + longest]
+        x_TD = self.dropout(self.word_norm(self.words(sequences.ids_T)))
+        layers = self.layers[:num_layers]
+        for layer in layers[:-1]:
+            x_TD = layer(x_TD, table_RD, sequences)
+        if layers:
+            return layers[-1](x_TD, table_RD, sequences, at_N)
+        return x_TD if at_N is None else x_TD[at_N]
 
 
 def init_weights_(module: nn.Module, std: float, generator: torch.Generator) -> None:

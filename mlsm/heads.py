@@ -5,7 +5,7 @@ Words and concepts share one transform (dense, GELU, LayerNorm): the concept row
 rows, which are tied to the word embeddings. The token head of the third phase maps concept logits to words.
 All heads take the hidden states of selected positions only.
 
-Legend: B sequences, L positions, N selected positions, D width, V vocabulary, K concepts.
+Legend: N selected positions, D width, V vocabulary, K concepts.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mlsm.chance import generator_for
 from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors
 from mlsm.config import ModelConfig, from_json
 from mlsm.deberta import Encoder, LayerNorm, init_weights_
+from mlsm.sequences import Sequences
 from mlsm.tokenizer import PAD_ID, Tokenizer
 
 
@@ -44,9 +45,9 @@ class LanguageModel(nn.Module):
                 # A convex problem: random weights would only be noise to unlearn.
                 self.token_head.weight.zero_()
 
-    def hidden_at(self, inputs_BL: Tensor, lengths_B: Tensor, selected_N: Tensor) -> Tensor:
-        """Transformed last hidden states (N, D) at flat positions of (B, L)."""
-        hidden_ND = self.encoder(inputs_BL, lengths_B).flatten(0, 1)[selected_N]
+    def hidden_at(self, sequences: Sequences, selected_N: Tensor) -> Tensor:
+        """Transformed last hidden states (N, D) at flat positions."""
+        hidden_ND = self.encoder(sequences, selected_N)
         return self.transform_norm(F.gelu(self.transform(hidden_ND)))
 
     def vocabulary_logits(self, hidden_ND: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def masked_lm(
     model: LanguageModel, micro: MicroBatch, teacher: Teacher | None, config: TrainConfig
 ) -> Outcome:
     """Phase 1: the hidden tokens, by the vocabulary rows."""
-    hidden_ND = model.hidden_at(micro.inputs_BL, micro.lengths_B, micro.selected_N)
+    hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     return Outcome(*_cross_entropy(model.vocabulary_logits(hidden_ND), micro.labels_N()))
 
 
@@ -64,7 +64,7 @@ def latent_concepts(
 ) -> Outcome:
     """Phase 2, MLSM, LSM and LSM15 alike: they differ in what `selection` picks and hides."""
     assert teacher is not None
-    hidden_ND = model.hidden_at(micro.inputs_BL, micro.lengths_B, micro.selected_N)
+    hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     return Outcome(*_concept_divergence(model, hidden_ND, micro, teacher))
 
 
@@ -75,7 +75,7 @@ def masked_lm_and_concepts(
     positions.
     """
     assert teacher is not None
-    hidden_ND = model.hidden_at(micro.inputs_BL, micro.lengths_B, micro.selected_N)
+    hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     divergence, concept_parts = _concept_divergence(model, hidden_ND, micro, teacher)
     entropy, token_parts = _cross_entropy(model.vocabulary_logits(hidden_ND), micro.labels_N())
     return Outcome(divergence + config.mlm_weight * entropy, concept_parts | token_parts)
@@ -86,9 +86,7 @@ def token_head(
 ) -> Outcome:
     """Phase 3: the hidden tokens, by one linear layer on the concept logits of a frozen student."""
     with torch.no_grad():
-        concepts_NK = model.concept_logits(
-            model.hidden_at(micro.inputs_BL, micro.lengths_B, micro.selected_N)
-        )
+        concepts_NK = model.concept_logits(model.hidden_at(micro.inputs, micro.selected_N))
     assert model.token_head is not None
     return Outcome(*_cross_entropy(model.token_head(concepts_NK), micro.labels_N()))
 

@@ -5,7 +5,7 @@ Nothing is precomputed: the teacher reads the unmasked text of each micro-batch 
 selected positions are coded. Hidden states are divided by their L2 norm, for the dictionary as for the codes;
 without that, lambda would mean something else in every layer.
 
-Legend: B sequences, L positions, N selected positions, D width of the teacher, K concepts.
+Legend: N selected positions, D width of the teacher, K concepts.
 """
 
 from __future__ import annotations
@@ -61,8 +61,7 @@ class Teacher:
 @torch.no_grad()
 def unit_states(encoder: Encoder, micro: MicroBatch, layer: int) -> Tensor:
     """Hidden states (N, D) of the unmasked text at the selected positions, float32, of unit L2 norm."""
-    hidden_BLD = encoder(micro.ids_BL, micro.lengths_B, num_layers=layer)
-    return F.normalize(hidden_BLD.flatten(0, 1)[micro.selected_N].float(), dim=1)
+    return F.normalize(encoder(micro.text, micro.selected_N, num_layers=layer).float(), dim=1)
 
 
 def sample_states(

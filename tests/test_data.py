@@ -10,7 +10,8 @@ from small_text import sentences, write_corpus
 
 from mlsm.config import DataConfig
 from mlsm.data import Corpus, MicroBatch, Selection, Update, corpus_tokenizer, unigram_log_probabilities
-from mlsm.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, PAD_ID, SEP_ID
+from mlsm.sequences import Sequences
+from mlsm.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, SEP_ID
 
 MASKED = Selection(0.15, is_hidden=True)
 EVERYTHING = Selection(1.0, is_hidden=False)
@@ -27,14 +28,12 @@ def make_corpus(folder: Path, lines: list[str] | None = None, **settings: object
     return Corpus(config, corpus_tokenizer(config, 80, quiet), quiet)
 
 
-def rows_of(update: Update) -> list[tuple[int, ...]]:
-    """The sequences of an update without their padding, in a fixed order."""
-    rows = [
-        tuple(ids[:length].tolist())
-        for micro in update.micro_batches
-        for ids, length in zip(micro.ids_BL, micro.lengths_B, strict=True)
-    ]
-    return sorted(rows)
+def rows_of(update: Update, name: str = "text") -> list[tuple[int, ...]]:
+    """The sequences of an update, in a fixed order."""
+    sides = [getattr(micro, name) for micro in update.micro_batches]
+    return sorted(
+        tuple(ids.tolist()) for side in sides for ids in side.ids_T.split(side.cu_seqlens.diff().tolist())
+    )
 
 
 def asked(corpus: Corpus, step: int, **changes: object) -> Update:
@@ -94,31 +93,26 @@ def test_an_update_depends_on_nothing_but_seed_and_step(tmp_path: Path) -> None:
         asked(corpus, step)
     again = asked(make_corpus(tmp_path), 7)
     for one, other in zip(first.micro_batches, again.micro_batches, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert torch.equal(one.text.ids_T, other.text.ids_T)
+        assert torch.equal(one.inputs.ids_T, other.inputs.ids_T)
+        assert torch.equal(one.selected_N, other.selected_N)
     assert rows_of(asked(corpus, 7, seed=2)) != rows_of(first)
     assert rows_of(asked(corpus, 8)) != rows_of(first)
 
 
 def test_the_token_budget_changes_no_position(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path)
-
-    def seen(update: Update) -> list[tuple[int, ...]]:
-        return sorted(
-            tuple(i[:n].tolist())
-            for m in update.micro_batches
-            for i, n in zip(m.inputs_BL, m.lengths_B, strict=True)
-        )
-
     small, large = asked(corpus, 4, token_budget=60), asked(corpus, 4, token_budget=10_000)
     assert len(small.micro_batches) > len(large.micro_batches) == 1
-    assert seen(small) == seen(large)
+    assert rows_of(small, "inputs") == rows_of(large, "inputs") != rows_of(large)
     assert small[1:] == large[1:]
 
 
 def test_micro_batches_keep_the_budget_and_waste_little(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, [" ".join(sentences(1 + n % 4, seed=n)) for n in range(400)])
     update = asked(corpus, 0, batch_size=128, token_budget=500)
-    sizes = [micro.ids_BL.numel() for micro in update.micro_batches]
+    sizes = [(len(m.text.cu_seqlens) - 1) * m.text.max_length for m in update.micro_batches]
+    assert sum(len(micro.text.ids_T) for micro in update.micro_batches) == update.num_tokens
     assert max(sizes) <= 500
     assert sum(sizes) < 1.1 * update.num_tokens
 
@@ -144,7 +138,7 @@ def test_selection_hides_what_it_selects(tmp_path: Path) -> None:
     update = corpus.cut(corpus.training, 100_000, MASKED, torch.Generator().manual_seed(0))
     num_ordinary = 0
     for micro in update.micro_batches:
-        ids, inputs = micro.ids_BL.flatten(), micro.inputs_BL.flatten()
+        ids, inputs = micro.text.ids_T, micro.inputs.ids_T
         is_selected = torch.zeros_like(ids, dtype=torch.bool)
         is_selected[micro.selected_N] = True
         assert (ids[is_selected] >= NUM_SPECIALS).all()
@@ -158,10 +152,8 @@ def test_selection_hides_what_it_selects(tmp_path: Path) -> None:
 def test_every_ordinary_token_is_selected_for_lsm(tmp_path: Path) -> None:
     update = asked(make_corpus(tmp_path), 0, selection=EVERYTHING)
     for micro in update.micro_batches:
-        assert torch.equal(micro.inputs_BL, micro.ids_BL)
-        assert len(micro.selected_N) == int((micro.ids_BL >= NUM_SPECIALS).sum())
-        beyond = torch.arange(micro.ids_BL.shape[1]) >= micro.lengths_B[:, None]
-        assert torch.equal(micro.ids_BL == PAD_ID, beyond)
+        assert torch.equal(micro.inputs.ids_T, micro.text.ids_T)
+        assert len(micro.selected_N) == int((micro.text.ids_T >= NUM_SPECIALS).sum())
 
 
 def test_ids_stay_on_disk(tmp_path: Path) -> None:
@@ -210,5 +202,7 @@ def test_bad_corpora_are_refused(tmp_path: Path) -> None:
 
 
 def test_micro_batches_move_whole() -> None:
-    micro = MicroBatch(*(torch.zeros(2, dtype=torch.long) for _ in range(4)))
-    assert all(x.device.type == "meta" for x in micro.to(torch.device("meta")))
+    text = Sequences.of([torch.zeros(2, dtype=torch.long)])
+    moved = MicroBatch(text, text, torch.zeros(2, dtype=torch.long)).to(torch.device("meta"))
+    tensors = [moved.selected_N, *moved.text[:2], *moved.inputs[:2]]
+    assert all(x.device.type == "meta" for x in tensors)

@@ -10,6 +10,7 @@ from mlsm.config import ModelConfig, base
 from mlsm.deberta import Encoder
 from mlsm.heads import LanguageModel, load_weights_
 from mlsm.huggingface import from_huggingface
+from mlsm.sequences import Sequences
 
 SIZES = {
     "narrow": ModelConfig(
@@ -66,13 +67,12 @@ def test_equals_the_published_model(size: str, lengths: list[int]) -> None:
     ours = our_model(theirs, config)
     generator = torch.Generator().manual_seed(len(lengths))
     ids_BL = torch.randint(5, config.vocab_size, (len(lengths), max(lengths)), generator=generator)
-    lengths_B = torch.tensor(lengths)
-    is_real_BL = torch.arange(max(lengths)) < lengths_B[:, None]
+    is_real_BL = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     labels_N = torch.randint(5, config.vocab_size, (int(is_real_BL.sum()),), generator=generator)
-    selected_N = is_real_BL.flatten().nonzero().squeeze(1)
+    sequences = Sequences.of([ids_L[:length] for ids_L, length in zip(ids_BL, lengths, strict=True)])
 
-    ours_NV = ours.vocabulary_logits(ours.hidden_at(ids_BL, lengths_B, selected_N))
-    theirs_NV = theirs(ids_BL, attention_mask=is_real_BL.long()).logits.flatten(0, 1)[selected_N]
+    ours_NV = ours.vocabulary_logits(ours.hidden_at(sequences, torch.arange(len(labels_N))))
+    theirs_NV = theirs(ids_BL, attention_mask=is_real_BL.long()).logits[is_real_BL]
     scale = float(theirs_NV.detach().abs().max())
     assert float((ours_NV - theirs_NV).detach().abs().max()) <= 1e-5 * max(1.0, scale)
 
@@ -95,8 +95,11 @@ def test_hidden_states_of_each_layer_equal_the_published_ones() -> None:
     ids_BL = torch.arange(5, 5 + 18).view(2, 9)
     expected = theirs.deberta(ids_BL, output_hidden_states=True).hidden_states
     for layer, hidden_BLD in enumerate(expected):
-        ours_BLD = encoder(ids_BL, torch.tensor([9, 9]), num_layers=layer)
-        torch.testing.assert_close(ours_BLD, hidden_BLD, atol=2e-5, rtol=1e-5)
+        ours_TD = encoder(Sequences.of(ids_BL.unbind()), num_layers=layer)
+        torch.testing.assert_close(ours_TD, hidden_BLD.flatten(0, 1), atol=2e-5, rtol=1e-5)
+        at_N = torch.tensor([3, 11, 12])
+        ours_ND = encoder(Sequences.of(ids_BL.unbind()), at_N, num_layers=layer)
+        torch.testing.assert_close(ours_ND, hidden_BLD.flatten(0, 1)[at_N], atol=2e-5, rtol=1e-5)
 
 
 def test_base_has_the_papers_number_of_parameters() -> None:
@@ -108,23 +111,21 @@ def test_base_has_the_papers_number_of_parameters() -> None:
     assert sum(sizes.values()) == 99_998_208
 
 
-def test_padding_changes_nothing() -> None:
-    torch.manual_seed(0)
+def test_a_sequence_does_not_see_its_neighbours() -> None:
     model = LanguageModel(SIZES["narrow"]).eval()
-    ids_BL = torch.randint(5, 61, (1, 11))
-    alone_ND = model.encoder(ids_BL, torch.tensor([11]))[0]
-    padded_BL = torch.full((3, 20), 3)
-    padded_BL[1, :11] = ids_BL
-    together_ND = model.encoder(padded_BL, torch.tensor([20, 11, 4]))[1, :11]
-    torch.testing.assert_close(alone_ND, together_ND, atol=1e-6, rtol=1e-5)
+    rows = [torch.randint(5, 61, (n,), generator=torch.Generator().manual_seed(n)) for n in (20, 11, 4)]
+    alone_LD = model.encoder(Sequences.of([rows[1]]))
+    together_TD = model.encoder(Sequences.of(rows))
+    torch.testing.assert_close(together_TD[20:31], alone_LD, atol=1e-6, rtol=1e-5)
 
 
 def test_logits_are_computed_for_selected_positions_only() -> None:
     model = LanguageModel(SIZES["narrow"])
-    hidden_ND = model.hidden_at(torch.full((2, 9), 7), torch.tensor([9, 9]), torch.tensor([3, 12, 13]))
+    sequences = Sequences.of([torch.full((9,), 7)] * 2)
+    hidden_ND = model.hidden_at(sequences, torch.tensor([3, 12, 13]))
     assert model.vocabulary_logits(hidden_ND).shape == (3, 61)
 
 
 def test_a_sequence_longer_than_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="sequences of 41 tokens, but the model was built for 40"):
-        LanguageModel(SIZES["narrow"]).encoder(torch.full((1, 41), 7), torch.tensor([41]))
+        LanguageModel(SIZES["narrow"]).encoder(Sequences.of([torch.full((41,), 7)]))

@@ -18,6 +18,7 @@ from mlsm.evaluation.heldout import score_unigram, score_words
 from mlsm.evaluation.pseudo_likelihood import score_sentences, token_log_probabilities
 from mlsm.evaluation.tables import as_markdown, as_text
 from mlsm.heads import Run, load_run
+from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 
@@ -37,9 +38,7 @@ def test_pseudo_likelihood_masks_each_token_once(run: Run) -> None:
     for position, token in enumerate(ids):
         row = [CLS_ID, *ids, SEP_ID]
         row[position + 1] = MASK_ID
-        hidden = run.model.hidden_at(
-            torch.tensor([row]), torch.tensor([len(row)]), torch.tensor([position + 1])
-        )
+        hidden = run.model.hidden_at(Sequences.of([torch.tensor(row)]), torch.tensor([position + 1]))
         expected = run.model.vocabulary_logits(hidden).log_softmax(-1)[0, token]
         assert float(scores[position]) == pytest.approx(float(expected.detach()), abs=1e-5)
 

@@ -15,6 +15,7 @@ from mlsm import export
 from mlsm.evaluation.pseudo_likelihood import Text, score_sentences, score_texts
 from mlsm.export import replacement_rules
 from mlsm.heads import load_run
+from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 LINES = [
@@ -52,9 +53,8 @@ def test_logits_equal_ours(pair: tuple[Path, Path]) -> None:
         ids[2] = MASK_ID
         everywhere_N = torch.arange(len(ids))
         with torch.no_grad():
-            ours_NV = run.model.token_logits(
-                run.model.hidden_at(torch.tensor([ids]), torch.tensor([len(ids)]), everywhere_N)
-            )
+            hidden_ND = run.model.hidden_at(Sequences.of([torch.tensor(ids)]), everywhere_N)
+            ours_NV = run.model.token_logits(hidden_ND)
             theirs_NV = theirs(input_ids=torch.tensor([ids])).logits[0]
         assert torch.allclose(ours_NV, theirs_NV, atol=1e-5, rtol=1e-5)
 

@@ -13,7 +13,7 @@ FLOORS = [
     ["kernels.attention_reference", "kernels.attention_strided"],
     ["kernels.lasso_reference", "kernels.lasso_descent", "kernels.lasso_triton"],
     ["kernels.lasso", "kernels.attention"],
-    ["mlsm.config", "mlsm.chance"],
+    ["mlsm.config", "mlsm.chance", "mlsm.sequences"],
     ["mlsm.tokenizer", "mlsm.checkpoint", "mlsm.log", "mlsm.huggingface"],
     ["mlsm.masking", "mlsm.cli"],
     ["mlsm.deberta", "mlsm.dictionary", "mlsm.data", "mlsm.optim"],

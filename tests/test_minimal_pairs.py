@@ -20,6 +20,7 @@ from mlsm.evaluation.paper import quoted_rows
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.tables import Spread, as_text
 from mlsm.heads import load_run
+from mlsm.sequences import Sequences
 from mlsm.tokenizer import SEP_ID
 
 
@@ -31,9 +32,8 @@ class NeighbourModel(nn.Module):
         self.log_probability_VV = nn.Parameter(table_VV.log())
         self.config = SimpleNamespace(max_positions=16)
 
-    def hidden_at(self, ids_BL: Tensor, lengths_B: Tensor, selected_N: Tensor) -> Tensor:
-        left_BL = ids_BL.roll(1, dims=1)
-        return self.log_probability_VV[left_BL.flatten()[selected_N]]
+    def hidden_at(self, sequences: Sequences, selected_N: Tensor) -> Tensor:
+        return self.log_probability_VV[sequences.ids_T[selected_N - 1]]
 
     def token_logits(self, hidden_ND: Tensor) -> Tensor:
         return hidden_ND

@@ -103,7 +103,7 @@ def test_selections_are_the_papers() -> None:
 
 def test_targets_are_distributions_of_the_unmasked_text(corpus: Corpus, teacher: Teacher) -> None:
     masked = update_of(corpus, Selection(0.15, is_hidden=True)).micro_batches[0]
-    plain = masked._replace(inputs_BL=masked.ids_BL)
+    plain = masked._replace(inputs=masked.text)
     targets = teacher.targets(masked)
     assert torch.equal(targets.distribution_NK, teacher.targets(plain).distribution_NK)
     assert (targets.distribution_NK >= 0).all()
@@ -132,7 +132,7 @@ def test_a_zero_code_adds_nothing_but_still_counts(
 def test_the_divergence_is_kl_in_nats(corpus: Corpus, model: LanguageModel, teacher: Teacher) -> None:
     micro = update_of(corpus, Selection(1.0, is_hidden=False)).micro_batches[0]
     target_NK = teacher.targets(micro).distribution_NK.double()
-    hidden_ND = model.hidden_at(micro.inputs_BL, micro.lengths_B, micro.selected_N)
+    hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     student_NK = model.concept_logits(hidden_ND).detach().double().softmax(-1)
     expected = sum(
         float((p[p > 0] * (p[p > 0] / q[p > 0]).log()).sum())

@@ -4,7 +4,7 @@ A fresh head reads the first position: dropout(0) - dense - GELU - dropout(0.1) 
 token heads of a run take no part. After each epoch the validation set is scored and the best epoch is kept:
 by F1 if there are two labels, else by accuracy. Float32 throughout.
 
-Legend: B sequences, L positions, D width, C labels.
+Legend: B sequences, D width, C labels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mlsm.evaluation.glue import TASKS, Item, accuracy, encode_item, f1, read_it
 from mlsm.evaluation.subject import Subject
 from mlsm.evaluation.tables import Spread
 from mlsm.optim import clip_gradients_
-from mlsm.tokenizer import PAD_ID
+from mlsm.sequences import Sequences
 
 SEEDS = (12, 13, 14, 15, 16)  # of the paper
 HEAD_DROPOUT = 0.1
@@ -88,8 +88,8 @@ class Classifier(nn.Module):
         for part in (self.dense, self.classifier):
             init_weights_(part, init_std, generator)
 
-    def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        first_BD = self.encoder(ids_BL, lengths_B)[:, 0]
+    def forward(self, sequences: Sequences) -> Tensor:
+        first_BD = self.encoder(sequences, sequences.first_B)
         pooled_BD = F.dropout(F.gelu(self.dense(first_BD)), HEAD_DROPOUT, self.training)
         return self.classifier(pooled_BD)
 
@@ -172,7 +172,7 @@ def _update(
     for numbers in micro_batches(batch, device):
         rows = [batch[i] for i in numbers]
         labels_B = torch.tensor([row.label for row in rows], device=device)
-        loss = F.cross_entropy(model(*_padded(rows, device)), labels_B, reduction="sum") / len(batch)
+        loss = F.cross_entropy(model(_sequences(rows, device)), labels_B, reduction="sum") / len(batch)
         loss.backward()
         total += loss.detach()
     if not torch.isfinite(total):
@@ -199,12 +199,8 @@ def micro_batches(rows: Sequence[Row], device: torch.device) -> list[list[int]]:
     return cut
 
 
-def _padded(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
-    lengths = [len(row.ids) for row in rows]
-    ids_BL = torch.full((len(rows), max(lengths)), PAD_ID)
-    for row, ids_L in zip(rows, ids_BL, strict=True):
-        ids_L[: len(row.ids)] = torch.tensor(row.ids)
-    return ids_BL.to(device), torch.tensor(lengths, device=device)
+def _sequences(rows: Sequence[Row], device: torch.device) -> Sequences:
+    return Sequences.of([torch.tensor(row.ids) for row in rows]).to(device)
 
 
 @torch.no_grad()
@@ -214,7 +210,7 @@ def predict(model: Classifier, rows: Sequence[Row]) -> list[int]:
     device = next(model.parameters()).device
     predicted = [0] * len(rows)
     for numbers in micro_batches(rows, device):
-        labels = model(*_padded([rows[i] for i in numbers], device)).argmax(-1).tolist()
+        labels = model(_sequences([rows[i] for i in numbers], device)).argmax(-1).tolist()
         for i, label in zip(numbers, labels, strict=True):
             predicted[i] = label
     return predicted

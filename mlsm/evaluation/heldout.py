@@ -46,7 +46,7 @@ def score_words(run: Run, corpus: Corpus, token_budget: int) -> WordScores:
     loss, num_correct = 0.0, 0
     for micro in update.micro_batches:
         micro = micro.to(device)
-        hidden_ND = run.model.hidden_at(micro.inputs_BL, micro.lengths_B, micro.selected_N)
+        hidden_ND = run.model.hidden_at(micro.inputs, micro.selected_N)
         logits_NV = run.model.token_logits(hidden_ND).float()
         loss += float(F.cross_entropy(logits_NV, micro.labels_N(), reduction="sum"))
         num_correct += int((logits_NV.argmax(-1) == micro.labels_N()).sum())
@@ -76,7 +76,7 @@ def score_concepts(
     for micro in update.micro_batches:
         micro = micro.to(device)
         target_NK = teacher.targets(micro).distribution_NK
-        hidden_ND = run.model.hidden_at(micro.inputs_BL, micro.lengths_B, micro.selected_N)
+        hidden_ND = run.model.hidden_at(micro.inputs, micro.selected_N)
         log_student_NK = run.model.concept_logits(hidden_ND).float().log_softmax(-1)
         student += float(F.kl_div(log_student_NK, target_NK, reduction="sum"))
         negative_entropy += float(torch.xlogy(target_NK, target_NK).sum())

@@ -1,17 +1,17 @@
 """Pseudo-log-likelihood of sentences under a masked language model (Salazar et al. 2020).
 
 Each token is masked once while all others stay visible; a sentence's score is the mean (or sum) of log
-p(token) over its tokens. The masked copies of all sentences are batched together by length under a token
-budget, so memory is bounded whatever the sentences, and logits are computed at the masked position only.
-Float32 throughout.
+p(token) over its tokens. The masked copies of thousands of sentences are batched together by length under a
+token budget, so memory is bounded whatever the sentences; equal copies are computed once, and the last layer
+and the logits at the masked position only. Float32 throughout.
 
-Legend: N masked copies in a batch, L positions, V vocabulary.
+Legend: N masked copies in a batch, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,9 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mlsm.heads import LanguageModel, Run
-from mlsm.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID
+from mlsm.sequences import Sequences
+from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 REDUCTIONS = ("mean", "sum")
+SENTENCES_A_BLOCK = 4096  # whose masked copies are made and sorted at once: bounds memory
 
 
 class Text(NamedTuple):
@@ -48,11 +50,13 @@ class Score(NamedTuple):
 
 
 class _Copy(NamedTuple):
-    """One sentence with one token to mask."""
+    """A sentence with one token masked, and who asks for it: sentences that differ in that token only, as
+    those of minimal pairs often do, share it.
+    """
 
-    sentence: int
-    position: int  # in [CLS] ids [SEP]
-    length: int
+    ids: tuple[int, ...]  # with [CLS], [MASK] and [SEP]
+    position: int  # of the mask
+    asked_by: list[int]  # sentences
 
 
 @torch.no_grad()
@@ -68,37 +72,53 @@ def token_log_probabilities(
 
     Raises ValueError for a sentence longer than the model's positions.
     """
-    device = next(model.parameters()).device
     longest = model.config.max_positions
-    rows = [[CLS_ID, *ids, SEP_ID] for ids in sentences]
+    rows = [(CLS_ID, *ids, SEP_ID) for ids in sentences]
     for number, row in enumerate(rows):
         if len(row) > longest:
             raise ValueError(f"sentence {number} has {len(row)} tokens, the model reads {longest} at most")
     starts = [0] * len(rows) if num_visible is None else num_visible
-    copies = [_Copy(s, p, len(row)) for s, row in enumerate(rows) for p in range(1 + starts[s], len(row) - 1)]
-    copies.sort(key=lambda c: -c.length)
     scores = [torch.zeros(len(row) - 2 - start) for row, start in zip(rows, starts, strict=True)]
+    for first in range(0, len(rows), SENTENCES_A_BLOCK):
+        block = range(first, min(first + SENTENCES_A_BLOCK, len(rows)))
+        for batch in _batches(_masked_copies(rows, starts, block), token_budget):
+            for copy, log_probability_V in zip(batch, _at_masks(model, batch), strict=True):
+                for sentence in copy.asked_by:
+                    target = rows[sentence][copy.position]
+                    scores[sentence][copy.position - 1 - starts[sentence]] = log_probability_V[target]
+            if bar is not None:
+                bar.update(sum(len(copy.asked_by) for copy in batch))
+    return scores
+
+
+def _masked_copies(
+    rows: Sequence[tuple[int, ...]], starts: Sequence[int], block: Sequence[int]
+) -> list[_Copy]:
+    """Of the sentences of a block, longest first."""
+    copies: dict[tuple[tuple[int, ...], int], _Copy] = {}
+    for sentence in block:
+        row = rows[sentence]
+        for position in range(1 + starts[sentence], len(row) - 1):
+            ids = (*row[:position], MASK_ID, *row[position + 1 :])
+            copies.setdefault((ids, position), _Copy(ids, position, [])).asked_by.append(sentence)
+    return sorted(copies.values(), key=lambda copy: -len(copy.ids))
+
+
+def _batches(copies: Sequence[_Copy], token_budget: int) -> Iterator[Sequence[_Copy]]:
     first = 0
     while first < len(copies):
-        batch = copies[first : first + max(1, token_budget // copies[first].length)]
+        batch = copies[first : first + max(1, token_budget // len(copies[first].ids))]
         first += len(batch)
-        ids_NL = torch.full((len(batch), batch[0].length), PAD_ID)
-        for n, copy in enumerate(batch):
-            ids_NL[n, : copy.length] = torch.tensor(rows[copy.sentence])
-        position_N = torch.tensor([copy.position for copy in batch])
-        row_N = torch.arange(len(batch))
-        target_N = ids_NL[row_N, position_N]
-        ids_NL[row_N, position_N] = MASK_ID
-        lengths_N = torch.tensor([copy.length for copy in batch])
-        selected_N = row_N * ids_NL.shape[1] + position_N
-        hidden_ND = model.hidden_at(ids_NL.to(device), lengths_N.to(device), selected_N.to(device))
-        log_probability_NV = model.token_logits(hidden_ND).float().log_softmax(-1)
-        score_N = log_probability_NV.gather(1, target_N.to(device)[:, None]).squeeze(1).cpu()
-        for copy, score in zip(batch, score_N, strict=True):
-            scores[copy.sentence][copy.position - 1 - starts[copy.sentence]] = score
-        if bar is not None:
-            bar.update(len(batch))
-    return scores
+        yield batch
+
+
+def _at_masks(model: LanguageModel, batch: Sequence[_Copy]) -> Tensor:
+    """log p of each word at the mask of each copy (N, V), on the CPU."""
+    device = next(model.parameters()).device
+    sequences = Sequences.of([torch.tensor(copy.ids) for copy in batch])
+    selected_N = sequences.first_B + torch.tensor([copy.position for copy in batch])
+    hidden_ND = model.hidden_at(sequences.to(device), selected_N.to(device))
+    return model.token_logits(hidden_ND).float().log_softmax(-1).cpu()
 
 
 def score_texts(
