@@ -29,6 +29,7 @@ from mlsm.checkpoint import (
 )
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.data import Corpus
+from mlsm.evaluation.heldout import predictions
 from mlsm.heads import LanguageModel, init_from_, load_weights_
 from mlsm.log import Meter, RunLog, progress, say
 from mlsm.objectives import OBJECTIVES, Objective
@@ -85,7 +86,7 @@ def train(plan: Plan, should_resume: bool) -> None:
             plan.directory, Checkpoint(step, model.state_dict(), tensors, facts), config.keep_checkpoints
         )
 
-    meter = Meter()
+    meter = Meter(teacher.coding_time if teacher else None)
     skipped_in_a_row = 0
     with (
         RunLog(plan.directory, start) as log,
@@ -129,6 +130,9 @@ def train(plan: Plan, should_resume: bool) -> None:
         heldout = heldout_values(model, corpus, objective, teacher, config) if len(corpus.heldout) else {}
         if heldout:
             log.write(config.num_steps, {f"heldout_{name}": value for name, value in heldout.items()})
+        if "cross_entropy" in heldout:
+            shown = predictions(model, plan.tokenizer, corpus, config.mask_share)
+            log.write_text("predictions", shown, config.num_steps)
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
     say(
         f"finished {plan.directory}: " + (f"held-out {_headline(heldout)}" if heldout else "no text held out")

@@ -5,9 +5,11 @@ A progress bar redraws itself on a terminal; into a file or a pipe it writes a l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +54,47 @@ def progress(total: int, description: str, *, done: int = 0, unit: str = "it") -
     )
 
 
-class Meter:
-    """Sums of what micro-batches report, read as means over the selected tokens since the last reading."""
+class Stopwatch:
+    """Seconds spent in its blocks; those of a GPU by the GPU's own clock, so that no block waits for it."""
 
     def __init__(self) -> None:
+        self._blocks: list[tuple[Any, Any]] = []
+
+    @contextlib.contextmanager
+    def block(self, device: torch.device) -> Iterator[None]:
+        start = _now(device)
+        yield
+        self._blocks.append((start, _now(device)))
+
+    def read(self) -> float:
+        """The seconds since the last reading; starts over."""
+        blocks, self._blocks = self._blocks, []
+        return sum(_seconds(start, stop) for start, stop in blocks)
+
+
+def _now(device: torch.device) -> Any:
+    """A moment: seconds, or an event in the GPU's stream of work."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    return torch.cuda.current_stream(device).record_event(torch.cuda.Event(enable_timing=True))
+
+
+def _seconds(start: Any, stop: Any) -> float:
+    if isinstance(start, float):
+        return stop - start
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1000
+
+
+class Meter:
+    """Sums of what micro-batches report, read as means over the selected tokens since the last reading.
+
+    A name that ends in _max is a maximum instead; a vector of counts is read as how many of them stayed zero.
+    """
+
+    def __init__(self, coding_time: Stopwatch | None = None) -> None:
+        """`coding_time` is read as its share of the time since the last reading."""
+        self._coding_time = coding_time
         self._clear()
 
     def _clear(self) -> None:
@@ -73,12 +112,22 @@ class Meter:
         self._num_tokens += num_tokens
 
     def read(self) -> dict[str, float]:
-        """Means (maxima where the name says so) and tokens per second; starts over."""
-        count = max(1, self._num_selected)
-        values = {n: float(v) / (1 if n.endswith("_max") else count) for n, v in self._sums.items()}
-        values["tokens_per_s"] = self._num_tokens / (time.perf_counter() - self._since)
+        """The values, tokens per second, and the share of the time spent coding; starts over."""
+        values = {name: self._reduced(name, total) for name, total in self._sums.items()}
+        coding_s = (
+            self._coding_time.read() if self._coding_time else None
+        )  # waits for a GPU: before the clock
+        seconds = time.perf_counter() - self._since
+        values["tokens_per_s"] = self._num_tokens / seconds
+        if coding_s is not None:
+            values["coding_share"] = coding_s / seconds
         self._clear()
         return values
+
+    def _reduced(self, name: str, total: torch.Tensor) -> float:
+        if total.ndim:
+            return int((total == 0).sum())
+        return float(total) / (1 if name.endswith("_max") else max(1, self._num_selected))
 
 
 class RunLog:
@@ -98,6 +147,8 @@ class RunLog:
         draft.replace(self._path)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 -- open as long as the run
         self._board = SummaryWriter(str(run), purge_step=step + 1)
+        settings = (run / "config.json").read_text(encoding="utf-8")
+        self.write_text("config", f"```json\n{settings}```", step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics after update number `step`."""
@@ -105,6 +156,10 @@ class RunLog:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def write_text(self, name: str, markdown: str, step: int) -> None:
+        """A text for TensorBoard."""
+        self._board.add_text(name, markdown, step)
 
     def close(self) -> None:
         self._file.close()

@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
     """Sums over the selected positions of a micro-batch."""
 
     loss: Tensor
-    parts: dict[str, Tensor]  # for the log, detached; names ending in _max are maxima instead
+    parts: dict[str, Tensor]  # for the log, detached, as `mlsm.log.Meter` reads them
 
 
 def _cross_entropy(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -46,7 +46,8 @@ def _concept_divergence(
     return loss, {
         "concept_kl": loss.detach(),
         "top_concept_accuracy": num_agreeing,
-        "nonzeros_a_code": targets.num_nonzeros,
+        "nonzeros_a_code": targets.num_uses_K.sum(),
+        "dead_concepts": targets.num_uses_K,
         "gap_max": targets.worst_gap,
     }
 

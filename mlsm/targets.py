@@ -23,6 +23,7 @@ from mlsm.chance import generator_for
 from mlsm.data import Corpus, MicroBatch, Selection
 from mlsm.deberta import Encoder
 from mlsm.dictionary import Dictionary
+from mlsm.log import Stopwatch
 from mlsm.optim import Precision
 
 EVERY_TOKEN = Selection(share=1.0, is_hidden=False)
@@ -33,7 +34,7 @@ class Targets(NamedTuple):
     """What the student should predict at each selected position."""
 
     distribution_NK: Tensor  # codes divided by their L1 norm; a zero code stays zero
-    num_nonzeros: Tensor  # over all N codes
+    num_uses_K: Tensor  # codes, of the N, that each concept is part of
     worst_gap: Tensor  # largest duality gap of a code, relative to half the squared norm of its signal
 
 
@@ -46,16 +47,18 @@ class Teacher:
     precision: Precision
     tolerance: float = 1e-3  # of the codes, relative duality gap
     solver: str = "auto"
+    coding_time: Stopwatch = dataclasses.field(default_factory=Stopwatch)
 
     @torch.no_grad()
     def targets(self, micro: MicroBatch) -> Targets:
         """Eq. 2 for every selected position of a micro-batch, L1-normalised."""
         with self.precision.autocast():
             states_ND = unit_states(self.encoder, micro, self.dictionary.layer)
-        result = self.dictionary.code(states_ND, tol=self.tolerance, solver=self.solver)
-        num_nonzeros = (result.codes_NK > 0).sum()
+        with self.coding_time.block(states_ND.device):
+            result = self.dictionary.code(states_ND, tol=self.tolerance, solver=self.solver)
+        num_uses_K = (result.codes_NK > 0).sum(0)
         worst_gap = result.gap_N.max() / 0.5 if len(result.gap_N) else result.gap_N.new_zeros(())
-        return Targets(F.normalize(result.codes_NK, p=1, dim=1), num_nonzeros, worst_gap)
+        return Targets(F.normalize(result.codes_NK, p=1, dim=1), num_uses_K, worst_gap)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 from pipeline import ROOT, nano_teacher, run_script, student_flags
 from safetensors import SafetensorError
 from small_text import NANO_FLAGS, write_corpus
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 import fit_dictionary
@@ -24,7 +25,7 @@ from mlsm import checkpoint, cli
 from mlsm.checkpoint import MODEL_FILE, fingerprint, read_json, read_tensors
 from mlsm.config import OBJECTIVES
 from mlsm.heads import load_run
-from mlsm.log import read_metrics
+from mlsm.log import Meter, read_metrics
 
 CONCEPT_OBJECTIVES = ("mlsm", "lsm", "lsm15", "mlm+mlsm")
 
@@ -70,6 +71,40 @@ def test_students_learn_the_concepts(objective: str, teacher: Path, tmp_path: Pa
     concepts = read_json(tmp_path / "run" / "config.json")["concepts"]
     assert concepts["teacher_fingerprint"] == fingerprint(teacher)
     assert (concepts["k"], concepts["layer"], concepts["objective"]) == (24, 2, objective)
+
+
+def test_what_is_logged(teacher: Path, student: Path, tmp_path: Path) -> None:
+    loop = {"step", "words_seen", "epoch", "skipped_updates", "learning_rate", "gradient_norm"}
+    loop |= {"tokens_per_s", "cross_entropy", "token_accuracy"}
+    coding = {"concept_kl", "top_concept_accuracy", "nonzeros_a_code", "dead_concepts", "gap_max"}
+    train.main([*student_flags(teacher, "mlm+mlsm", tmp_path / "run"), "--log-every=3"])
+    lines = read_metrics(tmp_path / "run")
+    assert [set(line) for line in lines[:2]] == [loop | coding | {"coding_share"}] * 2
+    for line in lines[:2]:
+        assert 0 < line["coding_share"] < 1
+        assert 1 <= line["nonzeros_a_code"] <= 24 - line["dead_concepts"]
+    assert lines[1]["words_seen"] > lines[0]["words_seen"] > 0
+
+    board = EventAccumulator(str(tmp_path / "run"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) >= (loop | coding) - {"step"}
+    texts = {
+        name: board.Tensors(name)[0].tensor_proto.string_val[0].decode() for name in board.Tags()["tensors"]
+    }
+    assert json.loads(texts["config/text_summary"].strip("`json\n")) == read_json(
+        tmp_path / "run/config.json"
+    )
+    rows = texts["predictions/text_summary"].splitlines()[2:]
+    assert len(rows) == 6  # sequences held out
+    assert all(row.count("[?]") == 1 and row.count(",") >= 2 for row in rows)
+
+
+def test_concepts_that_no_target_uses_are_counted_over_the_interval() -> None:
+    meter = Meter()
+    for uses in ([0, 2, 0, 0], [1, 0, 0, 0]):
+        meter.add({"dead_concepts": torch.tensor(uses)})
+    assert meter.read()["dead_concepts"] == 2
+    assert "dead_concepts" not in meter.read()
 
 
 def test_the_token_head_changes_no_other_weight_by_one_bit(

@@ -6,18 +6,22 @@ Legend: N selected positions, V vocabulary, K concepts.
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from mlsm.chance import generator_for
 from mlsm.data import Corpus, Selection, unigram_log_probabilities
-from mlsm.heads import Run
+from mlsm.heads import LanguageModel, Run
 from mlsm.targets import Teacher
+from mlsm.tokenizer import Tokenizer
 
 MASKED = Selection(share=0.15, is_hidden=True)
 MOST_NATS = 700.0  # of a float64 exponential
 SEED = 2024  # of the hidden positions: the same for every run
+NUM_SHOWN, PIECES_AROUND = 8, 12  # of the predictions that people read
 
 
 class WordScores(NamedTuple):
@@ -53,6 +57,34 @@ def score_words(run: Run, corpus: Corpus, token_budget: int) -> WordScores:
     mean = loss / update.num_selected
     perplexity = math.exp(mean) if mean < MOST_NATS else math.inf
     return WordScores(num_correct / update.num_selected, perplexity)
+
+
+@torch.no_grad()
+def predictions(model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, share: float) -> str:
+    """A Markdown table for people: a hidden token in each of some held-out sequences, and what the model
+    takes it for.
+    """
+    sequences = corpus.heldout[:: max(1, len(corpus.heldout) // NUM_SHOWN)][:NUM_SHOWN]
+    [micro] = corpus.cut(
+        sequences, sys.maxsize, Selection(share, is_hidden=True), generator_for("shown", SEED)
+    ).micro_batches
+    micro = micro.to(next(model.parameters()).device)
+    hidden_ND = model.hidden_at(micro.inputs_BL, micro.lengths_B, micro.selected_N)
+    likeliest = model.token_logits(hidden_ND).float().softmax(-1).topk(3)
+    places = [divmod(n, micro.ids_BL.shape[1]) for n in micro.selected_N.tolist()]
+    first_of_row = {row: (n, column) for n, (row, column) in reversed(list(enumerate(places)))}
+    lines = ["| text | hidden | predicted |", "| --- | --- | --- |"]
+    for row, (n, column) in sorted(first_of_row.items()):
+        pieces = [tokenizer.piece(i) for i in micro.inputs_BL[row, : micro.lengths_B[row]].tolist()]
+        pieces[column] = " **[?]**"
+        text = "".join(pieces[max(0, column - PIECES_AROUND) : column + PIECES_AROUND + 1])
+        told = [
+            f"{tokenizer.piece(piece_id)} {p:.2f}"
+            for p, piece_id in zip(likeliest.values[n].tolist(), likeliest.indices[n].tolist(), strict=True)
+        ]
+        cells = (text.replace("▁", " "), tokenizer.piece(int(micro.ids_BL[row, column])), ", ".join(told))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 def score_unigram(corpus: Corpus, token_budget: int) -> WordScores:
