@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -69,20 +70,24 @@ def predictions(model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, shar
         sequences, sys.maxsize, Selection(share, is_hidden=True), generator_for("shown", SEED)
     ).micro_batches
     micro = micro.to(next(model.parameters()).device)
-    hidden_ND = model.hidden_at(micro.inputs_BL, micro.lengths_B, micro.selected_N)
+    hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     likeliest = model.token_logits(hidden_ND).float().softmax(-1).topk(3)
-    places = [divmod(n, micro.ids_BL.shape[1]) for n in micro.selected_N.tolist()]
-    first_of_row = {row: (n, column) for n, (row, column) in reversed(list(enumerate(places)))}
+    pieces_T = [tokenizer.piece(i) for i in micro.inputs.ids_T.tolist()]
+    told_N = [
+        ", ".join(f"{tokenizer.piece(i)} {p:.2f}" for p, i in zip(probabilities, ids, strict=True))
+        for probabilities, ids in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
+    ]
+    places_N = micro.selected_N.tolist()
     lines = ["| text | hidden | predicted |", "| --- | --- | --- |"]
-    for row, (n, column) in sorted(first_of_row.items()):
-        pieces = [tokenizer.piece(i) for i in micro.inputs_BL[row, : micro.lengths_B[row]].tolist()]
-        pieces[column] = " **[?]**"
-        text = "".join(pieces[max(0, column - PIECES_AROUND) : column + PIECES_AROUND + 1])
-        told = [
-            f"{tokenizer.piece(piece_id)} {p:.2f}"
-            for p, piece_id in zip(likeliest.values[n].tolist(), likeliest.indices[n].tolist(), strict=True)
-        ]
-        cells = (text.replace("▁", " "), tokenizer.piece(int(micro.ids_BL[row, column])), ", ".join(told))
+    for first, stop in pairwise(micro.inputs.cu_seqlens.tolist()):
+        n = next((n for n, place in enumerate(places_N) if first <= place < stop), None)
+        if n is None:
+            continue
+        place = places_N[n]
+        before = pieces_T[max(first, place - PIECES_AROUND) : place]
+        after = pieces_T[place + 1 : min(stop, place + 1 + PIECES_AROUND)]
+        text = "".join([*before, " **[?]**", *after]).replace("▁", " ")
+        cells = (text, tokenizer.piece(int(micro.text.ids_T[place])), told_N[n])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
