@@ -240,6 +240,17 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _say_idle(args: argparse.Namespace, tasks: Sequence[str]) -> None:
+    """Name the flags that were given (differ from their default) and change nothing in these tasks."""
+    given = {name: value for name, value in vars(args).items() if value != parser().get_default(name)}
+    if not set(tasks) & minimal_pairs.SUITES.keys():
+        cli.say_idle(given, "no suite is scored", "score", "ties", "prefix")
+    if not set(tasks) & glue.TASKS.keys():
+        cli.say_idle(given, "nothing is fine-tuned", "seeds", "max_epochs")
+    if set(tasks) == {"demo"}:
+        cli.say_idle(given, "the demo makes its own", "data", "baseline", "paper")
+
+
 def _seeds(text: str) -> list[int]:
     try:
         return list(dict.fromkeys(int(seed) for seed in text.split(",")))
@@ -252,6 +263,7 @@ def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     args.settings = finetune.Settings(max_epochs=args.max_epochs)
     tasks = chosen_tasks(args.tasks)
+    _say_idle(args, tasks)
     device = choose_device(args.device)
     directories = list(dict.fromkeys(Path(name) for name in args.runs))
     runs = [load_run(directory, device) for directory in directories]

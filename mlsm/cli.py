@@ -1,7 +1,5 @@
 """Command lines: a flag for every field of a configuration, one line for every mistake, and prerequisites
 built first.
-
-Exit codes: 0 done, 2 a mistake of the user (or a full disk), 130 and 143 stopped by Ctrl-C and by SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,6 +22,9 @@ from mlsm.config import PRESETS
 from mlsm.log import say
 
 EXIT_MISTAKE = 2
+EXIT_CODES = """
+exit codes: 0 done; 2 a mistake or a full disk, said in one line; 130, 143 stopped by Ctrl-C, by SIGTERM
+"""
 T = TypeVar("T")
 
 
@@ -42,7 +43,9 @@ class _Parser(argparse.ArgumentParser):
 
 def plain_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags that every script has."""
-    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = _Parser(
+        description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--version", action="version", version=f"mlsm {__version__}")
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return made
@@ -128,6 +131,13 @@ def build_first(script: str, flags: Sequence[str], missing: str) -> None:
             signal.signal(number, handler)
     if code:
         raise SystemExit(128 - code if code < 0 else code)
+
+
+def say_idle(given: dict[str, Any], reason: str, *names: str) -> None:
+    """Tell, in one line, which of these flags were given, and why they change nothing."""
+    if idle := [name for name in names if name in given]:
+        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+        say(f"without effect: {flags} ({reason})")
 
 
 def pass_along(given: dict[str, Any], *names: str) -> list[str]:

@@ -82,6 +82,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
         tokenizer = Tokenizer.load(origin / "tokenizer.model")
     else:
         tokenizer = corpus_tokenizer(data, model.vocab_size, say)
+    _say_idle(given, train, origin)
     if train.init not in ("random", "teacher"):
         _check_tokenizer(Path(train.init), tokenizer)
     directory = Path(given.get("output", _default_output(train)))
@@ -100,6 +101,23 @@ def make_plan(given: dict[str, Any]) -> Plan:
         has_token_head=objective == "token-head",
     )
     return Plan(directory, model, data, train, preset_name, tokenizer, dictionary)
+
+
+def _say_idle(given: dict[str, Any], config: TrainConfig, origin: Path | None) -> None:
+    """Name the flags that were given and change nothing in this run."""
+    name, objective = config.objective, OBJECTIVES[config.objective]
+    if origin:
+        cli.say_idle(given, f"the tokenizer is that of {origin}", "vocab_size")
+    if not objective.needs_teacher:
+        cli.say_idle(given, f"{name} learns no concepts", "dictionary", "code_tolerance", "solver")
+        if config.init != "teacher":
+            cli.say_idle(given, f"{name} has no teacher", "teacher")
+    if objective.learns_from_all:
+        cli.say_idle(given, f"{name} learns from every token", "mask_share")
+    if name != "mlm+mlsm":
+        cli.say_idle(given, "it weighs a loss of mlm+mlsm", "mlm_weight")
+    if name == "token-head":
+        cli.say_idle(given, "the student is frozen, the head starts at zero", "dropout", "init_std")
 
 
 def _origin(given: dict[str, Any]) -> Path | None:

@@ -1,0 +1,166 @@
+"""What a shell and its user rely on: help, versions, exit codes, plain lines in a log file, no colours."""
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeline import nano_teacher, student_flags
+from small_runs import random_run
+from test_layout import modules
+
+import evaluate
+import train
+from mlsm import __version__, cli
+from mlsm.log import progress, say
+
+COMMANDS = sorted(name for name, path in modules().items() if '__name__ == "__main__"' in path.read_text())
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nano_teacher(tmp_path_factory.mktemp("shell"))
+
+
+def test_there_are_commands() -> None:
+    assert {"train", "fit_dictionary", "evaluate", "mlsm.export"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_its_version_and_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main = importlib.import_module(command).main
+    for flag, expected in (("--version", f"mlsm {__version__}\n"), ("--help", "exit codes: 0 done; 2 ")):
+        with pytest.raises(SystemExit) as stopped:
+            main([flag])
+        assert stopped.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_flag(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[argparse.ArgumentParser] = []
+
+    def keep(self: argparse.ArgumentParser, *_: Any) -> None:
+        made.append(self)
+        raise SystemExit
+
+    monkeypatch.setattr(cli._Parser, "parse_args", keep)
+    with pytest.raises(SystemExit):
+        importlib.import_module(command).main([])
+    assert [action.dest for action in made[0]._actions if not action.help] == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def errors_to(stream: io.StringIO) -> Iterator[io.StringIO]:
+    with contextlib.redirect_stderr(stream):
+        yield stream
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_bar_redraws_on_a_terminal_only_and_nothing_is_coloured(stream: type[io.StringIO]) -> None:
+    """No colour anywhere: NO_COLOR asks for nothing that is not so."""
+    with errors_to(stream()) as written, progress(3000, "bar") as bar:
+        for _ in range(3000):
+            bar.update()
+        say("a line between")
+    lines = written.getvalue().splitlines()
+    assert ("\r" in written.getvalue()) == (stream is Terminal)
+    assert "\x1b" not in written.getvalue()
+    assert any("100%" in line for line in lines)
+    assert "a line between" in lines
+    assert stream is Terminal or len(lines) <= 4  # its start, its end, and what was said
+
+
+def test_a_bar_in_a_log_file_writes_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlsm.log.SECONDS_BETWEEN_LINES", 0.0)
+    with errors_to(io.StringIO()) as written, progress(5, "bar") as bar:
+        for _ in range(5):
+            bar.update()
+    shown = [f"{n}/5" for n in range(6)]
+    assert [n for n in shown if n in written.getvalue()] == shown
+    assert "\r" not in written.getvalue()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_how_to_go_on_and_has_its_exit_code(
+    number: signal.Signals,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_rate = train.set_learning_rate_
+
+    def interrupted(optimizer: Any, step: int, config: Any) -> float:
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return set_rate(optimizer, step, config)
+
+    monkeypatch.setattr(train, "set_learning_rate_", interrupted)
+    flags = [*student_flags(teacher, "lsm", tmp_path / "run"), "--checkpoint-every=100"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(train.main)
+    assert stopped.value.code == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped after update 3; continue with --resume"
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-3"]
+    monkeypatch.undo()
+    train.main([*flags, "--resume"])
+    assert "resuming" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("objective", "idle"),
+    [
+        ("lsm", ["--vocab-size", "--mask-share", "--mlm-weight"]),
+        ("mlsm", ["--vocab-size", "--mlm-weight"]),
+        ("mlm+mlsm", ["--vocab-size"]),
+    ],
+)
+def test_flags_without_effect_are_named(
+    objective: str, idle: list[str], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--vocab-size=70",
+        "--mask-share=0.5",
+        "--mlm-weight=2",
+        "--code-tolerance=0.01",
+        "--dropout=0.1",
+    ]
+    train.main([*student_flags(teacher, objective, tmp_path / "run"), *flags, "--num-steps=1"])
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("without effect: ")]
+    assert [line.split()[2] for line in told] == idle
+
+
+def test_flags_without_effect_on_words_and_scores_are_named(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = random_run(tmp_path / "runs" / "student", num_concepts=6)
+    text = next(teacher.parent.parent.glob("text.txt"))
+    data = [f"--corpus={text}", f"--cache-dir={tmp_path / 'cache'}", "--max-length=32", "--batch-size=4"]
+    flags = [f"--output={tmp_path / 'words'}", *data, "--num-steps=1", "--teacher=x", "--solver=y"]
+    train.main(["--objective=token-head", f"--init={run}", *flags, "--dropout=0.5"])
+    said = capsys.readouterr().err
+    assert "without effect: --solver (token-head learns no concepts)" in said
+    assert "without effect: --teacher (token-head has no teacher)" in said
+    assert "without effect: --dropout (the student is frozen" in said
+    with pytest.raises(ValueError, match="--tasks takes"):
+        evaluate.main([str(run), "--tasks=no"])
+    with pytest.raises(ValueError, match="not a run"):
+        evaluate.main([str(tmp_path), "--ties=correct", "--seeds=12", "--paper=10M"])
+    said = capsys.readouterr().err
+    assert "without effect: --ties (no suite is scored)" in said
+    assert "without effect: --seeds (nothing is fine-tuned)" in said
+    assert "without effect: --paper (the demo makes its own)" in said
