@@ -22,6 +22,7 @@ from mlsm import cli
 from mlsm.checkpoint import read_json, write_json, write_text
 from mlsm.config import DataConfig, TrainConfig, from_json
 from mlsm.data import Corpus
+from mlsm.directory import check_writable
 from mlsm.evaluation import finetune, glue, minimal_pairs, paper, report
 from mlsm.evaluation.grammar import demo_pairs
 from mlsm.evaluation.heldout import MASKED, score_concepts, score_unigram, score_words
@@ -267,6 +268,8 @@ def main(argv: list[str]) -> None:
     device = choose_device(args.device)
     directories = list(dict.fromkeys(Path(name) for name in args.runs))
     runs = [load_run(directory, device) for directory in directories]
+    for directory in directories:
+        check_writable(directory)
     if "demo" in tasks:
         show_demo(runs, device)
     if others := [task for task in tasks if task != "demo"]:

@@ -18,6 +18,7 @@ from mlsm.checkpoint import MODEL_FILE, fingerprint
 from mlsm.config import PRESETS, DataConfig, DictionaryConfig, from_json
 from mlsm.data import Corpus
 from mlsm.dictionary import Dictionary, learn_dictionary
+from mlsm.directory import check_writable
 from mlsm.heads import load_run, run_config
 from mlsm.log import progress, say
 from mlsm.optim import choose_device, choose_precision
@@ -101,6 +102,10 @@ def main(argv: list[str]) -> None:
     """Read the command line, find or train the teacher, fit."""
     given = vars(flags().parse_args(argv))
     teacher = cli.override(DictionaryConfig(), given).teacher
+    output = Path(given["output"]) if "output" in given else None
+    if output is not None and output.is_dir():
+        raise ValueError(f"{output} is a directory; --output names a file")
+    check_writable(output.parent if output else Path(teacher))
     if "teacher" not in given and not (Path(teacher) / MODEL_FILE).exists():
         command = ["--objective", "mlm", "--resume", *cli.pass_along(given, *SHARED_FLAGS)]
         cli.build_first("train.py", command, f"the teacher {teacher}")
@@ -108,7 +113,7 @@ def main(argv: list[str]) -> None:
     preset = PRESETS[given.get("preset", saved["preset"])]()
     config = cli.override(preset.dictionary, given)
     data = cli.override(from_json(DataConfig, saved["data"]), given)
-    fit(config, data, preset.teacher.token_budget, Path(given["output"]) if "output" in given else None)
+    fit(config, data, preset.teacher.token_budget, output)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ that exists continues from its newest checkpoint.
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -29,6 +28,8 @@ from mlsm.checkpoint import (
 )
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.data import Corpus
+from mlsm.directory import only_process
+from mlsm.divergence import Watch, describe, record_update
 from mlsm.evaluation.heldout import predictions
 from mlsm.heads import LanguageModel, init_from_, load_weights_
 from mlsm.log import Meter, RunLog, progress, say
@@ -44,8 +45,6 @@ from mlsm.optim import (
 )
 from mlsm.plan import Plan, init_directory, load_teacher, make_plan, open_run
 from mlsm.targets import Teacher
-
-MOST_SKIPPED_UPDATES = 10  # in a row, with a gradient that is not finite, before a run gives up
 
 
 def train(plan: Plan, should_resume: bool) -> None:
@@ -86,8 +85,7 @@ def train(plan: Plan, should_resume: bool) -> None:
             plan.directory, Checkpoint(step, model.state_dict(), tensors, facts), config.keep_checkpoints
         )
 
-    meter = Meter(teacher.coding_time if teacher else None)
-    skipped_in_a_row = 0
+    meter, watch = Meter(teacher.coding_time if teacher else None), Watch()
     with (
         RunLog(plan.directory, start) as log,
         cli.StopSignals() as signals,
@@ -104,16 +102,19 @@ def train(plan: Plan, should_resume: bool) -> None:
                 meter.add(outcome.parts)
             norm = step_(optimizer, precision.scaler, config.clip_norm)
 
-            done, was_skipped = step + 1, not math.isfinite(norm)
-            skipped_in_a_row = skipped_in_a_row + 1 if was_skipped else 0
-            state["skipped_updates"] += was_skipped
+            done = step + 1
+            state["skipped_updates"] += watch.add(norm)
             state["words_seen"] += update.num_words
             for words in config.word_counts():
                 if 0 <= state["words_seen"] - words < update.num_words:
                     save_milestone(plan.directory, words, done, model.state_dict(), state)
             meter.add_counts(update.num_selected, update.num_tokens)
-            if skipped_in_a_row == MOST_SKIPPED_UPDATES:
-                raise ValueError(_explain_divergence(plan, done, rate))
+            if problem := watch.problem(precision.scaler):
+                sequences = corpus.sequences(step, config.batch_size, config.seed)
+                record = describe(problem, done, rate, update, sequences, config, precision)
+                raise ValueError(
+                    record_update(plan.directory, record, model, update, teacher, config, precision)
+                )
             if done % config.log_every == 0 or done == config.num_steps:
                 values = meter.read()
                 epoch = done * config.batch_size / len(corpus.training)
@@ -168,14 +169,6 @@ def _headline(values: dict[str, float]) -> str:
     return " ".join(f"{short} {values[name]:.4g}" for name, short in names.items() if name in values)
 
 
-def _explain_divergence(plan: Plan, done: int, rate: float) -> str:
-    return (
-        f"{MOST_SKIPPED_UPDATES} updates in a row, the last one {done}, had a loss or gradient "
-        f"that is not finite (learning rate {rate:.3g}); start another run with a lower "
-        "--learning-rate and another --output"
-    )
-
-
 def flags() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.parser(
@@ -197,7 +190,9 @@ def main(argv: list[str]) -> None:
     given = vars(flags().parse_args(argv))
     if "objective" not in given:
         raise ValueError(f"--objective is required, one of {', '.join(OBJECTIVES)}")
-    train(make_plan(given), given["resume"])
+    plan = make_plan(given)
+    with only_process(plan.directory):
+        train(plan, given["resume"])
 
 
 if __name__ == "__main__":

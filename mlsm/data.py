@@ -270,6 +270,11 @@ class Corpus:
         self, step: int, batch_size: int, token_budget: int, selection: Selection, seed: int
     ) -> Update:
         """Update number `step` of a run. Raises ValueError if the corpus is smaller than an update."""
+        sequences = self.sequences(step, batch_size, seed)
+        return self.cut(sequences, token_budget, selection, generator_for("mask", seed, step))
+
+    def sequences(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+        """The numbers of the sequences of an update. Raises ValueError as `update` does."""
         size = len(self.training)
         if batch_size > size:
             raise ValueError(
@@ -280,7 +285,7 @@ class Corpus:
         if len(sequences) < batch_size:
             rest = self._epoch(seed, epoch + 1)[: batch_size - len(sequences)]
             sequences = np.concatenate([sequences, rest])
-        return self.cut(sequences, token_budget, selection, generator_for("mask", seed, step))
+        return sequences
 
     def heldout_update(self, token_budget: int, selection: Selection, seed: int) -> Update:
         """All held-out sequences with one fixed choice of positions. Raises ValueError if there are none."""

@@ -33,6 +33,7 @@ from mlsm.config import (
 )
 from mlsm.data import Corpus, corpus_tokenizer
 from mlsm.dictionary import Dictionary
+from mlsm.directory import check_writable
 from mlsm.heads import as_json, load_run, model_config, run_config
 from mlsm.log import say
 from mlsm.objectives import OBJECTIVES
@@ -65,14 +66,14 @@ def make_plan(given: dict[str, Any]) -> Plan:
     """
     objective = given["objective"]
     needs_teacher = OBJECTIVES[objective].needs_teacher
+    init = given.get("init", "teacher" if needs_teacher else "random")
+    directory = Path(given.get("output", _default_output(objective, init)))
+    check_writable(directory)
     origin = _origin(given)
     saved: Any = run_config(origin) if origin else None
     preset_name = given.get("preset") or _preset_of(saved, given)
     preset = PRESETS[preset_name]()
-    defaults = preset.train_for(objective)
-    if needs_teacher:
-        defaults = dataclasses.replace(defaults, init="teacher")
-    train = cli.override(defaults, given)
+    train = cli.override(dataclasses.replace(preset.train_for(objective), init=init), given)
     data = cli.override(from_json(DataConfig, saved["data"]) if saved else preset.data, given)
     has_saved_shape = saved and not (needs_teacher and "preset" in given)
     model = cli.override(from_json(ModelConfig, saved["model"]) if has_saved_shape else preset.model, given)
@@ -85,7 +86,6 @@ def make_plan(given: dict[str, Any]) -> Plan:
     _say_idle(given, train, origin)
     if train.init not in ("random", "teacher"):
         _check_tokenizer(Path(train.init), tokenizer)
-    directory = Path(given.get("output", _default_output(train)))
     dictionary = _dictionary_path(given, train, directory) if needs_teacher else None
     num_concepts = 0
     if dictionary is not None:
@@ -147,10 +147,10 @@ def _preset_of(saved: dict[str, Any] | None, given: dict[str, Any]) -> str:
     return "base" if given.get("corpus", [EMBEDDED_CORPUS]) != [EMBEDDED_CORPUS] else "tiny"
 
 
-def _default_output(config: TrainConfig) -> str:
-    if config.objective == "mlm" and config.init == "random":
+def _default_output(objective: str, init: str) -> str:
+    if objective == "mlm" and init == "random":
         return DEFAULT_TEACHER
-    return f"runs/{config.objective}-{Path(config.init).name}"
+    return f"runs/{objective}-{Path(init).name}"
 
 
 def _teacher_directory(given: dict[str, Any]) -> Path:

@@ -15,7 +15,7 @@ FLOORS = [
     ["kernels.lasso", "kernels.attention"],
     ["mlsm.config", "mlsm.chance", "mlsm.sequences"],
     ["mlsm.tokenizer", "mlsm.checkpoint", "mlsm.log", "mlsm.huggingface"],
-    ["mlsm.masking", "mlsm.cli"],
+    ["mlsm.masking", "mlsm.cli", "mlsm.directory"],
     ["mlsm.deberta", "mlsm.dictionary", "mlsm.data", "mlsm.optim"],
     ["mlsm.heads", "mlsm.targets"],
     ["mlsm.objectives"],
@@ -25,6 +25,7 @@ FLOORS = [
     ["mlsm.evaluation.glue", "mlsm.evaluation.minimal_pairs"],
     ["mlsm.evaluation.finetune", "mlsm.evaluation.paper"],
     ["mlsm.evaluation.report"],
+    ["mlsm.divergence"],
     ["train", "fit_dictionary", "evaluate", "mlsm.export"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
