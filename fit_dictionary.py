@@ -12,14 +12,14 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlsm import cli
+from mlsm import cli, outside
 from mlsm.chance import generator_for
 from mlsm.checkpoint import MODEL_FILE, fingerprint
 from mlsm.config import PRESETS, DataConfig, DictionaryConfig, from_json
 from mlsm.data import Corpus
 from mlsm.dictionary import Dictionary, learn_dictionary
 from mlsm.directory import check_writable
-from mlsm.heads import load_run, run_config
+from mlsm.heads import load_encoder, run_config
 from mlsm.log import progress, say
 from mlsm.optim import choose_device, choose_precision
 from mlsm.plan import SHARED_FLAGS
@@ -31,16 +31,16 @@ HELDOUT_SHARE = 0.05  # of the sample: states that only the statistics see
 def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: Path | None) -> Path:
     """Sample states, learn the atoms, measure them on states left out, save. Returns the file written."""
     directory, device = Path(config.teacher), choose_device(config.device)
-    run = load_run(directory, device)
-    depth = run.model.config.depth
+    encoder, tokenizer = load_encoder(directory, device)
+    depth = len(encoder.layers)
     layer = depth if config.layer is None else config.layer
     if not 1 <= layer <= depth:
         raise ValueError(f"the teacher {directory} has layers 1 to {depth}, --layer asks for {layer}")
     path = output or directory / config.file_name(layer)
-    corpus = Corpus(data, run.tokenizer, say)
+    corpus = Corpus(data, tokenizer, say)
     with progress(config.num_tokens, "hidden states", unit="token") as bar:
         sample_ND = sample_states(
-            run.model.encoder,
+            encoder,
             layer,
             corpus,
             num_tokens=config.num_tokens,
@@ -100,7 +100,7 @@ def flags() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> None:
     """Read the command line, find or train the teacher, fit."""
-    given = vars(flags().parse_args(argv))
+    given = outside.brought_in(vars(flags().parse_args(argv)), "teacher")
     teacher = cli.override(DictionaryConfig(), given).teacher
     output = Path(given["output"]) if "output" in given else None
     if output is not None and output.is_dir():

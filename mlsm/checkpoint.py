@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
-RUN_FILES = ("config.json", "tokenizer.model")  # what a run directory holds beside its weights
 
 
 class Checkpoint(NamedTuple):
@@ -110,7 +109,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         write_tensors(work / OPTIMIZER_FILE, checkpoint.optimizer)
         _seal(work, checkpoint.step, checkpoint.state)
 
-    final = _write_directory(run / "checkpoints" / f"step-{checkpoint.step}", fill)
+    final = write_directory(run / "checkpoints" / f"step-{checkpoint.step}", fill)
     for _, old in _checkpoints(run)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -122,13 +121,13 @@ def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], s
     """
 
     def fill(work: Path) -> None:
-        for name in RUN_FILES:
-            write_whole(work / name, functools.partial(shutil.copyfile, run / name))
+        for path in (run / "config.json", *run.glob("tokenizer.*")):
+            write_whole(work / path.name, functools.partial(shutil.copyfile, path))
         write_tensors(work / MODEL_FILE, model)
         _seal(work, step, state)
 
     name = f"{words // 1_000_000}M" if words % 1_000_000 == 0 else str(words)
-    return _write_directory(run / "checkpoints" / f"words-{name}", fill)
+    return write_directory(run / "checkpoints" / f"words-{name}", fill)
 
 
 def _seal(directory: Path, step: int, state: dict[str, Any]) -> None:
@@ -137,8 +136,8 @@ def _seal(directory: Path, step: int, state: dict[str, Any]) -> None:
     write_json(directory / STATE_FILE, {"step": step, **state, "sha256": digests})
 
 
-def _write_directory(final: Path, fill: Callable[[Path], None]) -> Path:
-    """A directory that is whole or absent."""
+def write_directory(final: Path, fill: Callable[[Path], None]) -> Path:
+    """A directory that is whole or absent; one of that name is replaced."""
     work = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

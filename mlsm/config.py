@@ -119,7 +119,9 @@ class TrainConfig:
         "random",
         "initial weights: random, teacher, or a run's directory; default: random for mlm, else teacher",
     )
-    teacher: str = option(DEFAULT_TEACHER, "run whose hidden states are the targets")
+    teacher: str = option(
+        DEFAULT_TEACHER, "run whose hidden states are the targets, or a DeBERTa as transformers saves it"
+    )
     dictionary: str | None = option(None, "dictionary of the concepts (default: in the teacher's directory)")
     num_steps: int = option(100_000, "updates")
     batch_size: int = option(1024, "sequences an update")
@@ -180,7 +182,9 @@ class TrainConfig:
 class DictionaryConfig:
     """How the dictionary of latent concepts is learnt (Eq. 1)."""
 
-    teacher: str = option(DEFAULT_TEACHER, "run whose hidden states are decomposed")
+    teacher: str = option(
+        DEFAULT_TEACHER, "run whose hidden states are decomposed, or a DeBERTa as transformers saves it"
+    )
     layer: int | None = option(None, "layer of the teacher, 1 is the first; default: its last")
     k: int = option(1500, "number of concepts (atoms)")
     lam: float = option(0.05, "sparsity penalty lambda on the codes of unit-norm states")

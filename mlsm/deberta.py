@@ -122,10 +122,12 @@ class Encoder(nn.Module):
 
         Raises ValueError for sequences longer than the table of relative positions.
         """
-        longest, middle = sequences.max_length, self.max_positions
-        if longest > self.max_positions:
-            raise ValueError(f"sequences of {longest} tokens, but the model was built for {middle}")
-        table_RD = self.distances.weight[middle - longest : middle + longest]
+        if sequences.max_length > self.max_positions:
+            raise ValueError(
+                f"sequences of {sequences.max_length} tokens, "
+                f"but the model was built for {self.max_positions}"
+            )
+        table_RD = self._table(sequences.max_length)
         x_TD = self.dropout(self.word_norm(self.words(sequences.ids_T)))
         layers = self.layers[:num_layers]
         for layer in layers[:-1]:
@@ -133,6 +135,11 @@ class Encoder(nn.Module):
         if layers:
             return layers[-1](x_TD, table_RD, sequences, at_N)
         return x_TD if at_N is None else x_TD[at_N]
+
+    def _table(self, longest: int) -> Tensor:
+        """The rows (R, D) of the distances from -longest to longest - 1."""
+        middle = self.max_positions
+        return self.distances.weight[middle - longest : middle + longest]
 
 
 def init_weights_(module: nn.Module, std: float, generator: torch.Generator) -> None:

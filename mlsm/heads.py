@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mlsm import deberta_v2
 from mlsm.chance import generator_for
 from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors
 from mlsm.config import ModelConfig, from_json
 from mlsm.deberta import Encoder, LayerNorm, init_weights_
 from mlsm.sequences import Sequences
-from mlsm.tokenizer import PAD_ID, Tokenizer
+from mlsm.tokenizer import PAD_ID, Tokenizer, run_tokenizer
 
 
 class LanguageModel(nn.Module):
@@ -90,7 +91,7 @@ def run_config(run: Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not describe a run: it must hold {', '.join(parts)}")
     if not isinstance(config.get("concepts"), dict | None):
         raise ValueError(f"{path}: concepts must be an object or null")
-    return {"concepts": None, **config}
+    return {"concepts": None, "layout": None, **config}
 
 
 def model_config(run: Path) -> ModelConfig:
@@ -107,12 +108,33 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
             else "not a run"
         )
         raise ValueError(f"no {MODEL_FILE} in {run} ({hint})")
+    check_has_heads(run)
     model = LanguageModel(model_config(run))
     load_weights_(model, read_tensors(run / MODEL_FILE), str(run))
-    return Run(run, model.to(device).eval(), Tokenizer.load(run / "tokenizer.model"), run_config(run))
+    return Run(run, model.to(device).eval(), run_tokenizer(run), run_config(run))
 
 
-def load_weights_(model: LanguageModel, tensors: dict[str, Tensor], source: str) -> None:
+def check_has_heads(run: Path) -> None:
+    """Raise ValueError for a run that is an encoder alone."""
+    if run_config(run)["layout"]:
+        raise ValueError(
+            f"{run} is a DeBERTa v2 or v3 encoder: it can teach (--teacher), but nothing evaluates, exports "
+            "or starts from it; students of it take --init random"
+        )
+
+
+def load_encoder(run: Path, device: torch.device | str = "cpu") -> tuple[Encoder, Tokenizer]:
+    """The encoder of a run that teaches, in eval mode, and its tokenizer. Raises ValueError as `load_run`."""
+    layout = run_config(run)["layout"]
+    if layout is None:
+        loaded = load_run(run, device)
+        return loaded.model.encoder, loaded.tokenizer
+    encoder = deberta_v2.Encoder(model_config(run), deberta_v2.Layout(**layout))
+    load_weights_(encoder, read_tensors(run / MODEL_FILE), str(run))
+    return encoder.to(device).eval(), run_tokenizer(run)
+
+
+def load_weights_(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Fill a model exactly. Raises ValueError naming the weights that do not fit."""
     own = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""The names our weights have in a Hugging Face DeBERTa v1 checkpoint. The values are the same: only names
+"""The names our weights have in a Hugging Face DeBERTa checkpoint. For v1 the values are the same: only names
 differ.
 
 Importing this module needs no transformers.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import Tensor
 
 # Ours -> theirs; N is the number of a layer.
@@ -30,10 +31,39 @@ _NAMES = {
     "vocabulary_bias": "cls.predictions.bias",
 }
 
+_V2_NAMES = {"encoder.table_norm": "deberta.encoder.LayerNorm"}
+
 
 def from_huggingface(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors under our names; names that are not ours (the tied decoder, a pooler) are left out."""
     return _renamed(tensors, {theirs: ours for ours, theirs in _NAMES.items()})
+
+
+def from_huggingface_v2(
+    tensors: dict[str, Tensor], num_heads: int, shares_projections: bool
+) -> dict[str, Tensor]:
+    """A v2 or v3 encoder's tensors under the names of `mlsm.deberta_v2`: queries, keys and values interleaved
+    per head, and where distances share the projections of tokens, a copy of those.
+    """
+    renamed = _renamed(tensors, {theirs: ours for ours, theirs in (_NAMES | _V2_NAMES).items()})
+    for name in tensors:
+        found = re.fullmatch(r"(.+\.(\d+)\.attention\.self\.)query_proj\.(weight|bias)", name)
+        if found is None:
+            continue
+        prefix, number, kind = found.groups()
+        qkv = [f"{prefix}{part}_proj.{kind}" for part in ("query", "key", "value")]
+        positions = (
+            qkv[:2] if shares_projections else [f"{prefix}pos_{p}_proj.{kind}" for p in ("query", "key")]
+        )
+        if not {*qkv, *positions} <= tensors.keys():
+            continue  # what is missing is named when the encoder is filled
+        ours = f"encoder.layers.{number}.attention"
+        per_head = [tensors[part].unflatten(0, (num_heads, -1)) for part in qkv]
+        renamed[f"{ours}.in_{'proj.weight' if kind == 'weight' else 'bias'}"] = torch.stack(
+            per_head, 1
+        ).flatten(0, 2)
+        renamed[f"{ours}.pos_q.{kind}"], renamed[f"{ours}.pos_k.{kind}"] = (tensors[p] for p in positions)
+    return {name: tensor for name, tensor in renamed.items() if name.startswith("encoder.")}
 
 
 def to_huggingface(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mlsm import __version__, cli
+from mlsm import __version__, cli, outside
 from mlsm.checkpoint import (
     MODEL_FILE,
     Checkpoint,
@@ -34,12 +34,12 @@ from mlsm.config import (
 from mlsm.data import Corpus, corpus_tokenizer
 from mlsm.dictionary import Dictionary
 from mlsm.directory import check_writable
-from mlsm.heads import as_json, load_run, model_config, run_config
+from mlsm.heads import as_json, check_has_heads, load_encoder, model_config, run_config
 from mlsm.log import say
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import choose_precision
 from mlsm.targets import Teacher
-from mlsm.tokenizer import Tokenizer
+from mlsm.tokenizer import Tokenizer, run_tokenizer
 
 SHARED_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_share", "cache_dir", "device")
 # What may change when a run is resumed. Only the device touches what is learnt: by rounding and precision.
@@ -64,6 +64,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
     """Settle every setting and build what is missing. Raises ValueError for settings that contradict each
     other.
     """
+    given = outside.brought_in(given, "teacher", "init")
     objective = given["objective"]
     needs_teacher = OBJECTIVES[objective].needs_teacher
     init = given.get("init", "teacher" if needs_teacher else "random")
@@ -79,13 +80,12 @@ def make_plan(given: dict[str, Any]) -> Plan:
     model = cli.override(from_json(ModelConfig, saved["model"]) if has_saved_shape else preset.model, given)
     if data.max_length > model.max_positions:
         raise ValueError(f"max_length {data.max_length} is more than max_positions {model.max_positions}")
-    if origin:
-        tokenizer = Tokenizer.load(origin / "tokenizer.model")
-    else:
-        tokenizer = corpus_tokenizer(data, model.vocab_size, say)
+    tokenizer = run_tokenizer(origin) if origin else corpus_tokenizer(data, model.vocab_size, say)
     _say_idle(given, train, origin)
     if train.init not in ("random", "teacher"):
         _check_tokenizer(Path(train.init), tokenizer)
+    if train.init != "random":
+        check_has_heads(init_directory(train))
     dictionary = _dictionary_path(given, train, directory) if needs_teacher else None
     num_concepts = 0
     if dictionary is not None:
@@ -137,7 +137,7 @@ def _origin(given: dict[str, Any]) -> Path | None:
 
 
 def _check_tokenizer(run: Path, tokenizer: Tokenizer) -> None:
-    if Tokenizer.load(run / "tokenizer.model").fingerprint != tokenizer.fingerprint:
+    if run_tokenizer(run).fingerprint != tokenizer.fingerprint:
         raise ValueError(f"cannot start from {run}: it has another tokenizer, its word ids mean other words")
 
 
@@ -203,13 +203,12 @@ def load_teacher(
     """A frozen teacher with the dictionary at `path`. Raises ValueError if they do not belong together, or if
     the dictionary is not the one of the fingerprint.
     """
-    run = load_run(directory, device)
-    run.model.requires_grad_(False)
+    encoder, _ = load_encoder(directory, device)
     dictionary = Dictionary.load(path, teacher=fingerprint(directory))
     if dictionary_fingerprint not in (None, dictionary.fingerprint):
         raise ValueError(f"dictionary {path} has changed since the student was trained on it")
     return Teacher(
-        run.model.encoder,
+        encoder.requires_grad_(False),
         dictionary.to(device),
         choose_precision(config.amp, device),
         config.code_tolerance,
@@ -266,7 +265,7 @@ def open_run(plan: Plan, corpus: Corpus, should_resume: bool) -> Checkpoint | No
             _check_same(plan.directory, part, before.get(part), record[part])
     plan.directory.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
-    write_whole(plan.directory / "tokenizer.model", lambda p: p.write_bytes(plan.tokenizer.model))
+    write_whole(plan.directory / plan.tokenizer.file_name, lambda p: p.write_bytes(plan.tokenizer.model))
     return load_newest(plan.directory, say) if should_resume else None
 
 

@@ -1,10 +1,12 @@
-"""SentencePiece Unigram, cased: text to piece ids and back. One file, `tokenizer.model`, holds all of it.
+"""SentencePiece Unigram, cased: text to piece ids and back. One file, `tokenizer.model`, holds all of it; a
+model from outside may bring a `tokenizer.json` instead.
 
 The special pieces have fixed ids, so that every other module can name them without a tokenizer at hand.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import tempfile
@@ -12,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
+from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 CLS_ID, SEP_ID, UNK_ID, PAD_ID, MASK_ID = range(5)
@@ -19,6 +22,7 @@ SPECIAL_PIECES = ("[CLS]", "[SEP]", "<unk>", "<pad>", "[MASK]")
 NUM_SPECIALS = len(SPECIAL_PIECES)
 SAMPLE_LINES = 1_000_000  # lines the training samples from a larger corpus; bounds its memory
 LONGEST_LINE = 8192  # characters; longer lines are cut for training
+_SPECIAL_NAMES = (("[CLS]",), ("[SEP]",), ("<unk>", "[UNK]"), ("<pad>", "[PAD]"), ("[MASK]",))
 
 # The quotation marks of tokenised corpora become plain ones; every kind of blank becomes a space.
 _REPLACEMENTS = {"``": '"', "''": '"', "\t": " ", "\r": " ", "\n": " ", "\u00a0": " "}
@@ -26,6 +30,8 @@ _REPLACEMENTS = {"``": '"', "''": '"', "\t": " ", "\r": " ", "\n": " ", "\u00a0"
 
 class Tokenizer:
     """A trained SentencePiece model. `vocab_size` counts the special pieces."""
+
+    file_name = "tokenizer.model"  # in a run
 
     def __init__(self, model: bytes) -> None:
         """Raises ValueError if the bytes are not a SentencePiece model with our special pieces."""
@@ -41,9 +47,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Raises ValueError with the path if the file is missing or not a tokenizer."""
+        """From either kind of file. Raises ValueError with the path if it is missing or not a tokenizer."""
         try:
-            return cls(path.read_bytes())
+            kind = JsonTokenizer if path.suffix == ".json" else cls
+            return kind(path.read_bytes())
         except FileNotFoundError:
             raise ValueError(f"no tokenizer at {path}") from None
         except ValueError as error:
@@ -69,6 +76,93 @@ class Tokenizer:
     def piece(self, piece_id: int) -> str:
         """The piece itself; '▁' stands for the space before a word."""
         return self._processor.id_to_piece(piece_id)
+
+
+class JsonTokenizer(Tokenizer):
+    """A tokenizer.json of Hugging Face's package `tokenizers`, imported only here.
+
+    The file stays as it is; ids are renumbered, the special pieces first in our order, then the others in
+    theirs.
+    """
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, model: bytes) -> None:
+        """Raises ValueError if there is no package `tokenizers`, or if the bytes are not what it reads."""
+        try:
+            import tokenizers
+        except ImportError:
+            raise ValueError("reading it takes the package tokenizers: pip install tokenizers") from None
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
+        except Exception as error:  # the package raises no narrower one
+            raise ValueError(f"not a tokenizer.json ({error})") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # where it can, it reads [MASK] in a text as text
+        self.model = model
+        known = self._tokenizer.get_vocab()
+        specials = _special_ids(known)
+        self.their_ids = list(dict.fromkeys([*specials, *sorted(known.values())]))
+        # where it cannot, that is an unknown piece: no one can write a [MASK]
+        self._our_ids = {t: ours if ours >= NUM_SPECIALS else UNK_ID for ours, t in enumerate(self.their_ids)}
+        self.vocab_size = len(self.their_ids)
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_lines([text])[0]
+
+    def encode_lines(self, lines: list[str]) -> list[list[int]]:
+        encoded = self._tokenizer.encode_batch(
+            [_well_formed(line) for line in lines], add_special_tokens=False
+        )
+        return [[self._our_ids[i] for i in line.ids] for line in encoded]
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode([self.their_ids[i] for i in ids if i >= NUM_SPECIALS or i == UNK_ID])
+
+    def piece(self, piece_id: int) -> str:
+        return str(self._tokenizer.id_to_token(self.their_ids[piece_id])).replace("Ġ", "▁")
+
+
+def _special_ids(ids: dict[str, int]) -> list[int]:
+    """Where a vocabulary of others has the special pieces. Raises ValueError naming one it has not."""
+    for names in _SPECIAL_NAMES:
+        if not ids.keys() & set(names):
+            raise ValueError(f"it has no piece {' or '.join(names)}")
+    return [next(ids[name] for name in names if name in ids) for names in _SPECIAL_NAMES]
+
+
+def run_tokenizer(run: Path) -> Tokenizer:
+    """The tokenizer in a run's directory. Raises ValueError if there is none."""
+    path = run / JsonTokenizer.file_name
+    return Tokenizer.load(path if path.exists() else run / Tokenizer.file_name)
+
+
+def with_our_specials(model: bytes) -> tuple[Tokenizer, list[int]]:
+    """A SentencePiece model of others with the special pieces where ours are, and each piece's former id.
+
+    [MASK], where it is no piece, is the id behind the last, as in DeBERTa v2 and v3. Raises ValueError if
+    another special piece is missing.
+    """
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        proto.ParseFromString(model)
+    except DecodeError as error:
+        raise ValueError("not a SentencePiece model") from error
+    if "[MASK]" not in {piece.piece for piece in proto.pieces}:
+        proto.pieces.add(piece="[MASK]")
+    specials = _special_ids({piece.piece: i for i, piece in enumerate(proto.pieces)})
+    for ours, theirs in enumerate(specials):
+        piece = proto.pieces[theirs]
+        piece.piece, piece.type = SPECIAL_PIECES[ours], piece.UNKNOWN if ours == UNK_ID else piece.CONTROL
+    order = list(dict.fromkeys([*specials, *range(len(proto.pieces))]))
+    pieces = copy.deepcopy([proto.pieces[i] for i in order])
+    del proto.pieces[:]
+    proto.pieces.extend(pieces)
+    spec = proto.trainer_spec
+    spec.bos_id, spec.eos_id, spec.unk_id, spec.pad_id = CLS_ID, SEP_ID, UNK_ID, PAD_ID
+    spec.bos_piece, spec.eos_piece, spec.unk_piece, spec.pad_piece = SPECIAL_PIECES[:4]
+    return Tokenizer(proto.SerializeToString(deterministic=True)), order
 
 
 def _well_formed(text: str) -> str:

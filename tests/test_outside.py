@@ -1,0 +1,379 @@
+"""Teachers from outside: the same hidden states as in transformers, the same pieces, and nothing taken that
+is computed otherwise.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import torch
+from small_runs import LETTERS, random_run
+from small_text import sentences, write_corpus
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor
+from transformers import (
+    DebertaConfig,
+    DebertaForMaskedLM,
+    DebertaTokenizer,
+    DebertaV2Config,
+    DebertaV2Model,
+)
+
+import fit_dictionary
+import train
+from mlsm import export, outside
+from mlsm.checkpoint import MODEL_FILE, fingerprint, read_json, read_tensors, write_json
+from mlsm.heads import load_encoder, load_run
+from mlsm.sequences import Sequences
+from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer
+
+TEXTS = [*sentences(4, seed=5), " ".join(sentences(3, seed=6)), "Déjà vu: 3 - 2 = 1?  Two blanks [MASK]"]
+SIZE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 90,
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": ["p2c", "c2p"],
+}
+LETTER_LINES = [*sentences(300), *LETTERS * 3]
+
+
+def shaken(model: torch.nn.Module) -> Any:
+    """The model in eval mode with every weight, also biases and norms, far from its start."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+    return model.eval()
+
+
+def write_byte_pairs(folder: Path) -> int:
+    """vocab.json and merges.txt with the special pieces where DeBERTa v1 has them. Returns their number."""
+    made = ByteLevelBPETokenizer()
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    made.train_from_iterator(LETTER_LINES, vocab_size=340, special_tokens=special, show_progress=False)
+    made.save_model(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    write_json(folder / "vocab.json", vocabulary | {"[MASK]": len(vocabulary)})
+    return len(vocabulary) + 1
+
+
+def write_sentencepiece(folder: Path) -> int:
+    """spm.model with the special pieces where DeBERTa v2 and v3 have them, [MASK] behind the last."""
+    with open(folder / "spm.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(LETTER_LINES), model_writer=file, vocab_size=100, hard_vocab_limit=False,
+            pad_id=0, pad_piece="[PAD]", bos_id=1, bos_piece="[CLS]", eos_id=2, eos_piece="[SEP]", unk_id=3,
+            unk_piece="[UNK]", minloglevel=2,
+        )  # fmt: skip
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model")).get_piece_size()
+
+
+def v1_checkpoint(folder: Path, **changes: Any) -> DebertaForMaskedLM:
+    folder.mkdir()
+    num_pieces = write_byte_pairs(folder)
+    model = shaken(DebertaForMaskedLM(DebertaConfig(vocab_size=num_pieces, **(SIZE | changes))))
+    model.save_pretrained(folder)
+    return model
+
+
+def v2_checkpoint(folder: Path, **changes: Any) -> DebertaV2Model:
+    folder.mkdir()
+    num_rows = write_sentencepiece(folder) + 7  # more rows than pieces, as in the published models
+    settings = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"} | changes
+    model = shaken(DebertaV2Model(DebertaV2Config(vocab_size=num_rows, **SIZE, **settings)))
+    model.save_pretrained(folder)
+    return model
+
+
+def check_states(run: Path, theirs: torch.nn.Module, texts: list[str], their_rows: list[list[int]]) -> None:
+    """Every layer of every text: ours, all texts at once, against transformers, one by one."""
+    encoder, tokenizer = load_encoder(run)
+    rows = [torch.tensor([CLS_ID, *tokenizer.encode(text), SEP_ID]) for text in texts]
+    for layer in range(3):
+        with torch.no_grad():
+            ours_TD = encoder(Sequences.of(rows), num_layers=layer)
+            expected = [
+                theirs(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0]
+                for ids in their_rows
+            ]
+        torch.testing.assert_close(ours_TD, torch.cat(expected), atol=2e-5, rtol=1e-4)
+
+
+def their_byte_pairs(folder: Path, texts: list[str]) -> list[list[int]]:
+    theirs = DebertaTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    return theirs(texts)["input_ids"]
+
+
+def test_v1_has_the_states_and_words_of_transformers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = v1_checkpoint(tmp_path / "v1")
+    outside.main([str(tmp_path / "v1"), str(tmp_path / "run")])
+    assert "random" not in capsys.readouterr().err
+    texts, their_rows = TEXTS[:-1], their_byte_pairs(tmp_path / "v1", TEXTS[:-1])
+    check_states(tmp_path / "run", theirs, texts, their_rows)
+
+    run = load_run(tmp_path / "run")
+    tokenizer = run.tokenizer
+    assert isinstance(tokenizer, JsonTokenizer)
+    for text, ids in zip(texts, their_rows, strict=True):
+        ours = [CLS_ID, *tokenizer.encode(text), SEP_ID]
+        assert [tokenizer.their_ids[i] for i in ours] == ids
+        ours[3], ids[3] = MASK_ID, tokenizer.their_ids[MASK_ID]
+        with torch.no_grad():
+            hidden_ND = run.model.hidden_at(Sequences.of([torch.tensor(ours)]), torch.arange(len(ours)))
+            expected_NV = theirs(torch.tensor([ids])).logits[0]
+        logits_NV = run.model.token_logits(hidden_ND)
+        torch.testing.assert_close(logits_NV, expected_NV[:, tokenizer.their_ids], atol=1e-4, rtol=1e-4)
+
+
+def test_byte_pairs_keep_what_every_tokenizer_here_promises(tmp_path: Path) -> None:
+    v1_checkpoint(tmp_path / "v1")
+    outside.main([str(tmp_path / "v1"), str(tmp_path / "run")])
+    tokenizer = load_run(tmp_path / "run").tokenizer
+    for text in (*TEXTS, "", "猫 \ud800 [MASK][SEP]"):
+        ids = tokenizer.encode(text)
+        assert all(4 < i < tokenizer.vocab_size for i in ids)
+        assert tokenizer.decode(ids) == text.encode("utf-8", "replace").decode()
+    assert [tokenizer.piece(i) for i in range(5)] == ["[CLS]", "[SEP]", "[UNK]", "[PAD]", "[MASK]"]
+    pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
+    assert len(set(pieces)) == len(pieces)
+    assert "▁river" in pieces
+
+
+def test_an_encoder_alone_with_pickled_weights_teaches_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names without prefix, half precision, a tokenizer.json; that the head is random is said."""
+    theirs = v1_checkpoint(tmp_path / "v1", max_relative_positions=70)
+    (tmp_path / "v1" / MODEL_FILE).unlink()
+    half = {name: weight.half() for name, weight in theirs.deberta.state_dict().items()}
+    torch.save(half, tmp_path / "v1" / outside.PICKLE_FILE)
+    (tmp_path / "v1" / "tokenizer.json").write_bytes(outside._byte_pairs(tmp_path / "v1", False))
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "v1" / name).unlink()
+    outside.main([str(tmp_path / "v1"), str(tmp_path / "run")])
+    assert "random instead: transform.bias, transform.weight, transform_norm.bias" in capsys.readouterr().err
+    run = load_run(tmp_path / "run")
+    assert run.model.config.max_positions == 70
+    weight = theirs.deberta.encoder.layer[1].output.dense.weight.half().float()
+    assert torch.equal(run.model.encoder.layers[1].down.weight, weight)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"share_att_key": False},
+        {"norm_rel_ebd": "none", "max_relative_positions": 60},
+        {"position_buckets": -1},
+        {"position_buckets": 5, "max_relative_positions": 20},
+    ],
+    ids=str,
+)
+def test_v2_has_the_states_of_transformers(changes: dict[str, Any], tmp_path: Path) -> None:
+    theirs = v2_checkpoint(tmp_path / "v2", **changes)
+    outside.main([str(tmp_path / "v2"), str(tmp_path / "run")])
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v2" / "spm.model"))
+    their_rows = [[1, *pieces.encode(text), 2] for text in TEXTS]
+    assert max(map(len, their_rows)) > 40  # so that distances of several buckets occur
+    check_states(tmp_path / "run", theirs, TEXTS, their_rows)
+    with pytest.raises(ValueError, match="students of it take --init random"):
+        load_run(tmp_path / "run")
+
+
+def test_sentencepiece_models_keep_their_pieces(tmp_path: Path) -> None:
+    v2_checkpoint(tmp_path / "v2")
+    outside.main([str(tmp_path / "v2"), str(tmp_path / "run")])
+    _, ours = load_encoder(tmp_path / "run")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v2" / "spm.model"))
+    assert tuple(ours.piece(i) for i in range(5)) == SPECIAL_PIECES
+    assert ours.vocab_size == theirs.get_piece_size() + 1
+    for text in TEXTS:
+        assert [ours.piece(i) for i in ours.encode(text)] == [
+            piece if theirs.piece_to_id(piece) != theirs.unk_id() else ours.piece(2)
+            for piece in theirs.encode(text, out_type=str)
+        ]
+
+
+def test_our_own_export_can_teach(tmp_path: Path) -> None:
+    """Also one with a token head, whose words have a decoder of their own."""
+    run = random_run(tmp_path / "run", num_concepts=6)
+    export.main([str(run), str(tmp_path / "exported")])
+    outside.main([str(tmp_path / "exported"), str(tmp_path / "again")])
+    own, again = load_encoder(run), load_encoder(tmp_path / "again")
+    states = []
+    for encoder, tokenizer in (own, again):
+        rows = [torch.tensor([CLS_ID, *tokenizer.encode(text), SEP_ID]) for text in sentences(5)]
+        with torch.no_grad():
+            states.append(encoder(Sequences.of(rows)))
+    torch.testing.assert_close(*states)
+    assert isinstance(again[1], JsonTokenizer)
+    assert not {CLS_ID, SEP_ID, MASK_ID} & set(again[1].encode("[CLS] the [MASK][SEP]"))
+
+
+def small_flags(folder: Path, **extra: object) -> list[str]:
+    corpus = write_corpus(folder / "text.txt", count=200)
+    flags = {"corpus": corpus, "cache-dir": folder / "cache", "max-length": 48, "device": "cpu"} | extra
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_a_checkpoint_teaches_by_its_directory_alone(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    {"v1": v1_checkpoint, "v2": v2_checkpoint}[kind](tmp_path / kind)
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / kind).iterdir()}
+    sample = {"k": 20, "num-tokens": 900, "num-updates": 2, "batch-size": 90}
+    fit_dictionary.main([f"--teacher={kind}", *small_flags(tmp_path, **sample)])
+    run = tmp_path / "runs" / f"outside-{kind}"
+    assert list(run.glob("dictionary-l2-k20-*"))
+    updates = {"num-steps": 3, "batch-size": 8, "token-budget": 200, "checkpoint-words": 1}
+    flags = ["--objective=lsm", f"--teacher={kind}", *small_flags(tmp_path, **updates)]
+    train.main([*flags, "--init=random", "--output=student"])
+    train.main([*flags, "--init=random", "--output=student", "--resume"])
+    assert "student is finished" in capsys.readouterr().err
+    config = read_json(tmp_path / "student" / "config.json")
+    assert config["concepts"]["teacher_fingerprint"] == fingerprint(run)
+    assert config["model"]["width"] == 32
+    load_run(tmp_path / "student" / "checkpoints" / "words-1")
+    if kind == "v1":
+        train.main([*flags, "--output=started"])
+        own = read_tensors(run / MODEL_FILE)["encoder.words.weight"]
+        started = read_tensors(tmp_path / "started" / MODEL_FILE)["encoder.words.weight"]
+        assert 0 < float((own - started).abs().max()) < 0.01
+    else:
+        with pytest.raises(ValueError, match="students of it take --init random"):
+            train.main([*flags, "--output=started"])
+    assert before == {p.name: p.stat().st_mtime_ns for p in (tmp_path / kind).iterdir()}, "it was written to"
+
+
+def test_a_checkpoint_that_changed_is_not_taken_for_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = v2_checkpoint(tmp_path / "v2")
+    given = {"teacher": "v2", "init": "random", "output": "x"}
+    told = {"teacher": "runs/outside-v2", "init": "random", "output": "x"}
+    assert outside.brought_in(given, "teacher", "init") == told
+    stamp = Path("runs/outside-v2", MODEL_FILE).stat().st_mtime_ns
+    assert outside.brought_in(given, "teacher") == told
+    assert Path("runs/outside-v2", MODEL_FILE).stat().st_mtime_ns == stamp
+    shaken(model).save_pretrained(tmp_path / "v2")
+    with pytest.raises(ValueError, match="is there and not made from v2 as it is now; remove it"):
+        outside.brought_in(given, "teacher")
+
+
+def set_config(**changes: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        write_json(folder / "config.json", read_json(folder / "config.json") | changes)
+
+    return damage
+
+
+def set_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        tensors = read_tensors(folder / MODEL_FILE)
+        change(tensors)
+        (folder / MODEL_FILE).unlink()
+        torch.save(tensors, folder / outside.PICKLE_FILE)
+
+    return damage
+
+
+def with_code(folder: Path) -> None:
+    (folder / MODEL_FILE).unlink()
+    torch.save(shutil.rmtree, folder / outside.PICKLE_FILE)
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
+    ("v1", set_config(model_type="bert"), "model_type is bert, not one of deberta, deberta-v2"),
+    ("v1", set_config(hidden_act="relu"), "hidden_act is relu, only gelu is computed here"),
+    ("v1", set_config(position_biased_input=True), "position_biased_input is True"),
+    ("v1", set_config(type_vocab_size=2), "type_vocab_size is 2"),
+    ("v1", set_config(relative_attention=False), "relative_attention is False"),
+    ("v1", set_config(pos_att_type="c2p"), "pos_att_type is c2p, only"),
+    ("v1", set_config(layer_norm_eps=1e-5), "layer_norm_eps is 1e-05"),
+    ("v1", set_config(hidden_size="x"), "has no hidden_size"),
+    (
+        "v1",
+        set_config(intermediate_size=40),
+        "that do not fit this model: encoder.layers.0.down.weight",
+    ),
+    (
+        "v1",
+        set_tensors(lambda t: t.pop("deberta.encoder.layer.1.attention.self.q_bias")),
+        "that do not fit this model: encoder.layers.1.attention.q_bias (1",
+    ),
+    ("v1", set_tensors(lambda t: t.pop("deberta.embeddings.word_embeddings.weight")), "no word embeddings"),
+    ("v1", with_code, "is damaged, or holds more than weights"),
+    ("v1", lambda folder: (folder / MODEL_FILE).unlink(), "no model.safetensors and no pytorch_model.bin"),
+    ("v1", write(MODEL_FILE, b"junk"), "model.safetensors is damaged"),
+    ("v1", write("vocab.json", b'{"a": 0}'), "vocab.json and merges.txt do not fit together"),
+    ("v1", write("tokenizer.json", b"{}"), "not a tokenizer.json"),
+    (
+        "v1",
+        lambda folder: (folder / "merges.txt").unlink(),
+        "no spm.model, no tokenizer.json, and no vocab.json",
+    ),
+    (
+        "v1",
+        write("tokenizer_config.json", b'{"do_lower_case": true}'),
+        "its tokenizer asks for do_lower_case",
+    ),
+    ("v2", set_config(conv_kernel_size=3), "conv_kernel_size is 3, only 0 is computed here"),
+    ("v2", set_config(share_att_key=False), "weights that do not fit this model: layers.0.attention"),
+    ("v2", set_config(norm_rel_ebd="none"), "weights that do not fit this model: table_norm"),
+    ("v2", write("spm.model", b"junk"), "not a SentencePiece model"),
+    ("v2", set_config(position_buckets=6), "weights that do not fit this model: distances.weight"),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    v1_checkpoint(folder / "v1")
+    v2_checkpoint(folder / "v2")
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "damage", "message"), MISTAKES, ids=[message for *_, message in MISTAKES])
+def test_what_is_computed_otherwise_or_damaged_is_refused(
+    kind: str, damage: Callable[[Path], None], message: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoints / kind, tmp_path / kind)
+    damage(tmp_path / kind)
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 -- the message is looked at
+        outside.main([str(tmp_path / kind), str(tmp_path / "run")])
+    assert message in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_the_package_tokenizers_one_line_says_so(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match="pip install tokenizers"):
+        outside.main([str(checkpoints / "v1"), str(tmp_path / "run")])
+    outside.main([str(checkpoints / "v2"), str(tmp_path / "run")])  # SentencePiece needs none
+
+
+def test_a_directory_that_is_no_checkpoint_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no checkpoint in"):
+        outside.main([str(tmp_path), str(tmp_path / "run")])
+    with pytest.raises(ValueError, match="no checkpoint in"):
+        outside.main([str(random_run(tmp_path / "own")), str(tmp_path / "run")])
