@@ -33,7 +33,7 @@ from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.heads import LanguageModel, as_json, load_weights_, run_config
 from mlsm.huggingface import from_huggingface, from_huggingface_v2
 from mlsm.log import say
-from mlsm.tokenizer import JsonTokenizer, Tokenizer, with_our_specials
+from mlsm.tokenizer import Tokenizer, renumbered_json, renumbered_sentencepiece
 
 PICKLE_FILE = "pytorch_model.bin"
 WORDS = "deberta.embeddings.word_embeddings.weight"
@@ -243,16 +243,14 @@ def _read_tokenizer(source: Path) -> tuple[Tokenizer, list[int]]:
             raise ValueError(f"{source} cannot be used: its tokenizer asks for {name}")
     try:
         if (source / "spm.model").exists():
-            return with_our_specials((source / "spm.model").read_bytes())
+            return renumbered_sentencepiece((source / "spm.model").read_bytes())
         if (source / "tokenizer.json").exists():
-            tokenizer = JsonTokenizer((source / "tokenizer.json").read_bytes())
-        elif (source / "vocab.json").exists() and (source / "merges.txt").exists():
-            tokenizer = JsonTokenizer(_byte_pairs(source, bool(settings.get("add_prefix_space"))))
-        else:
-            raise ValueError("no spm.model, no tokenizer.json, and no vocab.json with merges.txt")
+            return renumbered_json((source / "tokenizer.json").read_bytes())
+        if (source / "vocab.json").exists() and (source / "merges.txt").exists():
+            return renumbered_json(_byte_pairs(source, bool(settings.get("add_prefix_space"))))
     except ValueError as error:
         raise ValueError(f"the tokenizer of {source}: {error}") from error
-    return tokenizer, tokenizer.their_ids
+    raise ValueError(f"no spm.model, no tokenizer.json, and no vocab.json with merges.txt in {source}")
 
 
 def _byte_pairs(source: Path, has_prefix_space: bool) -> bytes:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -79,34 +81,21 @@ class Tokenizer:
 
 
 class JsonTokenizer(Tokenizer):
-    """A tokenizer.json of Hugging Face's package `tokenizers`, imported only here.
-
-    The file stays as it is; ids are renumbered, the special pieces first in our order, then the others in
-    theirs.
-    """
+    """A tokenizer.json of Hugging Face's package `tokenizers`, whose special pieces have our ids."""
 
     file_name = "tokenizer.json"
 
     def __init__(self, model: bytes) -> None:
         """Raises ValueError if there is no package `tokenizers`, or if the bytes are not what it reads."""
-        try:
-            import tokenizers
-        except ImportError:
-            raise ValueError("reading it takes the package tokenizers: pip install tokenizers") from None
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
-        except Exception as error:  # the package raises no narrower one
-            raise ValueError(f"not a tokenizer.json ({error})") from error
+        self._tokenizer = _read_json(model)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # where it can, it reads [MASK] in a text as text
-        self.model = model
         known = self._tokenizer.get_vocab()
-        specials = _special_ids(known)
-        self.their_ids = list(dict.fromkeys([*specials, *sorted(known.values())]))
-        # where it cannot, that is an unknown piece: no one can write a [MASK]
-        self._our_ids = {t: ours if ours >= NUM_SPECIALS else UNK_ID for ours, t in enumerate(self.their_ids)}
-        self.vocab_size = len(self.their_ids)
+        if _special_ids(known) != list(range(NUM_SPECIALS)):
+            raise ValueError(f"the special pieces must be the first {NUM_SPECIALS}")
+        self.model = model
+        self.vocab_size = len(known)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_lines([text])[0]
@@ -115,13 +104,27 @@ class JsonTokenizer(Tokenizer):
         encoded = self._tokenizer.encode_batch(
             [_well_formed(line) for line in lines], add_special_tokens=False
         )
-        return [[self._our_ids[i] for i in line.ids] for line in encoded]
+        # where it cannot, that is an unknown piece: no one can write a [MASK]
+        return [[i if i >= NUM_SPECIALS else UNK_ID for i in line.ids] for line in encoded]
 
     def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode([self.their_ids[i] for i in ids if i >= NUM_SPECIALS or i == UNK_ID])
+        shown = [i for i in ids if i >= NUM_SPECIALS or i == UNK_ID]
+        return self._tokenizer.decode(shown, skip_special_tokens=False)
 
     def piece(self, piece_id: int) -> str:
-        return str(self._tokenizer.id_to_token(self.their_ids[piece_id])).replace("Ġ", "▁")
+        return str(self._tokenizer.id_to_token(piece_id)).replace("Ġ", "▁")
+
+
+def _read_json(model: bytes) -> Any:
+    """What the package `tokenizers` makes of a tokenizer.json; imported only here."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise ValueError("reading it takes the package tokenizers: pip install tokenizers") from None
+    try:
+        return tokenizers.Tokenizer.from_buffer(model)
+    except Exception as error:  # the package raises no narrower one
+        raise ValueError(f"not a tokenizer.json ({error})") from error
 
 
 def _special_ids(ids: dict[str, int]) -> list[int]:
@@ -134,11 +137,11 @@ def _special_ids(ids: dict[str, int]) -> list[int]:
 
 def run_tokenizer(run: Path) -> Tokenizer:
     """The tokenizer in a run's directory. Raises ValueError if there is none."""
-    path = run / JsonTokenizer.file_name
-    return Tokenizer.load(path if path.exists() else run / Tokenizer.file_name)
+    own, other = run / Tokenizer.file_name, run / JsonTokenizer.file_name
+    return Tokenizer.load(other if other.exists() and not own.exists() else own)
 
 
-def with_our_specials(model: bytes) -> tuple[Tokenizer, list[int]]:
+def renumbered_sentencepiece(model: bytes) -> tuple[Tokenizer, list[int]]:
     """A SentencePiece model of others with the special pieces where ours are, and each piece's former id.
 
     [MASK], where it is no piece, is the id behind the last, as in DeBERTa v2 and v3. Raises ValueError if
@@ -163,6 +166,26 @@ def with_our_specials(model: bytes) -> tuple[Tokenizer, list[int]]:
     spec.bos_id, spec.eos_id, spec.unk_id, spec.pad_id = CLS_ID, SEP_ID, UNK_ID, PAD_ID
     spec.bos_piece, spec.eos_piece, spec.unk_piece, spec.pad_piece = SPECIAL_PIECES[:4]
     return Tokenizer(proto.SerializeToString(deterministic=True)), order
+
+
+def renumbered_json(model: bytes) -> tuple[Tokenizer, list[int]]:
+    """The same for a tokenizer.json: the special pieces first in our order, then the others in theirs."""
+    their_ids = _read_json(model).get_vocab()
+    order = list(dict.fromkeys([*_special_ids(their_ids), *sorted(their_ids.values())]))
+    pieces = {their_ids[piece]: piece for piece in their_ids}
+    ids = {pieces[theirs]: ours for ours, theirs in enumerate(order)}
+    made = json.loads(model)
+    vocabulary = made["model"]["vocab"]
+    if isinstance(vocabulary, list):  # Unigram: [piece, score], and the place is the id
+        scores = dict(vocabulary)
+        least = min(scores.values())  # of a piece added later: it changes no other's chances
+        made["model"] |= {"vocab": [[piece, scores.get(piece, least)] for piece in ids], "unk_id": UNK_ID}
+    else:
+        made["model"]["vocab"] = ids
+    for token in made["added_tokens"]:
+        token["id"] = ids[token["content"]]
+    made["post_processor"] = None  # it puts special pieces around a text by their old ids
+    return JsonTokenizer(json.dumps(made, ensure_ascii=False).encode()), order
 
 
 def _well_formed(text: str) -> str:

@@ -22,6 +22,7 @@ from transformers import (
     DebertaTokenizer,
     DebertaV2Config,
     DebertaV2Model,
+    DebertaV2Tokenizer,
 )
 
 import fit_dictionary
@@ -30,7 +31,7 @@ from mlsm import export, outside
 from mlsm.checkpoint import MODEL_FILE, fingerprint, read_json, read_tensors, write_json
 from mlsm.heads import load_encoder, load_run
 from mlsm.sequences import Sequences
-from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer
+from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer, renumbered_json
 
 TEXTS = [*sentences(4, seed=5), " ".join(sentences(3, seed=6)), "Déjà vu: 3 - 2 = 1?  Two blanks [MASK]"]
 SIZE = {
@@ -124,16 +125,16 @@ def test_v1_has_the_states_and_words_of_transformers(
 
     run = load_run(tmp_path / "run")
     tokenizer = run.tokenizer
-    assert isinstance(tokenizer, JsonTokenizer)
+    _, their_ids = outside._read_tokenizer(tmp_path / "v1")
     for text, ids in zip(texts, their_rows, strict=True):
         ours = [CLS_ID, *tokenizer.encode(text), SEP_ID]
-        assert [tokenizer.their_ids[i] for i in ours] == ids
-        ours[3], ids[3] = MASK_ID, tokenizer.their_ids[MASK_ID]
+        assert [their_ids[i] for i in ours] == ids
+        ours[3], ids[3] = MASK_ID, their_ids[MASK_ID]
         with torch.no_grad():
             hidden_ND = run.model.hidden_at(Sequences.of([torch.tensor(ours)]), torch.arange(len(ours)))
             expected_NV = theirs(torch.tensor([ids])).logits[0]
         logits_NV = run.model.token_logits(hidden_ND)
-        torch.testing.assert_close(logits_NV, expected_NV[:, tokenizer.their_ids], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits_NV, expected_NV[:, their_ids], atol=1e-4, rtol=1e-4)
 
 
 def test_byte_pairs_keep_what_every_tokenizer_here_promises(tmp_path: Path) -> None:
@@ -203,6 +204,21 @@ def test_sentencepiece_models_keep_their_pieces(tmp_path: Path) -> None:
             piece if theirs.piece_to_id(piece) != theirs.unk_id() else ours.piece(2)
             for piece in theirs.encode(text, out_type=str)
         ]
+
+
+def test_a_unigram_tokenizer_json_keeps_its_pieces(tmp_path: Path) -> None:
+    """Its [MASK] is a token added behind the vocabulary."""
+    write_sentencepiece(tmp_path)
+    spm = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
+    vocabulary = [(spm.id_to_piece(i), spm.get_score(i)) for i in range(spm.get_piece_size())]
+    theirs = DebertaV2Tokenizer(vocab=vocabulary, unk_id=3)
+    assert theirs.mask_token_id == len(vocabulary)
+    theirs.save_pretrained(tmp_path / "saved")
+    ours, their_ids = renumbered_json((tmp_path / "saved" / "tokenizer.json").read_bytes())
+    assert ours.vocab_size == len(vocabulary) + 1
+    for text in [*TEXTS[:-1], "the 猫 sees"]:
+        assert [their_ids[i] for i in ours.encode(text)] == theirs(text)["input_ids"][1:-1]
+        assert ours.decode(ours.encode(text)) == theirs.decode(theirs(text)["input_ids"][1:-1])
 
 
 def test_our_own_export_can_teach(tmp_path: Path) -> None:
