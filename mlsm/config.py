@@ -148,7 +148,7 @@ class TrainConfig:
     keep_checkpoints: int = option(3, "checkpoints kept, newest first")
     checkpoint_words: str | None = option(
         None,
-        "words seen (repeats count) at which the model is kept for good, such as 1M,10M,2500; "
+        "words this run has seen (repeats count) at which its model is kept for good, such as 1M,10M,2500; "
         "babylm: 1M to 10M, 20M to 100M, 200M to 1000M (default: none)",
     )
 

@@ -264,6 +264,9 @@ def test_a_checkpoint_teaches_by_its_directory_alone(
     assert config["model"]["width"] == 32
     load_run(tmp_path / "student" / "checkpoints" / "words-1")
     if kind == "v1":
+        more = [f.replace("lsm", "mlm") for f in flags if not f.startswith("--teacher")]
+        train.main([*more, "--init=v1", "--output=more", "--mask-share=0.3"])
+        assert "random: none" in capsys.readouterr().err
         train.main([*flags, "--output=started"])
         own = read_tensors(run / MODEL_FILE)["encoder.words.weight"]
         started = read_tensors(tmp_path / "started" / MODEL_FILE)["encoder.words.weight"]

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline import nano_teacher, student_flags
+from pipeline import student_flags
 from small_runs import random_run
+from small_text import write_corpus
 from test_layout import modules
 
 import evaluate
+import fit_dictionary
 import train
 from mlsm import __version__, cli
 from mlsm.log import progress, say
@@ -26,7 +28,18 @@ COMMANDS = sorted(name for name, path in modules().items() if '__name__ == "__ma
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("shell"))
+    """Random weights with a dictionary of 20 concepts, beside a text."""
+    folder = tmp_path_factory.mktemp("shell")
+    run = random_run(folder / "teacher")
+    write_corpus(folder / "text.txt", count=200)
+    sample = ["--k=20", "--num-tokens=900", "--num-updates=2", "--batch-size=90"]
+    fit_dictionary.main([f"--teacher={run}", *text_flags(run), *sample])
+    return run
+
+
+def text_flags(teacher: Path) -> list[str]:
+    folder = teacher.parent
+    return [f"--corpus={folder / 'text.txt'}", f"--cache-dir={folder / 'cache'}", "--max-length=32"]
 
 
 def test_there_are_commands() -> None:
@@ -109,7 +122,7 @@ def test_a_signal_saves_says_how_to_go_on_and_has_its_exit_code(
         return set_rate(optimizer, step, config)
 
     monkeypatch.setattr(train, "set_learning_rate_", interrupted)
-    flags = [*student_flags(teacher, "lsm", tmp_path / "run"), "--checkpoint-every=100"]
+    flags = [*student_flags(teacher, "lsm", tmp_path / "run"), *text_flags(teacher), "--checkpoint-every=100"]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
     with pytest.raises(SystemExit) as stopped:
         cli.run(train.main)
@@ -139,7 +152,8 @@ def test_flags_without_effect_are_named(
         "--code-tolerance=0.01",
         "--dropout=0.1",
     ]
-    train.main([*student_flags(teacher, objective, tmp_path / "run"), *flags, "--num-steps=1"])
+    flags += [*text_flags(teacher), "--num-steps=1"]
+    train.main([*student_flags(teacher, objective, tmp_path / "run"), *flags])
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("without effect: ")]
     assert [line.split()[2] for line in told] == idle
 
@@ -148,9 +162,8 @@ def test_flags_without_effect_on_words_and_scores_are_named(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = random_run(tmp_path / "runs" / "student", num_concepts=6)
-    text = next(teacher.parent.parent.glob("text.txt"))
-    data = [f"--corpus={text}", f"--cache-dir={tmp_path / 'cache'}", "--max-length=32", "--batch-size=4"]
-    flags = [f"--output={tmp_path / 'words'}", *data, "--num-steps=1", "--teacher=x", "--solver=y"]
+    flags = [f"--output={tmp_path / 'words'}", *text_flags(teacher), "--num-steps=1", "--batch-size=4"]
+    flags += ["--teacher=x", "--solver=y"]
     train.main(["--objective=token-head", f"--init={run}", *flags, "--dropout=0.5"])
     said = capsys.readouterr().err
     assert "without effect: --solver (token-head learns no concepts)" in said

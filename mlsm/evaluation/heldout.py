@@ -86,7 +86,7 @@ def predictions(model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, shar
         place = places_N[n]
         before = pieces_T[max(first, place - PIECES_AROUND) : place]
         after = pieces_T[place + 1 : min(stop, place + 1 + PIECES_AROUND)]
-        text = "".join([*before, " **[?]**", *after]).replace("▁", " ")
+        text = "".join([*before, " **[?]**", *after]).replace("[MASK]", " [ ]").replace("▁", " ")
         cells = (text, tokenizer.piece(int(micro.text.ids_T[place])), told_N[n])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
