@@ -21,7 +21,6 @@ from mlsm.chance import seed_for
 from mlsm.checkpoint import (
     MODEL_FILE,
     Checkpoint,
-    read_tensors,
     save_checkpoint,
     save_milestone,
     write_tensors,
@@ -31,7 +30,7 @@ from mlsm.data import Corpus
 from mlsm.directory import only_process
 from mlsm.divergence import Watch, describe, record_update
 from mlsm.evaluation.heldout import predictions
-from mlsm.heads import LanguageModel, init_from_, load_weights_
+from mlsm.heads import LanguageModel, init_from_, load_weights_, run_weights
 from mlsm.log import Meter, RunLog, progress, say
 from mlsm.objectives import OBJECTIVES, Objective
 from mlsm.optim import (
@@ -61,7 +60,7 @@ def train(plan: Plan, should_resume: bool) -> None:
         return
     if checkpoint is None and plan.train.init != "random":
         source = init_directory(config)
-        say("initial weights: " + init_from_(model, read_tensors(source / MODEL_FILE), str(source)))
+        say("initial weights: " + init_from_(model, run_weights(source), str(source)))
     model.to(device).train(config.objective != "token-head")
     if config.objective == "token-head":
         model.freeze_all_but_token_head_()

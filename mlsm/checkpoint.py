@@ -102,9 +102,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write checkpoints/step-N, then remove all but the newest `keep`. Returns its directory."""
+    """Write checkpoints/step-N, then remove all but the newest `keep`: a run directory of its own, which
+    whatever takes a finished run can load. Returns it.
+    """
 
     def fill(work: Path) -> None:
+        _copy_run_files(run, work)
         write_tensors(work / MODEL_FILE, checkpoint.model)
         write_tensors(work / OPTIMIZER_FILE, checkpoint.optimizer)
         _seal(work, checkpoint.step, checkpoint.state)
@@ -116,18 +119,22 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write checkpoints/words-N (words-10M), kept for good: a run directory of its own, which whatever takes
-    a finished run can load. Training does not resume from it, so it holds no optimizer. Returns it.
+    """Write checkpoints/words-N (words-10M), kept for good. Training does not resume from it, so it is a
+    checkpoint without an optimizer. Returns its directory.
     """
 
     def fill(work: Path) -> None:
-        for path in (run / "config.json", *run.glob("tokenizer.*")):
-            write_whole(work / path.name, functools.partial(shutil.copyfile, path))
+        _copy_run_files(run, work)
         write_tensors(work / MODEL_FILE, model)
         _seal(work, step, state)
 
     name = f"{words // 1_000_000}M" if words % 1_000_000 == 0 else str(words)
     return write_directory(run / "checkpoints" / f"words-{name}", fill)
+
+
+def _copy_run_files(run: Path, directory: Path) -> None:
+    for path in (run / "config.json", *run.glob("tokenizer.*")):
+        write_whole(directory / path.name, functools.partial(shutil.copyfile, path))
 
 
 def _seal(directory: Path, step: int, state: dict[str, Any]) -> None:
@@ -155,10 +162,7 @@ def load_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint, or None if there is none; damaged ones are named through `say`."""
     for step, directory in _checkpoints(run):
         try:
-            state = read_json(directory / STATE_FILE)
-            for name, digest in state.pop("sha256").items():
-                if file_digest(directory / name) != digest:
-                    raise ValueError(f"{directory / name} is damaged (its checksum differs)")
+            state = read_state(directory)
             if state.pop("step") != step:
                 raise ValueError(f"{directory / STATE_FILE} is of another step")
             model, optimizer = read_tensors(directory / MODEL_FILE), read_tensors(directory / OPTIMIZER_FILE)
@@ -167,6 +171,17 @@ def load_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
             continue
         return Checkpoint(step, model, optimizer, state)
     return None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The step and the small facts of a checkpoint's directory. Raises ValueError if one of its files is
+    missing or damaged.
+    """
+    state = read_json(checkpoint / STATE_FILE)
+    for name, digest in state.pop("sha256").items():
+        if not (checkpoint / name).exists() or file_digest(checkpoint / name) != digest:
+            raise ValueError(f"{checkpoint / name} is damaged (its checksum differs)")
+    return state
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path]]:

@@ -1,14 +1,21 @@
 """Write a run as a directory that transformers loads without any code of ours.
 
-    python -m mlsm.export RUN DIRECTORY
+    python -m mlsm.export runs/token-head-lsm-random exported
+    python -m mlsm.export runs/teacher/checkpoints/words-10M exported-10M
 
-The third phase is linear (concept logits, then words), so it is folded into one decoder. The concept rows
-themselves, which transformers has no place for, go into concepts.safetensors. Needs the package `tokenizers`,
-which comes with transformers; nothing else of this project does.
+If the run has a token head (the third phase), words are read through it: it is linear, as the concept head
+before it is, and both are folded into one decoder. The heads themselves, which transformers has no place
+for, lie beside it in concepts.safetensors, so that mlsm.load reads the directory as it reads the run, and
+the run's own settings in mlsm.json. README.md is a model card. Needs the package `tokenizers`, which comes
+with transformers; nothing else of this project does.
+
+A text that spells a special token, such as [MASK], is ordinary text to this project's tokenizer; transformers
+reads the token, as with every tokenizer of theirs.
 """
 
 from __future__ import annotations
 
+import argparse
 import struct
 from pathlib import Path
 from typing import Any
@@ -18,37 +25,50 @@ from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from mlsm import cli
-from mlsm.checkpoint import MODEL_FILE, write_json, write_tensors, write_whole
+from mlsm.checkpoint import (
+    MODEL_FILE,
+    STATE_FILE,
+    read_state,
+    write_json,
+    write_tensors,
+    write_text,
+    write_whole,
+)
 from mlsm.config import ModelConfig
 from mlsm.deberta import LAYER_NORM_EPS
-from mlsm.heads import LanguageModel, load_run
-from mlsm.huggingface import to_huggingface
+from mlsm.heads import LanguageModel, Run, load_run
+from mlsm.huggingface import OWN_WEIGHTS_FILE, RUN_FILE, to_huggingface
 from mlsm.log import say
-from mlsm.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_PIECES, UNK_ID, Tokenizer
-
-SPECIAL_TOKENS = {
-    "bos_token": SPECIAL_PIECES[CLS_ID],
-    "eos_token": SPECIAL_PIECES[SEP_ID],  # scorers take it as the prefix of an empty context
-    "unk_token": SPECIAL_PIECES[UNK_ID],
-    "sep_token": SPECIAL_PIECES[SEP_ID],
-    "pad_token": SPECIAL_PIECES[PAD_ID],
-    "cls_token": SPECIAL_PIECES[CLS_ID],
-    "mask_token": SPECIAL_PIECES[MASK_ID],
-}
+from mlsm.model_card import PREDICTS_WORDS, model_card
+from mlsm.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, PAD_ID, SEP_ID, UNK_ID, JsonTokenizer, Tokenizer
 
 
-def export(run: Path, directory: Path) -> None:
-    """Write everything. Raises ValueError if there is no run, or no package `tokenizers`."""
+def export(run: Path, directory: Path, *, folded: bool = False) -> Run:
+    """Write everything, and return what was written. `folded` insists on a token head.
+
+    Raises ValueError if there is no run, no token head to insist on, no package `tokenizers`, or if the
+    directory holds other files, which might be those of a run.
+    """
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / RUN_FILE).exists():
+        raise ValueError(f"{directory} holds other files; name a new directory, or one that was exported to")
+    if (run / STATE_FILE).exists():
+        read_state(run)  # a checkpoint is exported only if it is whole
     loaded = load_run(run)
-    fast_tokenizer = huggingface_tokenizer(loaded.tokenizer)
     model = loaded.model
+    if folded and model.token_head is None:
+        raise ValueError(
+            f"{run} has no token head to fold in: train one with --objective token-head --init {run}"
+        )
+    fast_tokenizer = huggingface_tokenizer(loaded.tokenizer)
+    write_json(directory / RUN_FILE, loaded.config)
     write_json(directory / "config.json", huggingface_config(model.config))
     write_tensors(directory / MODEL_FILE, exported_tensors(model), {"format": "pt"})
-    if model.concepts is not None:
-        write_tensors(
-            directory / "concepts.safetensors", {n: w.data for n, w in model.concepts.named_parameters()}
-        )
+    if own := own_tensors(model):
+        write_tensors(directory / OWN_WEIGHTS_FILE, own)
+    write_whole(directory / loaded.tokenizer.file_name, lambda path: path.write_bytes(loaded.tokenizer.model))
+    # in place of a tokenizer.json of the run, which puts no special pieces around a text
     write_whole(directory / "tokenizer.json", lambda path: fast_tokenizer.save(str(path)))
+    special_tokens = special_tokens_of(loaded.tokenizer)
     # a plain fast tokenizer: as an Albert tokenizer, transformers 5 would load it lower-cased
     write_json(
         directory / "tokenizer_config.json",
@@ -56,10 +76,12 @@ def export(run: Path, directory: Path) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": model.config.max_positions,
             "clean_up_tokenization_spaces": False,
-            **SPECIAL_TOKENS,
+            **special_tokens,
         },
     )
-    write_json(directory / "special_tokens_map.json", SPECIAL_TOKENS)
+    write_json(directory / "special_tokens_map.json", special_tokens)
+    write_text(directory / "README.md", model_card(loaded))
+    return loaded
 
 
 def huggingface_config(config: ModelConfig) -> dict[str, Any]:
@@ -108,13 +130,57 @@ def exported_tensors(model: LanguageModel) -> dict[str, Tensor]:
     return tensors
 
 
+def own_tensors(model: LanguageModel) -> dict[str, Tensor]:
+    """The weights under our names that the exported model does not hold: with them, nothing is lost."""
+    heads = ["concepts", "token_head"] + ["vocabulary_bias"] * model.config.has_token_head
+    return {name: w for name, w in model.state_dict().items() if name.split(".")[0] in heads}
+
+
+def special_tokens_of(tokenizer: Tokenizer) -> dict[str, str]:
+    """What transformers calls the special pieces."""
+    cls, sep, unk, pad, mask = (tokenizer.piece(i) for i in (CLS_ID, SEP_ID, UNK_ID, PAD_ID, MASK_ID))
+    return {
+        "bos_token": cls,
+        "eos_token": sep,  # scorers take it as the prefix of an empty context
+        "unk_token": unk,
+        "sep_token": sep,
+        "pad_token": pad,
+        "cls_token": cls,
+        "mask_token": mask,
+    }
+
+
 def huggingface_tokenizer(tokenizer: Tokenizer) -> Any:
-    """The same pieces and rules as a `tokenizers.Tokenizer`. Raises ValueError if the package is missing."""
+    """The same pieces and rules as a `tokenizers.Tokenizer`, with special pieces around a text. Raises
+    ValueError if the package is missing.
+    """
     try:
-        from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+        from tokenizers import AddedToken, processors
         from tokenizers import Tokenizer as FastTokenizer
     except ModuleNotFoundError:
         raise ValueError("exporting needs the package tokenizers: pip install tokenizers") from None
+    if isinstance(tokenizer, JsonTokenizer):
+        made = FastTokenizer.from_buffer(tokenizer.model)
+    else:
+        made = _unigram(tokenizer)
+    specials = special_tokens_of(tokenizer)
+    cls, sep = specials["cls_token"], specials["sep_token"]
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B {sep}",
+        special_tokens=[(cls, CLS_ID), (sep, SEP_ID)],
+    )
+    made.add_special_tokens(
+        [AddedToken(tokenizer.piece(i), special=True, normalized=False) for i in range(NUM_SPECIALS)]
+    )
+    return made
+
+
+def _unigram(tokenizer: Tokenizer) -> Any:
+    """A SentencePiece model as a `tokenizers.Tokenizer`."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as FastTokenizer
+
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)  # type: ignore[attr-defined]
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     made = FastTokenizer(models.Unigram(pieces, unk_id=UNK_ID, byte_fallback=False))
@@ -122,19 +188,15 @@ def huggingface_tokenizer(tokenizer: Tokenizer) -> Any:
     made.normalizer = normalizers.Sequence(
         [
             *(normalizers.Replace(old, new) for old, new in rules),
-            normalizers.Replace(Regex("^ +| +$"), ""),
+            normalizers.Replace(Regex(r"\A +"), ""),
             normalizers.Replace(Regex(" {2,}"), " "),
+            normalizers.Replace(Regex(r"[ ▁]+\z"), ""),
+            # not left to Metaspace, which adds none where the text itself begins with one
+            normalizers.Prepend("▁"),
         ]
     )
-    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never")
     made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    cls, sep = SPECIAL_PIECES[CLS_ID], SPECIAL_PIECES[SEP_ID]
-    made.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B {sep}",
-        special_tokens=[(cls, CLS_ID), (sep, SEP_ID)],
-    )
-    made.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in SPECIAL_PIECES])
     return made
 
 
@@ -176,14 +238,31 @@ def _offset(unit: int) -> int:
     return unit >> 10 << ((unit & 1 << 9) >> 6)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    made = cli.plain_parser(__doc__ or "")
+    made.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a finished run, or a checkpoint: runs/teacher/checkpoints/words-10M",
+    )
+    made.add_argument("directory", type=Path, metavar="DIRECTORY", help="where to write")
+    made.add_argument(
+        "--folded",
+        action="store_true",
+        help="refuse a run without a token head (one that has a token head is always folded)",
+    )
+    return made
+
+
 def main(argv: list[str]) -> None:
     """Read the command line and export."""
-    parser = cli.plain_parser(__doc__ or "")
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run")
-    parser.add_argument("directory", type=Path, metavar="DIRECTORY", help="where to write")
-    args = parser.parse_args(argv)
-    export(args.run, args.directory)
-    say(f"wrote {args.directory}: AutoModelForMaskedLM and AutoTokenizer load it")
+    args = parser().parse_args(argv)
+    written = export(args.run, args.directory, folded=args.folded)
+    if written.config["train"]["objective"] not in PREDICTS_WORDS:
+        say("this objective trains no words: fine-tune the model, or read its concepts with mlsm.load")
+    say(f"wrote {args.directory}: AutoModelForMaskedLM and AutoTokenizer load it, mlsm.load too")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from mlsm.chance import generator_for
 from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors
 from mlsm.config import ModelConfig, from_json
 from mlsm.deberta import Encoder, LayerNorm, init_weights_
+from mlsm.huggingface import OWN_WEIGHTS_FILE, RUN_FILE, from_huggingface
 from mlsm.sequences import Sequences
 from mlsm.tokenizer import PAD_ID, Tokenizer, run_tokenizer
 
@@ -83,8 +84,10 @@ class Run(NamedTuple):
 
 
 def run_config(run: Path) -> dict[str, Any]:
-    """config.json of a run. Raises ValueError if it is missing, damaged or incomplete."""
-    path = run / "config.json"
+    """config.json of a run, also of an exported one. Raises ValueError if it is missing, damaged or
+    incomplete.
+    """
+    path = run / (RUN_FILE if (run / RUN_FILE).exists() else "config.json")
     config = read_json(path)
     parts = {"preset": str, "model": dict, "data": dict, "train": dict, "tokenizer": str}
     if not isinstance(config, dict) or not all(isinstance(config.get(k), t) for k, t in parts.items()):
@@ -99,18 +102,31 @@ def model_config(run: Path) -> ModelConfig:
     return from_json(ModelConfig, run_config(run)["model"])
 
 
-def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
-    """The model of a run in eval mode. Raises ValueError, with what is wrong, if it is missing or damaged."""
+def run_weights(run: Path) -> dict[str, Tensor]:
+    """The weights of a finished run, of a checkpoint, or of an exported directory, under our names. Raises
+    ValueError, with what is wrong, if they are missing or damaged.
+    """
     if not (run / MODEL_FILE).exists():
         hint = (
-            "it has only checkpoints: finish it with --resume"
+            "it has only checkpoints: finish it with --resume, or name one of them"
             if (run / "checkpoints").exists()
             else "not a run"
         )
         raise ValueError(f"no {MODEL_FILE} in {run} ({hint})")
+    tensors = read_tensors(run / MODEL_FILE)
+    if (run / RUN_FILE).exists():
+        tensors = from_huggingface(tensors)
+        if model_config(run).num_concepts:
+            tensors |= read_tensors(run / OWN_WEIGHTS_FILE)
+    return tensors
+
+
+def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
+    """The model of a run in eval mode. Raises ValueError, with what is wrong, if it is missing or damaged."""
+    tensors = run_weights(run)
     check_has_heads(run)
     model = LanguageModel(model_config(run))
-    load_weights_(model, read_tensors(run / MODEL_FILE), str(run))
+    load_weights_(model, tensors, str(run))
     return Run(run, model.to(device).eval(), run_tokenizer(run), run_config(run))
 
 

@@ -1,5 +1,5 @@
 """The names our weights have in a Hugging Face DeBERTa checkpoint. For v1 the values are the same: only names
-differ.
+differ. What that format has no place for lies beside it in an exported directory, in two files of ours.
 
 Importing this module needs no transformers.
 """
@@ -10,6 +10,9 @@ import re
 
 import torch
 from torch import Tensor
+
+RUN_FILE = "mlsm.json"  # the run's config.json; the export's config.json is transformers'
+OWN_WEIGHTS_FILE = "concepts.safetensors"  # heads that transformers does not know, under our names
 
 # Ours -> theirs; N is the number of a layer.
 _NAMES = {

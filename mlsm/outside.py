@@ -31,7 +31,7 @@ from mlsm.checkpoint import (
 )
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.heads import LanguageModel, as_json, load_weights_, run_config
-from mlsm.huggingface import from_huggingface, from_huggingface_v2
+from mlsm.huggingface import RUN_FILE, from_huggingface, from_huggingface_v2
 from mlsm.log import say
 from mlsm.tokenizer import Tokenizer, renumbered_json, renumbered_sentencepiece
 
@@ -47,10 +47,12 @@ def is_checkpoint(directory: Path) -> bool:
 
 
 def brought_in(given: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The given flags, with the run in place of each checkpoint that a flag of these names tells."""
+    """The given flags, with the run in place of each checkpoint that a flag of these names tells; one that
+    was exported here is a run already.
+    """
     for name in names:
         source = Path(given.get(name, ""))
-        if name in given and is_checkpoint(source):
+        if name in given and is_checkpoint(source) and not (source / RUN_FILE).exists():
             run = Path("runs") / f"outside-{source.resolve().name}"
             bring_in(source, run)
             given = given | {name: str(run)}

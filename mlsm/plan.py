@@ -172,21 +172,32 @@ def _dictionary_path(given: dict[str, Any], config: TrainConfig, run: Path) -> P
         return Path(given["dictionary"])
     if _has_work(run) and (began_with := run_config(run)["concepts"]):
         return Path(began_with["dictionary"])
-    depth = model_config(teacher).depth
-    default = teacher / DictionaryConfig().file_name(depth)
-    found = sorted(teacher.glob("dictionary-*.safetensors"))
+    if found := find_dictionary(teacher):
+        return found
+    flags = ["--teacher", str(teacher), *cli.pass_along(given, "preset", "device")]
+    cli.build_first("fit_dictionary.py", flags, f"the dictionary {default_dictionary(teacher)}")
+    return default_dictionary(teacher)
+
+
+def default_dictionary(teacher: Path) -> Path:
+    """Where the dictionary of a teacher is by default."""
+    return teacher / DictionaryConfig().file_name(model_config(teacher).depth)
+
+
+def find_dictionary(teacher: Path) -> Path | None:
+    """The default dictionary of a teacher or the only one it has; None without one. Raises ValueError where
+    one would have to be chosen.
+    """
+    default, found = default_dictionary(teacher), sorted(teacher.glob("dictionary-*.safetensors"))
     if default in found:
         return default
-    if len(found) == 1:
-        say(f"dictionary: {found[0]}, the only one this teacher has")
-        return found[0]
-    if found:
+    if len(found) > 1:
         raise ValueError(
             f"several dictionaries, none of them {default.name}: choose with --dictionary {found[0]}"
         )
-    flags = ["--teacher", str(teacher), *cli.pass_along(given, "preset", "device")]
-    cli.build_first("fit_dictionary.py", flags, f"the dictionary {default}")
-    return default
+    if found:
+        say(f"dictionary: {found[0]}, the only one this teacher has")
+    return found[0] if found else None
 
 
 def init_directory(config: TrainConfig) -> Path:

@@ -1,22 +1,34 @@
-"""An exported run is the same model to transformers, and to an independent scorer."""
+"""An exported run is the same model to transformers, to independent scorers, and to us."""
 
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from minicons.scorer import MaskedLMScorer
 from safetensors import safe_open
-from small_runs import random_run
-from small_text import sentences
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from small_runs import random_run, small_tokenizer
+from small_text import NANO_FLAGS, sentences, write_corpus
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
 
+import mlsm
+import train
 from mlsm import export
+from mlsm.checkpoint import Checkpoint, fingerprint, read_json, read_tensors, save_checkpoint, write_json
 from mlsm.evaluation.pseudo_likelihood import Text, score_sentences, score_texts
-from mlsm.export import replacement_rules
+from mlsm.export import huggingface_tokenizer, replacement_rules
 from mlsm.heads import load_run
 from mlsm.sequences import Sequences
-from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
+from mlsm.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer
 
 LINES = [
     *sentences(40, seed=3),
@@ -25,8 +37,14 @@ LINES = [
     "Who sees?\nThe cat sees.",
     "  two blanks at the ends  ",
     "",
-    "猫 the cat 猫猫 é ½ ﬁ",
+    "   ",
+    "\0 \x07\x1b[0m\u200b\ufeff",
+    "1,024.50 and 3/4",
+    "caf\u00e9 cafe\u0301 \uff21\uff11 \U0001f600\U0001f1ed\U0001f1fa",
+    "\u2581the\u2581 cat \u2581",
+    "\u732b the cat \u732b\u732b \u00e9 \u00bd \ufb01",
 ]
+TOKENIZER = small_tokenizer()
 
 
 @pytest.fixture(scope="module", params=[0, 6], ids=["vocabulary rows", "token head"])
@@ -45,18 +63,49 @@ def minicons_scorer(directory: Path) -> MaskedLMScorer:
     return MaskedLMScorer(AutoModelForMaskedLM.from_pretrained(directory), "cpu", tokenizer=tokenizer)
 
 
-def test_logits_equal_ours(pair: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("padding", [0, 1, 9, 40])
+def test_logits_equal_ours_whatever_the_padding(pair: tuple[Path, Path], padding: int, side: str) -> None:
     run, directory = load_run(pair[0]), pair[1]
     theirs = AutoModelForMaskedLM.from_pretrained(directory).eval()
-    rows = [[CLS_ID, *run.tokenizer.encode(s), SEP_ID] for s in sentences(8)]
+    tokenizer = AutoTokenizer.from_pretrained(directory, padding_side=side)
+    rows = [[CLS_ID, *run.tokenizer.encode(s), SEP_ID] for s in sentences(4)]
     for ids in rows:
         ids[2] = MASK_ID
-        everywhere_N = torch.arange(len(ids))
-        with torch.no_grad():
-            hidden_ND = run.model.hidden_at(Sequences.of([torch.tensor(ids)]), everywhere_N)
-            ours_NV = run.model.token_logits(hidden_ND)
-            theirs_NV = theirs(input_ids=torch.tensor([ids])).logits[0]
-        assert torch.allclose(ours_NV, theirs_NV, atol=1e-5, rtol=1e-5)
+    longest = max(map(len, rows))
+    batch = tokenizer.pad(
+        {"input_ids": rows}, padding="max_length", max_length=longest + padding, return_tensors="pt"
+    )
+    sequences = Sequences.of([torch.tensor(ids) for ids in rows])
+    with torch.no_grad():
+        hidden_TD = run.model.hidden_at(sequences, torch.arange(len(sequences.ids_T)))
+        ours_TV = run.model.token_logits(hidden_TD)
+        theirs_TV = theirs(**batch).logits[batch["attention_mask"].bool()]
+    torch.testing.assert_close(theirs_TV, ours_TV, atol=1e-5, rtol=1e-5)
+
+
+def test_the_encoder_alone_and_with_a_new_head_for_fine_tuning(pair: tuple[Path, Path]) -> None:
+    run, directory = load_run(pair[0]), pair[1]
+    ids = [CLS_ID, *run.tokenizer.encode("The cat sees the river."), SEP_ID]
+    with torch.no_grad():
+        ours_TD = run.model.encoder(Sequences.of([torch.tensor(ids)]))
+        alone = AutoModel.from_pretrained(directory).eval()
+        torch.testing.assert_close(
+            alone(torch.tensor([ids])).last_hidden_state[0], ours_TD, atol=1e-5, rtol=1e-5
+        )
+    classifier, loading = AutoModelForSequenceClassification.from_pretrained(
+        directory, num_labels=3, output_loading_info=True
+    )
+    assert {name.split(".")[0] for name in loading["missing_keys"]} == {"pooler", "classifier"}
+    first = {name: w.clone() for name, w in classifier.named_parameters()}
+    encoded = AutoTokenizer.from_pretrained(directory)(
+        ["A dog.", "It sees."], ["Why?", "No."], return_tensors="pt", padding=True
+    )
+    optimizer = torch.optim.AdamW(classifier.parameters(), 0.1)
+    classifier(**encoded, labels=torch.tensor([0, 2])).loss.backward()
+    optimizer.step()
+    changed = [name for name, w in classifier.named_parameters() if not torch.equal(w, first[name])]
+    assert {"deberta.embeddings.word_embeddings.weight", "classifier.weight"} <= set(changed)
 
 
 def test_token_ids_equal_ours(pair: tuple[Path, Path]) -> None:
@@ -70,6 +119,55 @@ def test_token_ids_equal_ours(pair: tuple[Path, Path]) -> None:
     assert theirs.decode(theirs(first)["input_ids"], skip_special_tokens=True) == first
 
 
+FRAGMENTS = [
+    "the cat",
+    "``",
+    "''",
+    "'",
+    " ",
+    "  ",
+    "\u2581",
+    "\t",
+    "\0",
+    "\u00a0",
+    "\uff11",
+    "e\u0301",
+    "[",
+    "MASK]",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text(max_size=6) | st.sampled_from(FRAGMENTS), max_size=8).map("".join))
+def test_token_ids_of_any_text_equal_ours(line: str) -> None:
+    theirs = huggingface_tokenizer(TOKENIZER).encode(line).ids
+    if not any(piece in line for piece in SPECIAL_PIECES):
+        assert theirs == [CLS_ID, *TOKENIZER.encode(line), SEP_ID]
+
+
+def test_a_text_that_spells_a_special_token_is_text_to_us_and_the_token_to_them() -> None:
+    theirs = huggingface_tokenizer(TOKENIZER)
+    for special_id, piece in enumerate(SPECIAL_PIECES):
+        line = f"the cat {piece} sees"
+        ours = TOKENIZER.encode(line)
+        assert not {CLS_ID, SEP_ID, PAD_ID, MASK_ID} & set(ours)
+        assert theirs.encode(line).ids[1:-1] == [
+            *TOKENIZER.encode("the cat"),
+            special_id,
+            *TOKENIZER.encode("sees"),
+        ]
+
+
+def test_words_at_masks_are_those_of_the_fill_mask_pipeline(pair: tuple[Path, Path]) -> None:
+    text = "The [MASK] sees the [MASK]."
+    fill = pipeline("fill-mask", str(pair[1]), tokenizer=AutoTokenizer.from_pretrained(pair[1]), top_k=4)
+    ours = mlsm.load(pair[0], device="cpu").predict(text, top=4)
+    assert len(ours) == 2
+    for mine, found in zip(ours, fill(text), strict=True):
+        assert [piece for piece, _ in mine] == [TOKENIZER.piece(f["token"]) for f in found]
+        assert [p for _, p in mine] == pytest.approx([f["score"] for f in found], rel=1e-3)
+
+
 def test_concepts_stand_in_a_file_of_their_own(pair: tuple[Path, Path]) -> None:
     run, path = load_run(pair[0]), pair[1] / "concepts.safetensors"
     assert path.exists() == (run.model.concepts is not None)
@@ -78,10 +176,129 @@ def test_concepts_stand_in_a_file_of_their_own(pair: tuple[Path, Path]) -> None:
         assert not [name for name in file.keys() if "concept" in name]  # noqa: SIM118 -- not a dict
 
 
+def test_an_export_is_a_run_again(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    ours = load_run(pair[0])
+    export.main([str(pair[1]), str(tmp_path / "twice")])
+    for directory in (pair[1], tmp_path / "twice"):
+        again = load_run(directory)
+        assert again.config == ours.config
+        assert again.tokenizer.model == ours.tokenizer.model
+        weights = again.model.state_dict()
+        assert weights.keys() == ours.model.state_dict().keys()
+        assert all(torch.equal(weights[name], w) for name, w in ours.model.state_dict().items())
+
+
+def test_a_tokenizer_from_outside_is_exported_too(tmp_path: Path) -> None:
+    """Byte-pair pieces, as DeBERTa v1 has them, come and go as a tokenizer.json."""
+    made = ByteLevelBPETokenizer()
+    special = [*SPECIAL_PIECES]
+    made.train_from_iterator(sentences(300), vocab_size=300, special_tokens=special, show_progress=False)
+    run = random_run(tmp_path / "run")
+    ours = JsonTokenizer(made._tokenizer.to_str().encode())
+    (run / "tokenizer.model").unlink()
+    (run / "tokenizer.json").write_bytes(ours.model)
+    export.main([str(run), str(tmp_path / "exported")])
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    for line in LINES:
+        assert theirs(line)["input_ids"] == [CLS_ID, *ours.encode(line), SEP_ID], line
+        assert load_run(tmp_path / "exported").tokenizer.encode(line) == ours.encode(line)
+
+
+def test_an_export_can_be_trained_further(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    text = write_corpus(tmp_path / "text.txt", 60)
+    flags = [
+        f"--init={pair[1]}",
+        f"--corpus={text}",
+        f"--cache-dir={tmp_path}",
+        f"--output={tmp_path / 'run'}",
+    ]
+    train.main(["--objective=mlm", *flags, "--num-steps=1", "--learning-rate=1e-9", *NANO_FLAGS[6:8]])
+    words = read_tensors(tmp_path / "run" / "model.safetensors")["encoder.words.weight"]
+    torch.testing.assert_close(words, load_run(pair[0]).model.encoder.words.weight.detach())
+
+
+def test_folded_insists_on_a_token_head(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    has_token_head = load_run(pair[0]).model.token_head is not None
+    assert read_json(pair[1] / "config.json")["tie_word_embeddings"] != has_token_head
+    if has_token_head:
+        export.main([str(pair[0]), str(tmp_path / "folded"), "--folded"])
+        folded, plain = (read_tensors(d / "model.safetensors") for d in (tmp_path / "folded", pair[1]))
+        assert all(torch.equal(folded[name], w) for name, w in plain.items())
+    else:
+        with pytest.raises(ValueError, match="has no token head to fold in: train one with"):
+            export.main([str(pair[0]), str(tmp_path / "folded"), "--folded"])
+        assert not (tmp_path / "folded").exists()
+
+
+def test_a_run_is_never_overwritten_by_an_export(pair: tuple[Path, Path]) -> None:
+    before = fingerprint(pair[0])
+    with pytest.raises(ValueError, match="holds other files"):
+        export.main([str(pair[1]), str(pair[0])])
+    assert fingerprint(pair[0]) == before
+    export.main([str(pair[0]), str(pair[1])])  # again, over an older export
+
+
+def test_a_checkpoint_is_exported_if_it_is_whole(tmp_path: Path) -> None:
+    run = random_run(tmp_path / "some-run")
+    other = read_tensors(random_run(tmp_path / "other", seed=1) / "model.safetensors")
+    step = save_checkpoint(run, Checkpoint(7, other, {}, {"words_seen": 1234}), keep=1)
+    export.main([str(step), str(tmp_path / "exported")])
+    words = load_run(tmp_path / "exported").model.encoder.words.weight
+    assert torch.equal(words, other["encoder.words.weight"])
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert "# some-run, checkpoint step-7" in card
+    assert "| 7 of " in card
+    assert "1,234" in card
+
+    weights = bytearray((step / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (step / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ValueError, match=r"step-7/model.safetensors is damaged"):
+        export.main([str(step), str(tmp_path / "damaged")])
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_the_card_tells_how_a_run_was_made(tmp_path: Path) -> None:
+    teacher = random_run(tmp_path / "my-teacher")
+    origin = {
+        "objective": "lsm", "teacher": str(teacher), "teacher_fingerprint": fingerprint(teacher),
+        "dictionary": "", "dictionary_fingerprint": "d1c7", "layer": 2, "k": 6, "lam": 0.07,
+    }  # fmt: skip
+    student, head = (random_run(tmp_path / name, num_concepts=6) for name in ("student", "head"))
+    for run, objective, init in ((student, "lsm", "random"), (head, "token-head", str(student))):
+        config = read_json(run / "config.json")
+        config["train"] |= {"objective": objective, "init": init, "teacher": str(teacher), "seed": 77}
+        config["data"]["corpus"] = [str(tmp_path / "my-text.txt")]
+        write_json(run / "config.json", config | {"concepts": origin, "corpus": {"words": 4321, "lines": 99}})
+    write_json(head / "results.json", {"demo": {"word accuracy": 0.125}})
+    (student / "metrics.jsonl").write_text('{"step": 5, "words_seen": 5555}\n', encoding="utf-8")
+    export.main([str(head), str(tmp_path / "exported")])
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    phases = [line.split(" | ")[0] for line in card.splitlines() if " sequences | " in line]
+    assert phases == ["| my-teacher", "| student", "| head"]
+    for told in (
+        "`my-text.txt` (4,321 words",
+        "5,555",
+        "| 77 |",
+        "layer 2 of",
+        "lambda 0.07",
+        "6 atoms",
+        "0.125",
+    ):
+        assert told in card
+    assert str(tmp_path) not in card
+    assert "does not fill in words" not in card
+    export.main([str(student), str(tmp_path / "exported-student")])
+    card = (tmp_path / "exported-student" / "README.md").read_text(encoding="utf-8")
+    assert "does not fill in words" in card
+    assert "None were found" in card
+    assert "fill-mask" not in card
+
+
 def test_minicons_gives_the_same_scores(pair: tuple[Path, Path]) -> None:
     run = load_run(pair[0])
     theirs = minicons_scorer(pair[1])
-    texts = [line for line in LINES if line]
+    texts = [line for line in LINES if run.tokenizer.encode(line)]
     assert score_sentences(run, texts) == pytest.approx(theirs.sequence_score(texts), abs=1e-4)
     sums = theirs.sequence_score(texts, reduction=lambda scores: float(scores.sum()))
     assert score_sentences(run, texts, reduction="sum") == pytest.approx(sums, abs=1e-4)

@@ -26,7 +26,7 @@ FLOORS = [
     ["mlsm.evaluation.glue", "mlsm.evaluation.minimal_pairs"],
     ["mlsm.evaluation.finetune", "mlsm.evaluation.paper"],
     ["mlsm.evaluation.report"],
-    ["mlsm.divergence"],
+    ["mlsm.divergence", "mlsm.model_card", "mlsm.api"],
     ["train", "fit_dictionary", "evaluate", "mlsm.export"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
