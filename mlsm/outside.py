@@ -204,6 +204,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise ValueError(f"{path} is damaged, or holds more than weights") from error
+        if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+            raise ValueError(f"{path} holds something else than named weights")
     if not any(name.startswith("deberta.") for name in tensors):
         tensors = {f"deberta.{name}": tensor for name, tensor in tensors.items()}
     return {name: tensor.float() for name, tensor in tensors.items()}
@@ -211,16 +213,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _with_tied_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The masked-LM head under one of its two names; without it if its words are not the embedded ones."""
-    old = {
-        "lm_predictions.lm_head.": "cls.predictions.transform.",
-        "cls.predictions.transform.bias": "cls.predictions.bias",
-    }
-    if "cls.predictions.bias" not in tensors:
-        for theirs, ours in old.items():
-            tensors = {
-                name.replace(theirs, ours) if name.startswith(theirs) else name: t
-                for name, t in tensors.items()
-            }
+    tensors = {name.replace("lm_predictions.lm_head.", "cls.predictions."): t for name, t in tensors.items()}
+    for part in ("dense", "LayerNorm"):  # the other name has these under its transform
+        old, new = f"cls.predictions.{part}.", f"cls.predictions.transform.{part}."
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
     words = tensors[WORDS]
     decoder = tensors.get("cls.predictions.decoder.weight", words)
     if decoder.shape != words.shape or not torch.equal(decoder, words):
@@ -264,7 +260,7 @@ def _byte_pairs(source: Path, has_prefix_space: bool) -> bytes:
     vocabulary = _object(source / "vocab.json")
     if (source / "added_tokens.json").exists():
         vocabulary |= _object(source / "added_tokens.json")
-    lines = (source / "merges.txt").read_text(encoding="utf-8").splitlines()
+    lines = (source / "merges.txt").read_text(encoding="utf-8").split("\n")
     split = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     pairs = [(pair[0], pair[1]) for pair in split if len(pair) == 2]
     try:

@@ -114,10 +114,12 @@ def their_byte_pairs(folder: Path, texts: list[str]) -> list[list[int]]:
     return theirs(texts)["input_ids"]
 
 
+@pytest.mark.parametrize("legacy", [True, False])
 def test_v1_has_the_states_and_words_of_transformers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    legacy: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    theirs = v1_checkpoint(tmp_path / "v1")
+    """`legacy` decides the names of the masked-LM head."""
+    theirs = v1_checkpoint(tmp_path / "v1", legacy=legacy)
     outside.main([str(tmp_path / "v1"), str(tmp_path / "run")])
     assert "random" not in capsys.readouterr().err
     texts, their_rows = TEXTS[:-1], their_byte_pairs(tmp_path / "v1", TEXTS[:-1])
@@ -339,6 +341,7 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
         "that do not fit this model: encoder.layers.1.attention.q_bias (1",
     ),
     ("v1", set_tensors(lambda t: t.pop("deberta.embeddings.word_embeddings.weight")), "no word embeddings"),
+    ("v1", set_tensors(lambda t: t.update(step=3)), "holds something else than named weights"),
     ("v1", with_code, "is damaged, or holds more than weights"),
     ("v1", lambda folder: (folder / MODEL_FILE).unlink(), "no model.safetensors and no pytorch_model.bin"),
     ("v1", write(MODEL_FILE, b"junk"), "model.safetensors is damaged"),
