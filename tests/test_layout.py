@@ -1,6 +1,7 @@
 """The layout keeps its promises: imports go down, every module has a floor and a line in the README."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_every_module_has_a_floor() -> None:
 def test_imports_go_down(name: str) -> None:
     upward = {other for other in imported_by(modules()[name]) if FLOOR_OF[other] >= FLOOR_OF[name]}
     assert not upward
+
+
+def test_installing_takes_every_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {name.rpartition(".")[0] for name in modules() if "." in name}
+    assert set(settings["packages"]) == packages
+    patterns = settings["package-data"]["*"]
+    for folder in ("mlsm", "kernels"):
+        for path in (ROOT / folder).rglob("*.*"):
+            assert "__pycache__" in path.parts or path.suffix == ".py" or any(map(path.match, patterns)), path
 
 
 def test_the_readme_maps_every_module() -> None:

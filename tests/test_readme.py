@@ -1,5 +1,6 @@
-"""The README says nothing that is not so: its commands parse, its files and flags exist."""
+"""README and docs/ say nothing that is not so: their commands parse, their files and flags exist."""
 
+import importlib.util
 import re
 import shlex
 
@@ -9,16 +10,30 @@ from pipeline import ROOT
 import evaluate
 import fit_dictionary
 import train
+from mlsm import export
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.strip().split("#")[0] for line in README.splitlines() if line.startswith("    ")]
-PARSERS = {"train.py": train.flags, "fit_dictionary.py": fit_dictionary.flags, "evaluate.py": evaluate.parser}
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")} | {
+    "README.md": README
+}
+COMMANDS = [
+    line.strip().split("#")[0]
+    for page in PAGES.values()
+    for line in page.splitlines()
+    if line.startswith("    ")
+]
+PARSERS = {
+    "train.py": train.flags,
+    "fit_dictionary.py": fit_dictionary.flags,
+    "evaluate.py": evaluate.parser,
+    "mlsm.export": export.parser,
+}
+OF_USERS = {"results.md", "score_mlsm.py"}  # files that a run or a reader makes
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python ")])
+@pytest.mark.parametrize("command", sorted({c for c in COMMANDS if c.startswith("python ")}))
 def test_commands_parse(command: str) -> None:
-    _, script, *flags = shlex.split(command)
-    assert (ROOT / script).is_file()
+    _, script, *flags = shlex.split(command.replace("-m ", "", 1))
     PARSERS[script]().parse_args(flags)
 
 
@@ -28,14 +43,21 @@ def test_targets_exist(command: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_files_and_flags_exist() -> None:
-    for name in re.findall(r"`([\w./-]+\.(?:py|c|md|txt))`", README):
-        is_of_a_run = name == "results.md"
-        assert is_of_a_run or (ROOT / name).is_file(), name
+@pytest.mark.parametrize("name", PAGES)
+def test_files_and_flags_exist(name: str) -> None:
+    page = PAGES[name]
+    for file in set(re.findall(r"`([\w./-]+\.(?:py|c|md|txt))`", page)) - OF_USERS:
+        assert (ROOT / file).is_file(), file
+    for module in re.findall(r"python -m (mlsm\.\w+)", page):
+        assert importlib.util.find_spec(module), module
     known = {option for parser in PARSERS.values() for option in parser()._option_string_actions}
-    flags = re.findall(r"(?<![\w-])--[a-z][a-z-]*", "\n".join(COMMANDS)) + re.findall(r"`(--[a-z-]+)", README)
+    flags = re.findall(r"(?<![\w-])--[a-z][a-z-]*", "\n".join(COMMANDS)) + re.findall(r"`(--[a-z-]+)", page)
     for flag in flags:
         assert flag in known | {"--help"}, flag
+
+
+def test_pages_are_linked_from_the_readme() -> None:
+    assert [name for name in PAGES if name != "README.md" and f"`docs/{name}`" not in README] == []
 
 
 def test_the_two_commands_that_were_asked_for_are_there_word_for_word() -> None:
