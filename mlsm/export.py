@@ -42,6 +42,10 @@ from mlsm.log import say
 from mlsm.model_card import PREDICTS_WORDS, model_card
 from mlsm.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, PAD_ID, SEP_ID, UNK_ID, JsonTokenizer, Tokenizer
 
+# Bytes. Larger compiled rules are those of Unicode, in models from outside (ours take 1,032). The reader of
+# the package `tokenizers` is right for their single letters; one by one there are too many of them.
+UNICODE_TABLE = 65_536
+
 
 def export(run: Path, directory: Path, *, folded: bool = False) -> Run:
     """Write everything, and return what was written. `folded` insists on a token head.
@@ -184,10 +188,15 @@ def _unigram(tokenizer: Tokenizer) -> Any:
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)  # type: ignore[attr-defined]
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     made = FastTokenizer(models.Unigram(pieces, unk_id=UNK_ID, byte_fallback=False))
-    rules = replacement_rules(proto.normalizer_spec.precompiled_charsmap)
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    rules: list[Any]
+    if len(charsmap) > UNICODE_TABLE:
+        rules = [normalizers.Precompiled(charsmap)]
+    else:
+        rules = [normalizers.Replace(old, new) for old, new in replacement_rules(charsmap)]
     made.normalizer = normalizers.Sequence(
         [
-            *(normalizers.Replace(old, new) for old, new in rules),
+            *rules,
             normalizers.Replace(Regex(r"\A +"), ""),
             normalizers.Replace(Regex(" {2,}"), " "),
             normalizers.Replace(Regex(r"[ ▁]+\z"), ""),

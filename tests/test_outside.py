@@ -17,6 +17,7 @@ from small_text import sentences, write_corpus
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import (
+    AutoTokenizer,
     DebertaConfig,
     DebertaForMaskedLM,
     DebertaTokenizer,
@@ -264,7 +265,11 @@ def test_a_checkpoint_teaches_by_its_directory_alone(
     config = read_json(tmp_path / "student" / "config.json")
     assert config["concepts"]["teacher_fingerprint"] == fingerprint(run)
     assert config["model"]["width"] == 32
-    load_run(tmp_path / "student" / "checkpoints" / "words-1")
+    tokenizer = load_run(tmp_path / "student" / "checkpoints" / "words-1").tokenizer
+    export.main(["student", "exported"])
+    exported = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    for text in [*TEXTS[:-1], "ﬁne ½  Ⅷ é"]:
+        assert exported(text)["input_ids"] == [CLS_ID, *tokenizer.encode(text), SEP_ID]
     if kind == "v1":
         more = [f.replace("lsm", "mlm") for f in flags if not f.startswith("--teacher")]
         train.main([*more, "--init=v1", "--output=more", "--mask-share=0.3"])
