@@ -62,6 +62,9 @@ def train(plan: Plan, should_resume: bool) -> None:
         source = init_directory(config)
         say("initial weights: " + init_from_(model, run_weights(source), str(source)))
     model.to(device).train(config.objective != "token-head")
+    model.encoder.recomputes_layers = config.activation_checkpointing
+    if config.compile:
+        model.encoder.compile_layers_()
     if config.objective == "token-head":
         model.freeze_all_but_token_head_()
     teacher = None

@@ -64,7 +64,7 @@ def _diagonals(product_HMR: Tensor, num_sequences: int, first: int) -> Tensor:
     size = (num_heads, num_sequences, num_positions, num_positions)
     row_stride = num_distances - 1
     stride = (num_rows * num_distances, num_positions * num_distances, row_stride, 1)
-    return product_HMR.as_strided(size, stride, product_HMR.storage_offset() + first)
+    return product_HMR.flatten()[first:].as_strided(size, stride)
 
 
 def disentangled_attention(

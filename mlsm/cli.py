@@ -73,15 +73,21 @@ def parser(
 
 def _add_flag(group: Any, cls: type, field: dataclasses.Field) -> None:
     kind = str(field.type).removesuffix(" | None")
-    convert: Any = {"int": int, "float": float}.get(kind, str)
+    name = "--" + field.name.replace("_", "-")
+    about: dict[str, Any] = {
+        "default": argparse.SUPPRESS,
+        "help": field.metadata["help"].replace("%", "%%") + _defaults(cls, field),
+    }
+    if kind == "bool":
+        group.add_argument(name, action=argparse.BooleanOptionalAction, **about)
+        return
     group.add_argument(
-        "--" + field.name.replace("_", "-"),
-        type=convert,
+        name,
+        type={"int": int, "float": float}.get(kind, str),
         nargs="+" if kind.startswith("tuple") else None,
         choices=field.metadata["choices"],
         metavar=None if field.metadata["choices"] else kind.split("[")[0].upper().replace("TUPLE", "FILE"),
-        default=argparse.SUPPRESS,
-        help=field.metadata["help"].replace("%", "%%") + _defaults(cls, field),
+        **about,
     )
 
 

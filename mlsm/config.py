@@ -141,6 +141,12 @@ class TrainConfig:
         "autocast precision; auto: bf16 or fp16 on a GPU, off on a CPU",
         ("auto", "bf16", "fp16", "off"),
     )
+    compile: bool = option(False, "compile the layers with torch.compile (for GPUs; needs a C++ compiler)")
+    activation_checkpointing: bool = option(
+        False,
+        "keep one state a layer and compute the rest again in the backward pass: less memory, a third "
+        "more time",
+    )
     device: str = option("auto", "cpu, cuda or cuda:N; auto: a GPU if there is one")
     seed: int = option(12, "seed of everything that is drawn")
     log_every: int = option(10, "updates between two logged lines")

@@ -10,9 +10,13 @@ Legend: T tokens of all sequences, N of them selected, D width, H heads, E = D /
 
 from __future__ import annotations
 
+import shutil
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kernels.attention import disentangled_attention
 from mlsm.config import ModelConfig
@@ -108,6 +112,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.max_positions = config.max_positions
+        self.recomputes_layers = False  # in the backward pass, to save memory
         self.words = nn.Embedding(config.vocab_size, config.width)
         self.word_norm = LayerNorm(config.width)
         self.distances = nn.Embedding(2 * config.max_positions, config.width)
@@ -131,10 +136,25 @@ class Encoder(nn.Module):
         x_TD = self.dropout(self.word_norm(self.words(sequences.ids_T)))
         layers = self.layers[:num_layers]
         for layer in layers[:-1]:
-            x_TD = layer(x_TD, table_RD, sequences)
+            x_TD = self._run(layer, x_TD, table_RD, sequences)
         if layers:
-            return layers[-1](x_TD, table_RD, sequences, at_N)
+            return self._run(layers[-1], x_TD, table_RD, sequences, at_N)
         return x_TD if at_N is None else x_TD[at_N]
+
+    def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        if self.recomputes_layers and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+    def compile_layers_(self, backend: str = "inductor") -> None:
+        """Compile every layer, whatever the lengths, into a handful of graphs that they share.
+
+        Raises ValueError on a CPU without a C++ compiler.
+        """
+        if self.words.weight.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+            raise ValueError("compiling for a CPU needs a C++ compiler (g++ or clang++); leave out --compile")
+        for layer in self.layers:
+            layer.compile(dynamic=True, fullgraph=True, backend=backend)
 
     def _table(self, longest: int) -> Tensor:
         """The rows (R, D) of the distances from -longest to longest - 1."""

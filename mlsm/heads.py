@@ -52,9 +52,13 @@ class LanguageModel(nn.Module):
         hidden_ND = self.encoder(sequences, selected_N)
         return self.transform_norm(F.gelu(self.transform(hidden_ND)))
 
+    def vocabulary_rows(self) -> tuple[Tensor, Tensor]:
+        """Weight (V, D), tied to the word embeddings, and bias (V) of the logits of words."""
+        return self.encoder.words.weight, self.vocabulary_bias
+
     def vocabulary_logits(self, hidden_ND: Tensor) -> Tensor:
-        """Logits (N, V) of the rows tied to the word embeddings."""
-        return F.linear(hidden_ND, self.encoder.words.weight, self.vocabulary_bias)
+        """Logits (N, V) of words by the vocabulary rows."""
+        return F.linear(hidden_ND, *self.vocabulary_rows())
 
     def concept_logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits (N, K) of the latent concepts. Raises ValueError on a model without them."""

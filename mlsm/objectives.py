@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mlsm.config import TrainConfig
 from mlsm.data import MicroBatch, Selection
 from mlsm.heads import LanguageModel
+from mlsm.linear_loss import linear_cross_entropy
 from mlsm.targets import Teacher
 
 
@@ -28,28 +28,26 @@ class Outcome(NamedTuple):
     parts: dict[str, Tensor]  # for the log, detached, as `mlsm.log.Meter` reads them
 
 
-def _cross_entropy(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    loss = F.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
-    num_correct = (logits_NV.detach().argmax(-1) == labels_N).sum()
-    return loss, {"cross_entropy": loss.detach(), "token_accuracy": num_correct}
+def _word_loss(inputs: Tensor, weight: Tensor, bias: Tensor, micro: MicroBatch) -> Outcome:
+    loss = linear_cross_entropy(inputs, weight, bias, micro.labels_N())
+    return Outcome(loss.total, {"cross_entropy": loss.total.detach(), "token_accuracy": loss.num_agreeing})
 
 
-def _concept_divergence(
-    model: LanguageModel, hidden_ND: Tensor, micro: MicroBatch, teacher: Teacher
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _concept_loss(model: LanguageModel, hidden_ND: Tensor, micro: MicroBatch, teacher: Teacher) -> Outcome:
     """KL(target || student), summed over concepts and positions; an all-zero target adds nothing."""
     targets = teacher.targets(micro)
-    log_student_NK = model.concept_logits(hidden_ND).float().log_softmax(-1)
-    loss = F.kl_div(log_student_NK, targets.distribution_NK, reduction="sum")
-    top_N = targets.distribution_NK.argmax(-1)
-    num_agreeing = (log_student_NK.detach().argmax(-1) == top_N).sum()
-    return loss, {
-        "concept_kl": loss.detach(),
-        "top_concept_accuracy": num_agreeing,
+    assert model.concepts is not None
+    loss = linear_cross_entropy(
+        hidden_ND, model.concepts.weight, model.concepts.bias, targets.distribution_NK
+    )
+    parts = {
+        "concept_kl": loss.total.detach(),
+        "top_concept_accuracy": loss.num_agreeing,
         "nonzeros_a_code": targets.num_uses_K.sum(),
         "dead_concepts": targets.num_uses_K,
         "gap_max": targets.worst_gap,
     }
+    return Outcome(loss.total, parts)
 
 
 def masked_lm(
@@ -57,7 +55,7 @@ def masked_lm(
 ) -> Outcome:
     """Phase 1: the hidden tokens, by the vocabulary rows."""
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
-    return Outcome(*_cross_entropy(model.vocabulary_logits(hidden_ND), micro.labels_N()))
+    return _word_loss(hidden_ND, *model.vocabulary_rows(), micro)
 
 
 def latent_concepts(
@@ -66,7 +64,7 @@ def latent_concepts(
     """Phase 2, MLSM, LSM and LSM15 alike: they differ in what `selection` picks and hides."""
     assert teacher is not None
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
-    return Outcome(*_concept_divergence(model, hidden_ND, micro, teacher))
+    return _concept_loss(model, hidden_ND, micro, teacher)
 
 
 def masked_lm_and_concepts(
@@ -77,9 +75,9 @@ def masked_lm_and_concepts(
     """
     assert teacher is not None
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
-    divergence, concept_parts = _concept_divergence(model, hidden_ND, micro, teacher)
-    entropy, token_parts = _cross_entropy(model.vocabulary_logits(hidden_ND), micro.labels_N())
-    return Outcome(divergence + config.mlm_weight * entropy, concept_parts | token_parts)
+    concepts = _concept_loss(model, hidden_ND, micro, teacher)
+    words = _word_loss(hidden_ND, *model.vocabulary_rows(), micro)
+    return Outcome(concepts.loss + config.mlm_weight * words.loss, concepts.parts | words.parts)
 
 
 def token_head(
@@ -89,7 +87,7 @@ def token_head(
     with torch.no_grad():
         concepts_NK = model.concept_logits(model.hidden_at(micro.inputs, micro.selected_N))
     assert model.token_head is not None
-    return Outcome(*_cross_entropy(model.token_head(concepts_NK), micro.labels_N()))
+    return _word_loss(concepts_NK, model.token_head.weight, model.token_head.bias, micro)
 
 
 class Objective(NamedTuple):

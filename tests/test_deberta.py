@@ -2,6 +2,10 @@
 parameters.
 """
 
+import dataclasses
+import shutil
+import warnings
+
 import pytest
 import torch
 from transformers import DebertaConfig, DebertaForMaskedLM
@@ -129,3 +133,40 @@ def test_logits_are_computed_for_selected_positions_only() -> None:
 def test_a_sequence_longer_than_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="sequences of 41 tokens, but the model was built for 40"):
         LanguageModel(SIZES["narrow"]).encoder(Sequences.of([torch.full((41,), 7)]))
+
+
+def loss_and_gradients(encoder: Encoder, sequences: Sequences) -> list[torch.Tensor]:
+    torch.manual_seed(1)  # of the dropout
+    encoder.zero_grad()
+    loss = encoder(sequences, torch.tensor([1, 4, 8, 9, 12])).square().sum()
+    loss.backward()
+    return [loss.detach(), *(w.grad.clone() for w in encoder.parameters() if w.grad is not None)]
+
+
+def test_recomputed_layers_give_the_same_gradients_also_with_dropout() -> None:
+    encoder = LanguageModel(dataclasses.replace(SIZES["narrow"], dropout=0.3)).encoder
+    sequences = Sequences.of([torch.arange(5, 14), torch.arange(20, 26)])
+    expected = loss_and_gradients(encoder, sequences)
+    encoder.recomputes_layers = True
+    for ours, true in zip(loss_and_gradients(encoder, sequences), expected, strict=True):
+        assert torch.equal(ours, true)
+
+
+def test_compiled_layers_give_the_same_gradients_for_any_lengths() -> None:
+    encoder = LanguageModel(dataclasses.replace(SIZES["narrow"], depth=2)).encoder
+    inputs = [Sequences.of([torch.arange(5, 5 + n) for n in lengths]) for lengths in ([9, 6], [13, 2, 5])]
+    expected = [loss_and_gradients(encoder, sequences) for sequences in inputs]
+    encoder.compile_layers_("aot_eager")  # traces as inductor does, and spares the test its C++ compiler
+    num_graphs = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler, which looks at gradients of inner tensors
+        for sequences, true in zip(inputs, expected, strict=True):
+            torch.testing.assert_close(loss_and_gradients(encoder, sequences), true, rtol=1e-4, atol=1e-4)
+            num_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert num_graphs[1] == num_graphs[0] > 0
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+        LanguageModel(SIZES["narrow"]).encoder.compile_layers_()

@@ -14,7 +14,7 @@ FLOORS = [
     ["kernels.attention_reference", "kernels.attention_strided"],
     ["kernels.lasso_reference", "kernels.lasso_descent", "kernels.lasso_triton"],
     ["kernels.lasso", "kernels.attention"],
-    ["mlsm.config", "mlsm.chance", "mlsm.sequences"],
+    ["mlsm.config", "mlsm.chance", "mlsm.sequences", "mlsm.linear_loss"],
     ["mlsm.tokenizer", "mlsm.checkpoint", "mlsm.log", "mlsm.huggingface"],
     ["mlsm.masking", "mlsm.cli", "mlsm.directory"],
     ["mlsm.deberta", "mlsm.dictionary", "mlsm.data", "mlsm.optim"],
