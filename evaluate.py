@@ -3,9 +3,10 @@
     python evaluate.py runs/teacher runs/lsm-random runs/token-head-lsm-random --tasks demo
     python evaluate.py runs/lsm-random --tasks blimp,supplement,ewok,glue --data evaluation_data --paper 10M
 
-The table goes to the screen; each run gets its own numbers in results.json and results.md, its predictions in
-evaluation/, and with the demo the last run gets the picture. An evaluation that was interrupted continues
-with the first file (zero-shot) or seed (GLUE) that has no result yet.
+The table goes to the screen, with a row of means for runs that differ in their seed only; each run gets its
+own numbers in results.json and results.md, its predictions in evaluation/, and with the demo the last run
+gets the picture. An evaluation that was interrupted continues with the first file (zero-shot) or seed (GLUE)
+that has no result yet.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mlsm.evaluation import finetune, glue, minimal_pairs, paper, report
 from mlsm.evaluation.grammar import demo_pairs
 from mlsm.evaluation.heldout import MASKED, score_concepts, score_unigram, score_words
 from mlsm.evaluation.pseudo_likelihood import REDUCTIONS, score_sentences
-from mlsm.evaluation.subject import Subject, of_run, random_twin
+from mlsm.evaluation.subject import Subject, of_run, random_twin, recipe
 from mlsm.evaluation.tables import Cell, as_text, draw
 from mlsm.heads import Run, load_run
 from mlsm.log import progress, say
@@ -162,9 +163,12 @@ def show_demo(runs: Sequence[Run], device: torch.device) -> None:
         baselines |= baseline
         keep(run.directory, run.directory.name, {"demo": rows[run.directory.name], "demo baseline": baseline})
     rows["baseline"] = baselines
-    shown = {n: {c: v for c, v in r.items() if not c.startswith("pairs: ")} for n, r in rows.items()}
     picture = runs[-1].directory / "demo.png"
     draw(picture, [run.directory for run in runs], rows)
+    shown: dict[str, dict[str, Cell]] = {
+        n: {c: v for c, v in r.items() if not c.startswith("pairs: ")} for n, r in rows.items()
+    }
+    shown |= report.over_seeds(shown, {run.directory.name: recipe(run) for run in runs})
     print(as_text(shown, "Held-out text and minimal pairs"))
     print("\nbaseline: words by their frequency, the best constant distribution over concepts, chance")
     print(f"picture: {picture}")
@@ -178,6 +182,7 @@ def show_tasks(subjects: Sequence[Subject], tasks: Sequence[str], args: argparse
             minimal_pairs.check_suite(minimal_pairs.SUITES[name], args.data)
     measured = {subject.name: evaluate(subject, tasks, trainings, args) for subject in subjects}
     rows: dict[str, dict[str, Cell]] = {name: report.row(results) for name, results in measured.items()}
+    rows |= report.over_seeds(rows, args.recipes)
     if args.baseline:
         majority = {
             task: glue.majority_score(data.training, items, task)
@@ -191,7 +196,11 @@ def show_tasks(subjects: Sequence[Subject], tasks: Sequence[str], args: argparse
         for name, quoted in paper.quoted_rows(args.paper).items():
             if cells := {column: value for column, value in quoted.items() if column in columns}:
                 rows[name] = dict(cells)
-    print(as_text(rows, f"Score {args.score}, ties {args.ties}; mean ±sd (seeds)"))
+    print(
+        as_text(
+            rows, f"Score {args.score}, ties {args.ties}; mean ±sd (seeds, of fine-tuning or of the runs)"
+        )
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -278,6 +287,7 @@ def main(argv: list[str]) -> None:
             of_run(run, name if names.count(name) == 1 else str(run.directory))
             for run, name in zip(runs, names, strict=True)
         ]
+        args.recipes = {s.name: recipe(run) for s, run in zip(subjects, runs, strict=True)}
         if args.baseline:
             subjects.append(random_twin(runs[0]))
         show_tasks(subjects, others, args)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +191,20 @@ def test_all_suites_reach_table_json_and_markdown(
     assert results["ewok"]["num_pairs"] == 2
     assert "| task_1 |" in (run / "results.md").read_text()
     assert len((run / "evaluation" / "blimp" / "task_0.jsonl").read_text().splitlines()) == 11
+
+
+def test_runs_that_differ_in_their_seed_get_a_row_of_means(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [random_run(tmp_path / f"seed-{seed}", seed=seed) for seed in (1, 2)]
+    other = random_run(tmp_path / "other", num_concepts=4)
+    evaluate.main([*map(str, runs), str(other), f"--data={data}", "--tasks=blimp"])
+    averages = [json.loads((run / "results.json").read_text())["blimp"]["average"] for run in runs]
+    mean, deviation = statistics.fmean(averages), statistics.stdev(averages)
+    assert deviation > 0
+    shown = capsys.readouterr().out
+    assert f"mean of seed-1, seed-2  {mean:.3f} ±{deviation:.3f} (2)" in shown
+    assert shown.count("mean of") == 1
 
 
 def test_a_stopped_evaluation_continues_with_the_next_file(

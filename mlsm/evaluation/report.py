@@ -70,6 +70,28 @@ def row(results: Mapping[str, Any]) -> dict[str, Cell]:
     return cells
 
 
+def over_seeds(
+    rows: Mapping[str, Mapping[str, Cell]], recipes: Mapping[str, str]
+) -> dict[str, dict[str, Cell]]:
+    """A row of means and deviations for every two or more rows of one recipe; `recipes` by row."""
+    by_recipe: dict[str, list[str]] = {}
+    for name, recipe in recipes.items():
+        by_recipe.setdefault(recipe, []).append(name)
+    means: dict[str, dict[str, Cell]] = {}
+    for names in by_recipe.values():
+        if len(names) > 1:
+            shared = [column for column in rows[names[0]] if all(column in rows[name] for name in names)]
+            means["mean of " + ", ".join(names)] = {
+                column: _spread([rows[name][column] for name in names]) for column in shared
+            }
+    return means
+
+
+def _spread(cells: Sequence[Cell]) -> Spread:
+    values = [cell.mean if isinstance(cell, Spread) else cell for cell in cells]
+    return Spread(statistics.fmean(values), statistics.stdev(values), len(values))
+
+
 def floor_row(results: Mapping[str, Any], majority: Mapping[str, float]) -> dict[str, Cell]:
     """What no model is needed for: chance in pairs, the majority class in GLUE; for tasks in `results`."""
     cells: dict[str, Cell] = {suite.title: CHANCE for name, suite in SUITES.items() if name in results}

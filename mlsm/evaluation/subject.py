@@ -5,6 +5,7 @@ the run are worth.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,22 @@ class Subject(NamedTuple):
     tokenizer: Tokenizer
     folder: Path  # its predictions and results
     weights: str  # identifies the weights; stored results of others are not used
+
+
+SEED_AND_PLACES = {
+    "seed",
+    "teacher",
+    "dictionary",
+    "init",
+    "device",
+}  # in which two runs of a recipe may differ
+
+
+def recipe(run: Run) -> str:
+    """Equal for runs that differ in their seed only, and in where the runs lie that they began from."""
+    train = {name: value for name, value in run.config["train"].items() if name not in SEED_AND_PLACES}
+    begins_random = run.config["train"].get("init") == "random"
+    return json.dumps([train, begins_random, run.config["model"], run.config["data"]], sort_keys=True)
 
 
 def of_run(run: Run, name: str) -> Subject:
