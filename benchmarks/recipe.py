@@ -1,0 +1,129 @@
+"""The paper's recipe with the parts it was run with: Hugging Face's eager DeBERTa, logits at every position,
+sequences as they come, and a dense FISTA of 100 steps.
+
+What a user would train with who has no code of ours. BERT with PyTorch's fused attention stands beside it, as
+the model of the same size that is best supported.
+
+Legend: B sequences, L positions (padded), N selected positions, D width, V vocabulary, K concepts.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BertConfig, BertForMaskedLM, DebertaConfig, DebertaForMaskedLM, DebertaModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+from mlsm.config import ModelConfig
+from mlsm.data import MicroBatch
+from mlsm.tokenizer import PAD_ID
+
+FISTA_STEPS = 100
+
+
+def original_fista(signals_ND: Tensor, dictionary_DK: Tensor, lam: float) -> Tensor:
+    """Codes (N, K) by 100 FISTA steps from zero (Beck and Teboulle 2009): L is computed at each call, no
+    restart, no stopping rule.
+    """
+    step = 1 / float(torch.linalg.eigvalsh(dictionary_DK @ dictionary_DK.mT)[-1])
+    codes_NK = ahead_NK = signals_ND.new_zeros(len(signals_ND), dictionary_DK.shape[1])
+    t = 1.0
+    for _ in range(FISTA_STEPS):
+        gradient_NK = (ahead_NK @ dictionary_DK.mT - signals_ND) @ dictionary_DK
+        previous_NK, codes_NK = codes_NK, (ahead_NK - step * (gradient_NK + lam)).clamp_min(0)
+        t_previous, t = t, (1 + (1 + 4 * t * t) ** 0.5) / 2
+        ahead_NK = codes_NK + (t_previous - 1) / t * (codes_NK - previous_NK)
+    return codes_NK
+
+
+class Padded(NamedTuple):
+    """A micro-batch as transformers reads it."""
+
+    ids_BL: Tensor
+    inputs_BL: Tensor
+    mask_BL: Tensor
+    selected_BL: Tensor
+
+
+def padded(micro: MicroBatch) -> Padded:
+    """The same sequences in a rectangle."""
+    lengths = micro.text.cu_seqlens.diff().tolist()
+    selected_T = torch.zeros_like(micro.text.ids_T, dtype=torch.bool)
+    selected_T[micro.selected_N] = True
+    ids_BL, inputs_BL = (
+        pad_sequence(ids_T.split(lengths), batch_first=True, padding_value=PAD_ID)
+        for ids_T in (micro.text.ids_T, micro.inputs.ids_T)
+    )
+    mask_BL = pad_sequence([torch.ones(n, dtype=torch.long) for n in lengths], batch_first=True)
+    return Padded(ids_BL, inputs_BL, mask_BL, pad_sequence(selected_T.split(lengths), batch_first=True))
+
+
+def deberta_config(config: ModelConfig) -> DebertaConfig:
+    """The model of ours in transformers' words."""
+    return DebertaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.ffn_width,
+        max_position_embeddings=config.max_positions,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        max_relative_positions=-1,
+        position_biased_input=False,
+        type_vocab_size=0,
+        layer_norm_eps=1e-7,
+        pad_token_id=PAD_ID,
+    )
+
+
+def bert(config: ModelConfig) -> BertForMaskedLM:
+    """A BERT of the same size with fused attention."""
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.ffn_width,
+            max_position_embeddings=config.max_positions,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            attn_implementation="sdpa",
+        )
+    )
+
+
+def masked_lm_loss(model: Callable[..., MaskedLMOutput], micro: MicroBatch) -> Tensor:
+    """Cross-entropy summed over the hidden tokens; logits are computed everywhere."""
+    batch = padded(micro)
+    logits_BLV = model(input_ids=batch.inputs_BL, attention_mask=batch.mask_BL).logits
+    return F.cross_entropy(logits_BLV[batch.selected_BL], batch.ids_BL[batch.selected_BL], reduction="sum")
+
+
+def concept_loss(
+    student: DebertaForMaskedLM,
+    teacher: DebertaModel,
+    micro: MicroBatch,
+    dictionary_DK: Tensor,
+    lam: float,
+    signals_ND: Tensor,
+) -> Tensor:
+    """KL to the L1-normalised codes, summed over the selected tokens. The concepts are K columns more of the
+    student's vocabulary, whose logits are computed everywhere.
+
+    The dense solver takes the same time for any signal; it is given real ones, which ours gets too.
+    """
+    batch = padded(micro)
+    with torch.no_grad():
+        states_BLD = teacher(input_ids=batch.ids_BL, attention_mask=batch.mask_BL).last_hidden_state
+        states_ND = F.normalize(states_BLD[batch.selected_BL], dim=1)
+        targets_NK = F.normalize(original_fista(signals_ND[: len(states_ND)], dictionary_DK, lam), p=1, dim=1)
+    logits_BLV = student(input_ids=batch.inputs_BL, attention_mask=batch.mask_BL).logits
+    concepts_NK = logits_BLV[batch.selected_BL][:, -dictionary_DK.shape[1] :]
+    return F.kl_div(concepts_NK.log_softmax(-1), targets_NK, reduction="sum")
