@@ -203,6 +203,13 @@ class MicroBatch(NamedTuple):
     inputs: Sequences  # as the model sees it: with [MASK], where the objective hides tokens
     selected_N: Tensor  # flat positions to learn from
 
+    @classmethod
+    def of(cls, rows: list[Tensor], selected: list[Tensor], selection: Selection) -> MicroBatch:
+        """Rows of ids, with True at the positions to learn from."""
+        text, is_selected_T = Sequences.of(rows), torch.cat(selected)
+        inputs_T = hide(text.ids_T, is_selected_T) if selection.is_hidden else text.ids_T
+        return cls(text, text._replace(ids_T=inputs_T), is_selected_T.nonzero().squeeze(1))
+
     def labels_N(self) -> Tensor:
         """The ids of the text at the selected positions."""
         return self.text.ids_T[self.selected_N]
@@ -313,13 +320,9 @@ class Corpus:
         while by_length:
             count = max(1, token_budget // len(rows[by_length[0]]))
             chosen, by_length = by_length[:count], by_length[count:]
-            text, is_selected_T = (
-                Sequences.of([rows[i] for i in chosen]),
-                torch.cat([selected[i] for i in chosen]),
+            micro_batches.append(
+                MicroBatch.of([rows[i] for i in chosen], [selected[i] for i in chosen], selection)
             )
-            inputs_T = hide(text.ids_T, is_selected_T) if selection.is_hidden else text.ids_T
-            selected_N = is_selected_T.nonzero().squeeze(1)
-            micro_batches.append(MicroBatch(text, text._replace(ids_T=inputs_T), selected_N))
         return Update(
             micro_batches,
             num_selected=sum(len(m.selected_N) for m in micro_batches),

@@ -23,12 +23,13 @@ FLOORS = [
     ["mlsm.objectives", "mlsm.outside"],
     ["mlsm.plan"],
     ["mlsm.evaluation.jsonl", "mlsm.evaluation.subject", "mlsm.evaluation.tables"],
+    ["mlsm.evaluation.concept_use", "mlsm.evaluation.concept_view", "mlsm.evaluation.tagged"],
     ["mlsm.evaluation.pseudo_likelihood", "mlsm.evaluation.grammar", "mlsm.evaluation.heldout"],
-    ["mlsm.evaluation.glue", "mlsm.evaluation.minimal_pairs"],
-    ["mlsm.evaluation.finetune", "mlsm.evaluation.paper"],
+    ["mlsm.evaluation.glue", "mlsm.evaluation.minimal_pairs", "mlsm.evaluation.concept_reading"],
+    ["mlsm.evaluation.finetune", "mlsm.evaluation.paper", "mlsm.evaluation.concept_report"],
     ["mlsm.evaluation.report"],
     ["mlsm.divergence", "mlsm.model_card", "mlsm.api"],
-    ["train", "fit_dictionary", "evaluate", "mlsm.export"],
+    ["train", "fit_dictionary", "evaluate", "mlsm.export", "mlsm.concepts"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 

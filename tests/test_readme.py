@@ -10,7 +10,7 @@ from pipeline import ROOT
 import evaluate
 import fit_dictionary
 import train
-from mlsm import export
+from mlsm import concepts, export
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")} | {
@@ -27,6 +27,7 @@ PARSERS = {
     "fit_dictionary.py": fit_dictionary.flags,
     "evaluate.py": evaluate.parser,
     "mlsm.export": export.parser,
+    "mlsm.concepts": concepts.parser,
 }
 OF_USERS = {"results.md", "score_mlsm.py"}  # files that a run or a reader makes
 

@@ -19,7 +19,7 @@ class Spread(NamedTuple):
     failed: Sequence[int] = ()  # seeds without a result
 
 
-Cell = float | Spread
+Cell = float | Spread | str
 Rows = Mapping[str, Mapping[str, Cell]]  # row name -> column name -> value
 
 
@@ -31,6 +31,10 @@ def columns_of(rows: Rows) -> list[str]:
 def _cell(value: Cell | None) -> str:
     if value is None:
         return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return str(value)
     if isinstance(value, Spread):
         failed = f", {len(value.failed)} failed" if value.failed else ""
         return f"{value.mean:.3f} ±{value.deviation:.3f} ({value.num_seeds}{failed})"
@@ -38,18 +42,19 @@ def _cell(value: Cell | None) -> str:
 
 
 def as_text(rows: Rows, title: str) -> str:
-    """Columns aligned for a terminal."""
+    """Columns aligned for a terminal: numbers to the right, text to the left."""
     lines = [["", *columns_of(rows)]]
+    is_text = [True, *(any(isinstance(r.get(c), str) for r in rows.values()) for c in lines[0][1:])]
     lines += [[name, *(_cell(values.get(c)) for c in lines[0][1:])] for name, values in rows.items()]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     shown = [
         "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, is_text, strict=True)
+        ).rstrip()
         for line in lines
     ]
-    return "\n".join([title, shown[0], "-" * len(shown[0]), *shown[1:]])
+    return "\n".join([title, shown[0], "-" * max(map(len, shown)), *shown[1:]])
 
 
 def as_markdown(rows: Rows) -> str:
