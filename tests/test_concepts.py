@@ -352,6 +352,10 @@ def test_the_command_writes_and_shows(
     for name in ("concepts.png", "concepts-text.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "concepts.html").exists()
+    tokens, strongest = told["sentence"]["tokens"], told["sentence"]["strongest"]["student"]
+    rows = [line for line in shown.splitlines() if line.startswith(f"1 {tokens[0]} ")]
+    assert f"#{strongest[0][0]} {strongest[0][1]:.0%}" in rows[0]
+    assert all(pairs[1::2] == sorted(pairs[1::2], reverse=True) for pairs in strongest)
     again = tmp_path / "again"
     concepts.main([*command[:3], f"--output={again}"])
     same = json.loads((again / "concepts.json").read_text(encoding="utf-8"))

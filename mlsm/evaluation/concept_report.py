@@ -26,6 +26,7 @@ CONTEXT_TOKENS = 10  # on each side
 NUM_SHUFFLES = 3
 LEAST_SHARE = 0.005  # of a token that is listed for a concept, or the other way round
 SENTENCE_CONCEPTS, FEWEST_CONCEPTS = 40, 3  # columns of a heat map: at most, at least
+SENTENCE_STRONGEST = 4  # concepts listed of each token of a sentence
 LEAST_PEAK = 0.03  # weight that earns a concept a column
 FOUND_AGAIN = 0.9  # cosine of an atom that counts as the same
 TOKENS_A_BLOCK = 4096
@@ -201,6 +202,10 @@ def add_sentence(told: dict[str, Any], sentence: Sentence, tokenizer: Tokenizer)
         "tokens": [printable(tokenizer.piece(i)) for i in sentence.ids],
         "concepts": chosen,
         "weights": {name: _rounded(w_LK[:, chosen], 3) for name, w_LK in sentence.weights.items()},
+        "strongest": {
+            name: _pairs(use.largest(w_LK, SENTENCE_STRONGEST), LEAST_SHARE)
+            for name, w_LK in sentence.weights.items()
+        },
     }
 
 
@@ -228,16 +233,14 @@ def concept_rows(told: dict[str, Any], source: str, count: int) -> Rows:
 
 def sentence_rows(told: dict[str, Any]) -> Rows:
     """The strongest concepts of each token of the sentence as rows of a table."""
-    shown = told["sentence"]
-    rows: dict[str, dict[str, Any]] = {}
-    for place, token in enumerate(shown["tokens"]):
-        row = rows[f"{place + 1} {token}"] = {}
-        for name, weights in shown["weights"].items():
-            best = sorted(zip(weights[place], shown["concepts"], strict=True), reverse=True)[:4]
-            row[name] = "  ".join(
-                f"#{concept} {weight:.0%}" for weight, concept in best if weight >= LEAST_PEAK
-            )
-    return rows
+    sentence, numbers = told["sentence"], [f"#{k}" for k in range(told["about"]["k"])]
+    return {
+        f"{place + 1} {token}": {
+            name: "  ".join(named_shares(pairs[place], numbers))
+            for name, pairs in sentence["strongest"].items()
+        }
+        for place, token in enumerate(sentence["tokens"])
+    }
 
 
 def named_shares(pairs: Sequence[float], names: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 DENSE_ACTIVITY = 0.1
 """A concept that more positions use is called dense, as the latents of sparse autoencoders are."""
@@ -165,10 +166,12 @@ class Listing(NamedTuple):
 
 
 def largest(values: np.ndarray, count: int) -> Listing:
-    """The `count` largest entries of each row (fewer where the row is shorter)."""
-    count = min(count, values.shape[1])
-    chosen = np.argpartition(values, values.shape[1] - count, axis=1)[:, values.shape[1] - count :]
-    chosen.sort(axis=1)  # so that equal values are listed in their order
+    """The `count` largest entries of each row (fewer where the row is shorter); of equal ones the first goes
+    first.
+    """
+    # numpy's own partition takes a hundred times as long on rows that are mostly zero
+    chosen = torch.from_numpy(values).topk(min(count, values.shape[1])).indices.numpy()
+    chosen.sort(axis=1)
     order = np.argsort(-np.take_along_axis(values, chosen, 1), axis=1, kind="stable")
     items = np.take_along_axis(chosen, order, 1)
     return Listing(items, np.take_along_axis(values, items, 1))

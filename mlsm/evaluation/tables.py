@@ -19,8 +19,8 @@ class Spread(NamedTuple):
     failed: Sequence[int] = ()  # seeds without a result
 
 
-Cell = float | Spread | str
-Rows = Mapping[str, Mapping[str, Cell]]  # row name -> column name -> value
+Cell = float | Spread
+Rows = Mapping[str, Mapping[str, Cell | str]]  # row name -> column name -> value
 
 
 def columns_of(rows: Rows) -> list[str]:
@@ -28,7 +28,7 @@ def columns_of(rows: Rows) -> list[str]:
     return list(dict.fromkeys(name for values in rows.values() for name in values))
 
 
-def _cell(value: Cell | None) -> str:
+def _cell(value: Cell | str | None) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
