@@ -88,7 +88,7 @@ def over_seeds(
 
 
 def _spread(cells: Sequence[Cell]) -> Spread:
-    values = [cell.mean if isinstance(cell, Spread) else float(cell) for cell in cells]
+    values = [cell.mean if isinstance(cell, Spread) else cell for cell in cells]
     return Spread(statistics.fmean(values), statistics.stdev(values), len(values))
 
 
