@@ -48,11 +48,11 @@ def check_positive(config: Any, *names: str) -> None:
 
 
 def from_json(cls: type[T], values: dict[str, Any]) -> T:
-    """A config from the mapping that config.json holds; ValueError names unknown or missing fields."""
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if values.keys() != known:
-        odd = sorted(values.keys() ^ known)
-        raise ValueError(f"{cls.__name__}: fields that are unknown or missing: {', '.join(odd)}")
+    """A config from the mapping that config.json holds; ValueError names unknown fields. A field that is
+    missing is younger than the file, and its default is what was done before there was a choice.
+    """
+    if unknown := sorted(values.keys() - {f.name for f in dataclasses.fields(cls)}):  # type: ignore[arg-type]
+        raise ValueError(f"{cls.__name__}: unknown fields: {', '.join(unknown)}")
     return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 

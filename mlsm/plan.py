@@ -289,9 +289,9 @@ def _check_same(directory: Path, part: str, before: Any, now: Any) -> None:
     if not isinstance(before, dict) or not isinstance(now, dict):
         before, now = {part: before}, {part: now}
     before, now = ({k: list(v) if isinstance(v, tuple) else v for k, v in d.items()} for d in (before, now))
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name) and name not in RESUMABLE_CHANGES:
+    for name in sorted(before):  # what only `now` has is a field younger than the run
+        if before[name] != now.get(name) and name not in RESUMABLE_CHANGES:
             raise ValueError(
-                f"cannot resume {directory}: {name} was {before.get(name)} and is now {now.get(name)}; "
+                f"cannot resume {directory}: {name} was {before[name]} and is now {now.get(name)}; "
                 "resume with the same settings, or start another run with --output"
             )
