@@ -23,6 +23,9 @@ CLS_ID, SEP_ID, UNK_ID, PAD_ID, MASK_ID = range(5)
 SPECIAL_PIECES = ("[CLS]", "[SEP]", "<unk>", "<pad>", "[MASK]")
 NUM_SPECIALS = len(SPECIAL_PIECES)
 SAMPLE_LINES = 1_000_000  # lines the training samples from a larger corpus; bounds its memory
+# Scores of pieces (log p) are multiples of it, so that float32 sums of thousands of them are exact: the same
+# pieces in another order ("ba" "baba") tie, and the tie is broken in one way by whoever encodes.
+SCORE_UNIT = 1 / 256
 LONGEST_LINE = 8192  # characters; longer lines are cut for training
 _SPECIAL_NAMES = (("[CLS]",), ("[SEP]",), ("<unk>", "[UNK]"), ("<pad>", "[PAD]"), ("[MASK]",))
 
@@ -241,4 +244,6 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
     trained.normalizer_spec.ClearField(
         "normalization_rule_tsv"
     )  # a path; the rules themselves are compiled in
+    for piece in trained.pieces:
+        piece.score = round(piece.score / SCORE_UNIT) * SCORE_UNIT
     return Tokenizer(trained.SerializeToString(deterministic=True))

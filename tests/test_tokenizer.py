@@ -2,7 +2,9 @@
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 from small_text import sentences
 
 from mlsm.tokenizer import MASK_ID, SPECIAL_PIECES, UNK_ID, Tokenizer, train_tokenizer
@@ -34,6 +36,15 @@ def test_quotes_of_tokenised_corpora_become_plain(tokenizer: Tokenizer) -> None:
 
 def test_blanks_of_all_kinds_are_one(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode(" the\tcat \u00a0 sees\r\n") == tokenizer.encode("the cat sees")
+
+
+def test_scores_add_up_to_the_same_in_every_order(tokenizer: Tokenizer) -> None:
+    """In float32 too: a tie is a tie, in whatever precision and order a text is encoded."""
+    pieces = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model).pieces  # type: ignore[attr-defined]
+    scores = np.array([piece.score for piece in pieces] * 20, np.float32)
+    draw = np.random.default_rng(0)
+    sums = {float(np.cumsum(draw.permutation(scores), dtype=np.float32)[-1]) for _ in range(20)}
+    assert sums == {float(scores.sum(dtype=np.float64))}
 
 
 def test_unknown_characters_become_unk(tokenizer: Tokenizer) -> None:
