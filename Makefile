@@ -22,6 +22,7 @@ bench: .venv/for-benchmarks  ## ours against its peers, into results/
 	$(BIN)/python -m pytest benchmarks/bench_lasso.py benchmarks/bench_dictionary.py benchmarks/bench_scoring.py --benchmark-enable
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_update.py
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_training.py
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_attention.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

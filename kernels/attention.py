@@ -7,19 +7,25 @@ Legend: T tokens of all sequences, B sequences, H heads, E width of a head, R = 
 distances (row r is distance r - max_length).
 """
 
+import importlib.util
+import os
+
+import torch
 from torch import Tensor
 
 from kernels import attention_reference, attention_strided
 from kernels.backend import Candidate, choose
 
-IMPLEMENTATIONS = {
-    "reference": attention_reference.disentangled_attention,
-    "strided": attention_strided.disentangled_attention,
+WIDTHS_FOR_TRITON = {
+    torch.float32: (32, 64),
+    torch.float16: (32, 64, 128),
+    torch.bfloat16: (32, 64, 128),
 }
-_CANDIDATES = [
-    Candidate("strided", "reads the position terms as diagonals, runs anywhere", lambda: None),
-    Candidate("reference", "the definition", lambda: None),
-]
+"""Heads that the compile check has passed."""
+_FOR_ANY_DEVICE = {
+    "strided": attention_strided.disentangled_attention,
+    "reference": attention_reference.disentangled_attention,
+}
 
 
 def disentangled_attention(
@@ -38,8 +44,9 @@ def disentangled_attention(
 
     Sequence b is the tokens `cu_seqlens[b]` to `cu_seqlens[b + 1]` (B + 1 int32 values from 0 to T), none
     longer than `max_length`, none empty. Scores are (q_i.k_j + q_i.rel_k[i - j] + k_j.rel_q[i - j]) /
-    sqrt(3 E). Dropout draws from torch's generator. Returns (T, H, E). Raises ValueError on shapes that do
-    not fit together and on an unknown implementation.
+    sqrt(3 E). Dropout draws from torch's generator, differently in each implementation. Returns (T, H, E).
+    Raises ValueError on shapes that do not fit together, on a dropout_p outside [0, 1), and on an
+    implementation that is unknown or cannot run here.
     """
     num_tokens, num_heads, head_width = q_THE.shape
     table_shape = (num_heads, 2 * max_length, head_width)
@@ -53,5 +60,35 @@ def disentangled_attention(
         raise ValueError(
             f"{num_tokens} tokens in {len(cu_seqlens) - 1} sequences: some are longer than {max_length}"
         )
-    attend = IMPLEMENTATIONS[choose("disentangled_attention", _CANDIDATES, implementation)]
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be at least 0 and less than 1, got {dropout_p}")
+    # any() and not "in", which a compiler with symbolic widths would leave undecided.
+    has_kernel = any(width == head_width for width in WIDTHS_FOR_TRITON.get(q_THE.dtype, ()))
+    name = _choice(implementation, q_THE.device.type, q_THE.dtype, has_kernel)
+    if name == "triton":
+        from kernels import attention_triton  # here, so that a machine without triton can import this module
+
+        attend = attention_triton.disentangled_attention
+    else:
+        attend = _FOR_ANY_DEVICE[name]
     return attend(q_THE, k_THE, v_THE, rel_k_HRE, rel_q_HRE, cu_seqlens, max_length, dropout_p=dropout_p)
+
+
+@torch.compiler.assume_constant_result
+def _choice(wanted: str, device: str, dtype: torch.dtype, has_kernel: bool) -> str:
+    """The name of what to run. A compiler need not trace this: it guards on all that this depends on."""
+
+    def triton_obstacle() -> str | None:
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return f"the tensors are on {device}, not on a GPU"
+        if not has_kernel:
+            return f"it is for {dtype} heads of width {WIDTHS_FOR_TRITON.get(dtype, 'none')}"
+        return None
+
+    triton = Candidate("triton", "fused, nothing of size L x L in memory", triton_obstacle)
+    strided = Candidate("strided", "reads the position terms as diagonals, runs anywhere", lambda: None)
+    reference = Candidate("reference", "the definition", lambda: None)
+    candidates = [triton, strided, reference] if device == "cuda" else [strided, reference, triton]
+    return choose("disentangled_attention", candidates, wanted)

@@ -1,0 +1,50 @@
+"""Launches of disentangled attention's kernels for the compile check: every dtype and head width, with
+dropout (which needs more registers), on a batch of long sequences.
+"""
+
+import torch
+from aot import Spec
+
+from kernels import attention_triton
+from kernels.attention import WIDTHS_FOR_TRITON
+
+NUM_HEADS = 12
+NVIDIA, AMD = ("sm80", "sm86", "sm90"), ("gfx942",)
+KERNELS = [
+    getattr(attention_triton, f"_{name}_kernel") for name in ("forward", "queries", "keys", "distances")
+]
+
+
+def tensors(kernel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype of each pointer."""
+    special = {"cu_seqlens_ptr": torch.int32, "seed_ptr": torch.int64, "lse_ptr": torch.float32}
+    special |= {name: torch.float32 for name in ("delta_ptr", "d_rel_k_ptr", "d_rel_q_ptr")}
+    return {name: special.get(name, dtype) for name in kernel.arg_names if name.endswith("_ptr")}
+
+
+def spec(kernel, dtype: torch.dtype, head_width: int, targets: tuple[str, ...]) -> Spec:
+    is_distances = kernel is attention_triton._distances_kernel
+    precision = "tf32x3" if targets != AMD and not is_distances else "ieee"
+    options = attention_triton.launch_options(dtype, head_width, 512, is_amd=targets == AMD)
+    scalars: dict[str, object] = {
+        "T": 16_000, "H": NUM_HEADS, "stride_T": 3 * NUM_HEADS * head_width, "stride_H": 3 * head_width,
+        "max_length": 512, "scale": 0.07, "dropout_p": 0.1, "HAS_DROPOUT": True, "PRECISION": precision,
+        "E": head_width, "BLOCK": options.pop("BLOCK"),
+    }  # fmt: skip
+    return Spec(
+        kernel,
+        tensors(kernel, dtype) | scalars | ({"B": 32} if is_distances else {}),
+        options,
+        f"{kernel.__name__} {str(dtype).removeprefix('torch.')} E {head_width}",
+        targets,
+    )
+
+
+ALL = {
+    (dtype, head_width): [spec(kernel, dtype, head_width, on) for kernel in KERNELS for on in (NVIDIA, AMD)]
+    for dtype, head_widths in WIDTHS_FOR_TRITON.items()
+    for head_width in head_widths
+}
+USUAL = (torch.bfloat16, 64)  # what every preset trains with; all of them take minutes
+SPECS = ALL.pop(USUAL)
+MORE = [spec for specs in ALL.values() for spec in specs]
