@@ -21,7 +21,7 @@ import torch
 
 from mlsm import cli
 from mlsm.checkpoint import read_json, write_json, write_text
-from mlsm.config import DataConfig, TrainConfig, from_json
+from mlsm.config import TrainConfig, from_json
 from mlsm.data import Corpus
 from mlsm.directory import check_writable
 from mlsm.evaluation import finetune, glue, minimal_pairs, paper, report
@@ -34,7 +34,7 @@ from mlsm.heads import Run, load_run
 from mlsm.log import progress, say
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import choose_device
-from mlsm.plan import load_teacher
+from mlsm.plan import load_teacher, text_of
 
 TASKS = ("demo", *minimal_pairs.SUITES, "glue", *glue.TASKS)
 TOKEN_BUDGET = 8192  # tokens a forward pass holds
@@ -44,7 +44,7 @@ SCORING_BUDGET = 4096  # the same for suites; on a CPU core at width 128, 8192 i
 def demo(run: Run, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
     """Held-out words and concepts, and the minimal pairs of our grammar: (the run's row, the baseline's)."""
     config = from_json(TrainConfig, run.config["train"])
-    corpus = Corpus(from_json(DataConfig, run.config["data"]), run.tokenizer, say)
+    corpus = Corpus(text_of(run.config, {}), run.tokenizer, say)
     words, unigram = score_words(run, corpus, TOKEN_BUDGET), score_unigram(corpus, TOKEN_BUDGET)
     row = {"word accuracy": words.accuracy, "word perplexity": words.perplexity}
     baseline = {"word accuracy": unigram.accuracy, "word perplexity": unigram.perplexity}
@@ -137,10 +137,14 @@ def keep(folder: Path, name: str, new: dict[str, Any]) -> None:
     """Add to a run's results.json and write its results.md anew."""
     path = folder / "results.json"
     results = read_json(path) if path.exists() else {}
-    glue_rows = results.get("glue", {}) | new.get("glue", {})
-    results |= new | ({"glue": glue_rows} if glue_rows else {})
+    try:
+        glue_rows = results.get("glue", {}) | new.get("glue", {})
+        results |= new | ({"glue": glue_rows} if glue_rows else {})
+        told = report.markdown(name, results)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no results of this program ({error!r}); remove it") from None
     write_json(path, results)
-    write_text(folder / "results.md", report.markdown(name, results))
+    write_text(folder / "results.md", told)
 
 
 def read_trainings(tasks: Sequence[str], data: Path) -> dict[str, finetune.TaskData]:

@@ -15,14 +15,14 @@ from pathlib import Path
 from mlsm import cli, outside
 from mlsm.chance import generator_for
 from mlsm.checkpoint import MODEL_FILE, fingerprint
-from mlsm.config import PRESETS, DataConfig, DictionaryConfig, from_json
+from mlsm.config import PRESETS, DataConfig, DictionaryConfig
 from mlsm.data import Corpus
 from mlsm.dictionary import Dictionary, learn_dictionary
 from mlsm.directory import check_writable
 from mlsm.heads import load_encoder, run_config
 from mlsm.log import progress, say
 from mlsm.optim import choose_device, choose_precision
-from mlsm.plan import SHARED_FLAGS
+from mlsm.plan import SHARED_FLAGS, text_of
 from mlsm.targets import sample_states
 
 HELDOUT_SHARE = 0.05  # of the sample: states that only the statistics see
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
     saved = run_config(Path(teacher))
     preset = PRESETS[given.get("preset", saved["preset"])]()
     config = cli.override(preset.dictionary, given)
-    data = cli.override(from_json(DataConfig, saved["data"]), given)
+    data = text_of(saved, given)
     fit(config, data, preset.teacher.token_budget, output)
 
 

@@ -38,6 +38,7 @@ from mlsm.optim import (
     choose_device,
     choose_precision,
     load_optimizer_,
+    load_scaler_,
     optimizer_tensors,
     set_learning_rate_,
     step_,
@@ -75,7 +76,7 @@ def train(plan: Plan, should_resume: bool) -> None:
     if checkpoint is not None:
         load_weights_(model, checkpoint.model, "the checkpoint")
         load_optimizer_(optimizer, model, checkpoint.optimizer)
-        precision.scaler.load_state_dict(checkpoint.state.pop("scaler"))
+        load_scaler_(precision.scaler, checkpoint.state.pop("scaler", {}))
         state = checkpoint.state
         say(f"resuming {plan.directory} after update {checkpoint.step}")
     start = checkpoint.step if checkpoint else 0

@@ -69,11 +69,24 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> Any:
     """Raises ValueError naming the file if it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise ValueError(f"no file {path}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
+
+
+def parse_json(content: bytes, source: str) -> Any:
+    """Raises ValueError naming the source of what is not JSON, holds a key twice, or nests too deep."""
+    try:
+        return json.loads(content.decode(), object_pairs_hook=_each_key_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is not JSON ({error})") from None
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"a key twice among {', '.join(key for key, _ in pairs)}")
+    return made
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -165,6 +178,9 @@ def load_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
             state = read_state(directory)
             if state.pop("step") != step:
                 raise ValueError(f"{directory / STATE_FILE} is of another step")
+            for name in ("words_seen", "skipped_updates"):
+                if type(state[name]) is not int or not 0 <= state[name] < 1 << 62:
+                    raise ValueError(f"{directory / STATE_FILE}: {name} cannot be {state[name]!r}")
             model, optimizer = read_tensors(directory / MODEL_FILE), read_tensors(directory / OPTIMIZER_FILE)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             say(f"checkpoint step-{step} cannot be used: {error}")
@@ -178,9 +194,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     missing or damaged.
     """
     state = read_json(checkpoint / STATE_FILE)
-    for name, digest in state.pop("sha256").items():
-        if not (checkpoint / name).exists() or file_digest(checkpoint / name) != digest:
-            raise ValueError(f"{checkpoint / name} is damaged (its checksum differs)")
+    digests = state.pop("sha256", None) if isinstance(state, dict) else None
+    if not isinstance(digests, dict) or MODEL_FILE not in digests:
+        raise ValueError(f"{checkpoint / STATE_FILE} does not describe a checkpoint")
+    for name, digest in digests.items():
+        path = checkpoint / name
+        if path.parent != checkpoint or not path.is_file() or file_digest(path) != digest:
+            raise ValueError(f"{path} is damaged (its checksum differs)")
     return state
 
 

@@ -17,11 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+import torch
+
 from mlsm import __version__
 from mlsm.config import PRESETS
 from mlsm.log import say
 
 EXIT_MISTAKE = 2
+LONGEST_LINE = 600  # characters that a mistake takes; what a file holds may be longer
 EXIT_CODES = """
 exit codes: 0 done; 2 a mistake or a full disk, said in one line; 130, 143 stopped by Ctrl-C, by SIGTERM
 """
@@ -173,8 +176,9 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     except KeyboardInterrupt:
         say("stopped")
         sys.exit(128 + signal.SIGINT)
-    except (ValueError, OSError) as error:
-        if "--debug" in sys.argv:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        is_mistake = isinstance(error, ValueError | OSError) or _is_out_of_memory(error)
+        if "--debug" in sys.argv or not is_mistake:
             raise
         say(f"error: {_in_one_line(error)}")
         sys.exit(EXIT_MISTAKE)
@@ -184,7 +188,15 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full; free some space and run the command again (train.py: with --resume)"
-    return " ".join(str(error).split())
+    line, half = " ".join(str(error).split()), LONGEST_LINE // 2
+    if _is_out_of_memory(error):
+        line = f"out of memory: lower --token-budget, or take a smaller model ({line})"
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory, on a GPU or (which PyTorch tells by its text alone) on the host."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class StopSignals:

@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -16,6 +17,10 @@ DEFAULT_TEACHER = "runs/teacher"
 MILLION = 1_000_000
 # Words seen at which the BabyLM challenge (2025 and later) asks for a model: 1M to 1000M, ten a decade.
 BABYLM_WORDS = (*(n * size * MILLION for size in (1, 10, 100) for n in range(1, 10)), 1000 * MILLION)
+
+LARGEST_NUMBER = 1 << 62  # of a field; what a file says is not always sane
+MOST_LAYERS, MOST_WEIGHTS = 1000, 1 << 32  # of a model: 27 times the paper's, 17 GB
+MOST_ATOMS = 1 << 15  # of a dictionary: their Gram matrix takes 4 GB
 
 T = TypeVar("T")
 
@@ -34,10 +39,16 @@ def check_fields(config: Any) -> None:
         allowed = {"int": int, "float": int | float, "str": str, "bool": bool, "tuple[str, ...]": tuple}[kind]
         is_missing = value is None and str(f.type).endswith(" | None")
         is_bool_as_number = isinstance(value, bool) and kind != "bool"
-        if not is_missing and (not isinstance(value, allowed) or is_bool_as_number):
+        has_odd_part = isinstance(value, tuple) and not all(isinstance(part, str) for part in value)
+        if not is_missing and (not isinstance(value, allowed) or is_bool_as_number or has_odd_part):
             raise ValueError(f"{f.name} must be {kind}, got {value!r}")
-        if f.metadata["choices"] and value not in f.metadata["choices"]:
-            raise ValueError(f"{f.name} must be one of {', '.join(f.metadata['choices'])}, got {value!r}")
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise ValueError(f"{f.name} must be at most {LARGEST_NUMBER}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{f.name} must be finite, got {value}")
+        choices = f.metadata.get("choices")
+        if choices and value not in choices:
+            raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_positive(config: Any, *names: str) -> None:
@@ -81,8 +92,21 @@ class ModelConfig:
         check_positive(self, "init_std")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.num_concepts < 0:
+            raise ValueError(f"num_concepts must not be below 0, got {self.num_concepts}")
         if self.has_token_head and not self.num_concepts:
             raise ValueError("a token head needs num_concepts")
+        if self.depth > MOST_LAYERS or self._num_weights() > MOST_WEIGHTS:
+            raise ValueError(
+                f"a model of {self.depth} layers and {self._num_weights():.1e} weights is too large; "
+                f"at most {MOST_LAYERS} layers and {MOST_WEIGHTS:.1e} weights"
+            )
+
+    def _num_weights(self) -> int:
+        """To a per cent: without biases and LayerNorms."""
+        layer = 6 * self.width**2 + 2 * self.width * self.ffn_width
+        embeddings = (self.vocab_size + 2 * self.max_positions + self.num_concepts + self.width) * self.width
+        return self.depth * layer + embeddings + self.num_concepts * self.vocab_size * self.has_token_head
 
 
 @dataclass(frozen=True)
@@ -205,6 +229,8 @@ class DictionaryConfig:
         check_fields(self)
         check_positive(self, "k", "num_tokens", "num_updates", "batch_size")
         check_positive(self, "lam")
+        if self.k > MOST_ATOMS:
+            raise ValueError(f"k must be at most {MOST_ATOMS}, got {self.k}")
 
     def file_name(self, layer: int) -> str:
         """Name of the dictionary's file in its teacher's directory."""

@@ -16,22 +16,24 @@ import itertools
 import os
 import re
 import shutil
+import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mlsm.chance import generator_for, seed_for
-from mlsm.checkpoint import write_text, write_whole
+from mlsm.checkpoint import file_digest, write_text, write_whole
 from mlsm.config import EMBEDDED_CORPUS, DataConfig
 from mlsm.masking import hide, select
 from mlsm.sequences import Sequences
-from mlsm.tokenizer import CLS_ID, PAD_ID, SEP_ID, Tokenizer, train_tokenizer
+from mlsm.tokenizer import CLS_ID, PAD_ID, SAMPLE_BYTES, SEP_ID, Tokenizer, train_tokenizer
 
-LINES_A_BLOCK = 20_000  # lines encoded at once; bounds memory, long enough to keep the cores busy
+CHARACTERS_A_BLOCK = 2_000_000  # encoded at once; bounds memory, enough to keep the cores busy
+LONGEST_LINE = 1 << 22  # bytes; a file without line ends is no text of sentences
 MOST_HELDOUT = 2_000  # sequences; enough for a loss good to one per cent
 MIN_SECOND_CHARACTERS, MIN_PAIR_WORDS = 5, 5  # shorter pairs are dropped, as in the paper's code
 
@@ -66,11 +68,15 @@ def corpus_files(config: DataConfig) -> list[Path]:
 
 def read_lines(files: Iterable[Path]) -> Iterator[str]:
     """The non-empty lines, without surrounding blanks. Raises ValueError naming file and line that is not
-    UTF-8.
+    UTF-8, or longer than `LONGEST_LINE`.
     """
     for path in files:
         with open(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
+            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(raw) > LONGEST_LINE:
+                    raise ValueError(
+                        f"{path}: line {number} has more than {LONGEST_LINE} bytes; put one sentence a line"
+                    )
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 except UnicodeDecodeError as error:
@@ -87,27 +93,48 @@ def corpus_directory(config: DataConfig) -> Path:
     """
     digest = hashlib.sha256()
     for path in corpus_files(config):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        status = path.stat()
+        digest.update(_digest(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return Path(config.cache_dir) / digest.hexdigest()[:12]
+
+
+@functools.cache
+def _digest(path: Path, *_version: int) -> bytes:
+    """SHA-256 of a file, read once a version in a process."""
+    return bytes.fromhex(file_digest(path))
+
+
+def _check_unchanged(config: DataConfig, directory: Path) -> None:
+    """Raise ValueError if the files are no longer those that a directory was named after."""
+    if corpus_directory(config) != directory:
+        raise ValueError(f"{', '.join(config.corpus)} changed while it was read; run the command again")
 
 
 def corpus_tokenizer(config: DataConfig, vocab_size: int, say: Callable[[str], None]) -> Tokenizer:
     """The tokenizer trained on these files, made on first use and kept beside their encoded text."""
-    path = corpus_directory(config) / f"tokenizer-{vocab_size}.model"
+    directory = corpus_directory(config)
+    path = directory / f"tokenizer-{vocab_size}.model"
     if not path.exists():
         say(f"training a tokenizer of {vocab_size} pieces -> {path}")
-        tokenizer = train_tokenizer(read_lines(corpus_files(config)), vocab_size)
+        files = corpus_files(config)
+        share = min(1.0, SAMPLE_BYTES / max(1, sum(path.stat().st_size for path in files)))
+        tokenizer = train_tokenizer(_spread(read_lines(files), share), vocab_size)
+        _check_unchanged(config, directory)
         write_whole(path, lambda p: p.write_bytes(tokenizer.model))
         if tokenizer.vocab_size < vocab_size:
             say(f"the text has {tokenizer.vocab_size} pieces, not {vocab_size}")
     return Tokenizer.load(path)
 
 
+def _spread(lines: Iterable[str], share: float) -> Iterator[str]:
+    """A share of the lines, evenly spread."""
+    return (line for n, line in enumerate(lines) if int((n + 1) * share) > int(n * share))
+
+
 class EncodedText(NamedTuple):
     """A corpus on disk, all arrays memory-mapped."""
 
-    ids: np.ndarray  # every line's ids, each line ended by [SEP]
+    ids: np.memmap  # every line's ids, each line ended by [SEP]
     line_stops: np.ndarray  # offset behind each line's [SEP]
     line_words: np.ndarray  # words separated by blanks
     line_characters: np.ndarray
@@ -124,21 +151,65 @@ def encode_corpus(config: DataConfig, tokenizer: Tokenizer, say: Callable[[str],
         work.mkdir(exist_ok=True)  # of a process that was killed and had our number
         try:
             _encode_into(work, read_lines(corpus_files(config)), tokenizer)
+            _check_unchanged(config, directory.parent)
             os.rename(work, directory)
         except BaseException as error:
             shutil.rmtree(work, ignore_errors=True)
             if not (isinstance(error, OSError) and directory.exists()):  # another process was first
                 raise
-    return EncodedText(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in EncodedText._fields))
+    return _load_text(directory, tokenizer.vocab_size)
+
+
+def _load_text(directory: Path, vocab_size: int) -> EncodedText:
+    """Raises ValueError if the files are damaged: a wrong id would end far from here."""
+    try:
+        text = EncodedText(*(_load_array(directory / f"{name}.npy") for name in EncodedText._fields))
+        num_ids, stops = len(text.ids), text.line_stops
+        if not (
+            len(stops) == len(text.line_words) == len(text.line_characters) > 0
+            and stops[0] > 0
+            and stops[-1] == num_ids
+            and (np.diff(stops) > 0).all()
+            and text.line_words.min() >= 0
+            and _largest_id(text.ids) < vocab_size
+            and (text.counts_V >= 0).all()
+            and (len(text.counts_V), text.counts_V.sum()) == (vocab_size, num_ids)
+        ):
+            raise ValueError("its arrays do not belong together")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{directory} is damaged ({error}); remove it") from None
+    return text
+
+
+def _largest_id(ids: np.memmap) -> int:
+    """Of the file behind a map, whose pages would stay in memory; an id below zero counts as a large one."""
+    largest = 0
+    with open(str(ids.filename), "rb") as file:
+        file.seek(ids.offset)
+        while len(part := np.fromfile(file, f"u{ids.itemsize}", 1 << 22)):
+            largest = max(largest, int(part.max()))
+    return largest
+
+
+def _load_array(path: Path) -> np.memmap:
+    """A vector of whole numbers, memory-mapped; what its header claims is held against the file's size."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, SyntaxError, TypeError, OverflowError, RecursionError, tokenize.TokenError):
+        raise ValueError(f"{path.name} is no array") from None  # numpy reads the header as Python
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{path.name} holds {array.dtype} {array.shape}")
+    return array
 
 
 def _encode_into(directory: Path, lines: Iterator[str], tokenizer: Tokenizer) -> None:
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
     counts_V = np.zeros(tokenizer.vocab_size, np.int64)
     stops, words, characters = [], [], []
     offset = 0
-    with open(directory / "ids.raw", "wb") as stream:
-        while block := list(itertools.islice(lines, LINES_A_BLOCK)):
+    with open(directory / "ids.npy", "wb") as stream:
+        _write_header(stream, dtype, 0)
+        for block in _blocks(lines):
             encoded = [[*ids, SEP_ID] for ids in tokenizer.encode_lines(block)]
             flat = np.fromiter(itertools.chain.from_iterable(encoded), dtype)
             stops.append(offset + np.cumsum([len(ids) for ids in encoded]))
@@ -147,14 +218,34 @@ def _encode_into(directory: Path, lines: Iterator[str], tokenizer: Tokenizer) ->
             counts_V += np.bincount(flat, minlength=tokenizer.vocab_size)
             offset += len(flat)
             stream.write(flat.tobytes())
-    if not offset:
-        raise ValueError("the corpus holds no text; --corpus takes UTF-8 files with a sentence a line")
-    np.save(directory / "ids.npy", np.memmap(directory / "ids.raw", dtype, mode="r"))
-    os.remove(directory / "ids.raw")
+        if not offset:
+            raise ValueError("the corpus holds no text; --corpus takes UTF-8 files with a sentence a line")
+        stream.seek(0)
+        _write_header(stream, dtype, offset)
     np.save(directory / "line_stops.npy", np.concatenate(stops))
     np.save(directory / "line_words.npy", np.concatenate(words))
     np.save(directory / "line_characters.npy", np.concatenate(characters))
     np.save(directory / "counts_V.npy", counts_V)
+
+
+def _write_header(stream: BinaryIO, dtype: np.dtype, length: int) -> None:
+    """The header of a vector's .npy file, of the same size for every length."""
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(stream, about)
+
+
+def _blocks(lines: Iterator[str]) -> Iterator[list[str]]:
+    """Lines in lists of so many characters or a few more."""
+    block: list[str] = []
+    num_characters = 0
+    for line in lines:
+        block.append(line)
+        num_characters += len(line)
+        if num_characters >= CHARACTERS_A_BLOCK:
+            yield block
+            block, num_characters = [], 0
+    if block:
+        yield block
 
 
 class SequenceIndex(NamedTuple):

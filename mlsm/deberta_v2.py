@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlsm import deberta
-from mlsm.config import ModelConfig
+from mlsm.config import ModelConfig, check_fields
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Layout:
     num_buckets: int  # rows of the table for distances of one sign; 0: one row a distance
     max_distance: int  # whose bucket is the last one
     is_table_normed: bool
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.num_buckets < 0 or self.max_distance < 1:
+            raise ValueError(f"no layout of positions: {self}")
 
     @property
     def span(self) -> int:

@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kernels.lasso import LassoResult, nonneg_lasso
-from mlsm.checkpoint import write_tensors
+from mlsm.checkpoint import parse_json, write_tensors
+from mlsm.config import MOST_ATOMS
 
 CODED_AT_ONCE = 4096
 """Signals coded in one go where a whole sample is measured: bounds the memory of the codes."""
@@ -76,9 +77,9 @@ class Dictionary:
             raise ValueError(
                 f"atoms must be a float32 matrix, got {self.atoms_DK.dtype} {tuple(self.atoms_DK.shape)}"
             )
-        if not (self.lam > 0 and self.step > 0 and self.layer >= 0):
+        if not (0 < self.lam < math.inf and 0 < self.step < math.inf and self.layer >= 0):
             raise ValueError(
-                "lam and step must be above 0, layer at least 0, "
+                "lam and step must be above 0 and finite, layer at least 0, "
                 f"got lam {self.lam}, step {self.step}, layer {self.layer}"
             )
 
@@ -132,11 +133,20 @@ class Dictionary:
         again = f"make it again with fit_dictionary.py or restore a copy: {path}"
         try:
             with safe_open(path, framework="pt") as file:
-                about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+                about = {n: parse_json(v.encode(), n) for n, v in (file.metadata() or {}).items()}
+                shape = file.get_slice("atoms_DK").get_shape()
+                if len(shape) != 2 or shape[1] > MOST_ATOMS:  # before a Gram matrix is made of them
+                    raise ValueError(f"atoms of shape {shape}")
                 atoms_DK = file.get_tensor("atoms_DK")
             statistics = about["statistics"] and Statistics(**about["statistics"])
-            if not isinstance(about["teacher"], str) or not isinstance(about["layer"], int):
-                raise TypeError("teacher must be a string, layer an integer")
+            numbers = dataclasses.astuple(statistics) if statistics else ()
+            kinds = {"teacher": str, "layer": int, "step": float, "lam": float}
+            if not all(type(about[name]) is kind for name, kind in kinds.items()):
+                raise TypeError("teacher must be a string, layer an integer, step and lam numbers")
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise TypeError("statistics must be numbers")
+            if not atoms_DK.isfinite().all():
+                raise ValueError("atoms must be finite")
             found = cls(
                 atoms_DK,
                 atoms_DK.mT @ atoms_DK,

@@ -11,6 +11,7 @@ Legend: N selected positions, D width, V vocabulary, K concepts.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from mlsm import deberta_v2
 from mlsm.chance import generator_for
 from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors
-from mlsm.config import ModelConfig, from_json
+from mlsm.config import OBJECTIVES, PRESETS, DataConfig, ModelConfig, TrainConfig, from_json
 from mlsm.deberta import Encoder, LayerNorm, init_weights_
 from mlsm.huggingface import OWN_WEIGHTS_FILE, RUN_FILE, from_huggingface
 from mlsm.sequences import Sequences
@@ -88,17 +89,47 @@ class Run(NamedTuple):
 
 
 def run_config(run: Path) -> dict[str, Any]:
-    """config.json of a run, also of an exported one. Raises ValueError if it is missing, damaged or
-    incomplete.
+    """config.json of a run, also of an exported one. Raises ValueError, naming file and field, if anything in
+    it is missing, unknown or of another type than a run writes.
     """
     path = run / (RUN_FILE if (run / RUN_FILE).exists() else "config.json")
     config = read_json(path)
     parts = {"preset": str, "model": dict, "data": dict, "train": dict, "tokenizer": str}
     if not isinstance(config, dict) or not all(isinstance(config.get(k), t) for k, t in parts.items()):
         raise ValueError(f"{path} does not describe a run: it must hold {', '.join(parts)}")
-    if not isinstance(config.get("concepts"), dict | None):
-        raise ValueError(f"{path}: concepts must be an object or null")
+    try:
+        _check_names(config, parts.keys(), {*parts, "concepts", "corpus", "versions", "layout", "source"})
+        if config["preset"] not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {config['preset']!r}")
+        for part, cls in {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}.items():
+            from_json(cls, config[part])
+        if config.get("concepts") is not None:
+            _check_concepts(config["concepts"])
+        if config.get("layout") is not None:
+            from_json(deberta_v2.Layout, config["layout"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return {"concepts": None, "layout": None, **config}
+
+
+def _check_concepts(concepts: Any) -> None:
+    kinds: dict[str, Any] = {"layer": int, "k": int, "lam": float}
+    kinds |= dict.fromkeys(
+        ("objective", "teacher", "teacher_fingerprint", "dictionary", "dictionary_fingerprint"), str
+    )
+    if not isinstance(concepts, dict):
+        raise ValueError(f"concepts must be an object or null, got {concepts!r}")
+    _check_names(concepts, kinds.keys(), kinds.keys())
+    for name, kind in kinds.items():
+        if type(concepts[name]) is not kind:
+            raise ValueError(f"concepts: {name} must be {kind.__name__}, got {concepts[name]!r}")
+    if concepts["objective"] not in OBJECTIVES:
+        raise ValueError(f"concepts: no objective {concepts['objective']!r}")
+
+
+def _check_names(values: dict[str, Any], needed: Collection[str], known: Collection[str]) -> None:
+    if odd := sorted((set(values) - set(known)) | (set(needed) - set(values))):
+        raise ValueError(f"fields that are unknown or missing: {', '.join(odd)}")
 
 
 def model_config(run: Path) -> ModelConfig:
@@ -129,9 +160,14 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
     """The model of a run in eval mode. Raises ValueError, with what is wrong, if it is missing or damaged."""
     tensors = run_weights(run)
     check_has_heads(run)
-    model = LanguageModel(model_config(run))
+    shape = model_config(run)
+    # Shapes alone: what config.json claims takes no memory before the weights bear it out.
+    with torch.device("meta"):
+        check_fit(LanguageModel(shape), tensors, str(run))
+    tokenizer = checked_tokenizer(run)
+    model = LanguageModel(shape)
     load_weights_(model, tensors, str(run))
-    return Run(run, model.to(device).eval(), run_tokenizer(run), run_config(run))
+    return Run(run, model.to(device).eval(), tokenizer, run_config(run))
 
 
 def check_has_heads(run: Path) -> None:
@@ -149,21 +185,38 @@ def load_encoder(run: Path, device: torch.device | str = "cpu") -> tuple[Encoder
     if layout is None:
         loaded = load_run(run, device)
         return loaded.model.encoder, loaded.tokenizer
-    encoder = deberta_v2.Encoder(model_config(run), deberta_v2.Layout(**layout))
-    load_weights_(encoder, read_tensors(run / MODEL_FILE), str(run))
-    return encoder.to(device).eval(), run_tokenizer(run)
+    shape, tensors = model_config(run), read_tensors(run / MODEL_FILE)
+    with torch.device("meta"):
+        check_fit(deberta_v2.Encoder(shape, deberta_v2.Layout(**layout)), tensors, str(run))
+    encoder = deberta_v2.Encoder(shape, deberta_v2.Layout(**layout))
+    load_weights_(encoder, tensors, str(run))
+    return encoder.to(device).eval(), checked_tokenizer(run)
+
+
+def checked_tokenizer(run: Path) -> Tokenizer:
+    """The tokenizer of a run. Raises ValueError if it is not the one that config.json tells."""
+    config, shape = run_config(run), model_config(run)
+    is_rewritten = (run / RUN_FILE).exists() and not (run / Tokenizer.file_name).exists()  # for transformers
+    tokenizer = run_tokenizer(run, None if is_rewritten else config["tokenizer"])
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise ValueError(f"{run}: {tokenizer.vocab_size} pieces, but a vocab_size of {shape.vocab_size}")
+    return tokenizer
 
 
 def load_weights_(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Fill a model exactly. Raises ValueError naming the weights that do not fit."""
-    own = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_fit(model, tensors, source)
+    model.load_state_dict(tensors)
+
+
+def check_fit(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    own = {name: (weight.shape, weight.dtype) for name, weight in model.state_dict().items()}
+    given = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     odd = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
     if odd:
         raise ValueError(
             f"{source}: weights that do not fit this model: {', '.join(odd[:5])} ({len(odd)} in all)"
         )
-    model.load_state_dict(tensors)
 
 
 def init_from_(model: LanguageModel, tensors: dict[str, Tensor], source: str) -> str:

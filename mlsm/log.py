@@ -9,12 +9,14 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from mlsm.checkpoint import parse_json
 
 SECONDS_BETWEEN_LINES = 15.0  # of a progress bar that is not on a terminal
 
@@ -173,14 +175,21 @@ class RunLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut off by a kill is left out."""
+    """The lines of metrics.jsonl; a last line that was cut off by a kill is left out. Raises ValueError
+    naming another line that is none.
+    """
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
+    *whole, _ = path.read_bytes().split(b"\n")
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    for number, content in enumerate(whole, start=1):
+        line = parse_json(content, f"{path}, line {number},")
+        if not isinstance(line, dict) or type(line.get("step")) is not int or not _are_numbers(line.values()):
+            raise ValueError(f"{path}, line {number}, is not a line of metrics; remove it")
+        lines.append(line)
     return lines
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)

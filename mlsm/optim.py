@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,15 +68,35 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def load_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave. Raises ValueError if it belongs to another set of weights."""
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    if not {key.rpartition("/")[0] for key in tensors} <= trained.keys():  # unused weights have no state
-        raise ValueError("the optimiser's state in the checkpoint belongs to another model")
+    for name, num_parts in Counter(key.rpartition("/")[0] for key in tensors).items():
+        if num_parts != 3:
+            raise ValueError(f"the optimiser's state in the checkpoint is not whole ({name})")
     for key, value in tensors.items():
         name, _, part = key.rpartition("/")
-        weight = trained[name]
+        weight = trained.get(name)  # weights that are not used have no state
+        shapes = {} if weight is None else {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
+        if weight is None or shapes.get(part) != value.shape or not value.is_floating_point():
+            raise ValueError(f"the optimiser's state in the checkpoint is of another model ({key})")
         # A fused optimiser keeps the number of steps on the device of the weight, in float32.
         optimizer.state[weight][part] = value.to(
             weight.device, torch.float32 if part == "step" else weight.dtype
         )
+
+
+def load_scaler_(scaler: torch.amp.GradScaler, state: Any) -> None:
+    """Put back a loss scale; a run that had none (it ran in another precision) begins with a fresh one.
+    Raises ValueError for what is no state of a scaler.
+    """
+    if not scaler.is_enabled() or state == {}:
+        return
+    names = scaler.state_dict().keys()
+    if not isinstance(state, dict) or state.keys() != names or not all(map(_is_amount, state.values())):
+        raise ValueError(f"the loss scale in the checkpoint is damaged: {state!r}")
+    scaler.load_state_dict(state)
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1e30
 
 
 def choose_device(asked: str) -> torch.device:

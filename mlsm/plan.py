@@ -34,12 +34,12 @@ from mlsm.config import (
 from mlsm.data import Corpus, corpus_tokenizer
 from mlsm.dictionary import Dictionary
 from mlsm.directory import check_writable
-from mlsm.heads import as_json, check_has_heads, load_encoder, model_config, run_config
+from mlsm.heads import as_json, check_has_heads, checked_tokenizer, load_encoder, model_config, run_config
 from mlsm.log import say
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import choose_precision
 from mlsm.targets import Teacher
-from mlsm.tokenizer import Tokenizer, run_tokenizer
+from mlsm.tokenizer import Tokenizer
 
 SHARED_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_share", "cache_dir", "device")
 # What may change when a run is resumed. Only the device touches what is learnt: by rounding and precision.
@@ -75,12 +75,12 @@ def make_plan(given: dict[str, Any]) -> Plan:
     preset_name = given.get("preset") or _preset_of(saved, given)
     preset = PRESETS[preset_name]()
     train = cli.override(dataclasses.replace(preset.train_for(objective), init=init), given)
-    data = cli.override(from_json(DataConfig, saved["data"]) if saved else preset.data, given)
+    data = text_of(saved, given) if saved else cli.override(preset.data, given)
     has_saved_shape = saved and not (needs_teacher and "preset" in given)
     model = cli.override(from_json(ModelConfig, saved["model"]) if has_saved_shape else preset.model, given)
     if data.max_length > model.max_positions:
         raise ValueError(f"max_length {data.max_length} is more than max_positions {model.max_positions}")
-    tokenizer = run_tokenizer(origin) if origin else corpus_tokenizer(data, model.vocab_size, say)
+    tokenizer = checked_tokenizer(origin) if origin else corpus_tokenizer(data, model.vocab_size, say)
     _say_idle(given, train, origin)
     if train.init not in ("random", "teacher"):
         _check_tokenizer(Path(train.init), tokenizer)
@@ -101,6 +101,18 @@ def make_plan(given: dict[str, Any]) -> Plan:
         has_token_head=objective == "token-head",
     )
     return Plan(directory, model, data, train, preset_name, tokenizer, dictionary)
+
+
+def text_of(saved: dict[str, Any], given: dict[str, Any]) -> DataConfig:
+    """The text of a run by its config.json, which may be a stranger's: the cache folder named there is used
+    if it is a cache already or lies below the working directory; nothing is written elsewhere.
+    """
+    data = cli.override(from_json(DataConfig, saved["data"]), given)
+    folder = Path(data.cache_dir)
+    is_below = (Path.cwd() / folder).resolve().is_relative_to(Path.cwd().resolve())
+    if "cache_dir" in given or is_below or any(folder.glob("*/ids-*")):
+        return data
+    return dataclasses.replace(data, cache_dir=DataConfig().cache_dir)
 
 
 def _say_idle(given: dict[str, Any], config: TrainConfig, origin: Path | None) -> None:
@@ -137,7 +149,7 @@ def _origin(given: dict[str, Any]) -> Path | None:
 
 
 def _check_tokenizer(run: Path, tokenizer: Tokenizer) -> None:
-    if run_tokenizer(run).fingerprint != tokenizer.fingerprint:
+    if checked_tokenizer(run).fingerprint != tokenizer.fingerprint:
         raise ValueError(f"cannot start from {run}: it has another tokenizer, its word ids mean other words")
 
 
@@ -216,6 +228,12 @@ def load_teacher(
     """
     encoder, _ = load_encoder(directory, device)
     dictionary = Dictionary.load(path, teacher=fingerprint(directory))
+    shape = model_config(directory)
+    if len(dictionary.atoms_DK) != shape.width or dictionary.layer > shape.depth:
+        raise ValueError(
+            f"dictionary {path} is of width {len(dictionary.atoms_DK)} and layer {dictionary.layer}, "
+            f"the teacher {directory} has width {shape.width} and {shape.depth} layers"
+        )
     if dictionary_fingerprint not in (None, dictionary.fingerprint):
         raise ValueError(f"dictionary {path} has changed since the student was trained on it")
     return Teacher(

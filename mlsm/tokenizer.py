@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from sentencepiece import sentencepiece_model_pb2
 CLS_ID, SEP_ID, UNK_ID, PAD_ID, MASK_ID = range(5)
 SPECIAL_PIECES = ("[CLS]", "[SEP]", "<unk>", "<pad>", "[MASK]")
 NUM_SPECIALS = len(SPECIAL_PIECES)
-SAMPLE_LINES = 1_000_000  # lines the training samples from a larger corpus; bounds its memory
+SAMPLE_LINES = 1_000_000  # lines the training samples from more; bounds its memory
+SAMPLE_BYTES = 32 << 20  # of text, of a larger corpus: the training takes 20 bytes of memory a byte
 # Scores of pieces (log p) are multiples of it, so that float32 sums of thousands of them are exact: the same
 # pieces in another order ("ba" "baba") tie, and the tie is broken in one way by whoever encodes.
 SCORE_UNIT = 1 / 256
@@ -51,11 +52,15 @@ class Tokenizer:
         self.vocab_size = self._processor.get_piece_size()
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
-        """From either kind of file. Raises ValueError with the path if it is missing or not a tokenizer."""
+    def load(cls, path: Path, fingerprint: str | None = None) -> Tokenizer:
+        """From either kind of file. Raises ValueError with the path if it is missing, not a tokenizer, or not
+        that of the fingerprint; nothing is parsed of one that is not.
+        """
         try:
-            kind = JsonTokenizer if path.suffix == ".json" else cls
-            return kind(path.read_bytes())
+            kind, model = JsonTokenizer if path.suffix == ".json" else cls, path.read_bytes()
+            if fingerprint not in (None, fingerprint_of(model)):
+                raise ValueError("damaged, or the tokenizer of another run")
+            return kind(model)
         except FileNotFoundError:
             raise ValueError(f"no tokenizer at {path}") from None
         except ValueError as error:
@@ -64,7 +69,7 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that identify the model."""
-        return hashlib.sha256(self.model).hexdigest()[:12]
+        return fingerprint_of(self.model)
 
     def encode(self, text: str) -> list[int]:
         """Piece ids without special ones; text that is not valid Unicode is repaired, never refused."""
@@ -138,10 +143,10 @@ def _special_ids(ids: dict[str, int]) -> list[int]:
     return [next(ids[name] for name in names if name in ids) for names in _SPECIAL_NAMES]
 
 
-def run_tokenizer(run: Path) -> Tokenizer:
-    """The tokenizer in a run's directory. Raises ValueError if there is none."""
+def run_tokenizer(run: Path, fingerprint: str | None = None) -> Tokenizer:
+    """The tokenizer in a run's directory. Raises ValueError as `Tokenizer.load`."""
     own, other = run / Tokenizer.file_name, run / JsonTokenizer.file_name
-    return Tokenizer.load(other if other.exists() and not own.exists() else own)
+    return Tokenizer.load(other if other.exists() and not own.exists() else own, fingerprint)
 
 
 def renumbered_sentencepiece(model: bytes) -> tuple[Tokenizer, list[int]]:
@@ -191,6 +196,11 @@ def renumbered_json(model: bytes) -> tuple[Tokenizer, list[int]]:
     return JsonTokenizer(json.dumps(made, ensure_ascii=False).encode()), order
 
 
+def fingerprint_of(model: bytes) -> str:
+    """`Tokenizer.fingerprint` of the bytes of a model."""
+    return hashlib.sha256(model).hexdigest()[:12]
+
+
 def _well_formed(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -205,15 +215,24 @@ def _normalization_rules() -> str:
 def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
     """A Unigram model of at most `vocab_size` pieces; fewer when the text does not have that many.
 
-    Raises ValueError if the text is too small to make any.
+    Raises ValueError if the text is too small to make any, and whatever reading the lines raises.
     """
     model = io.BytesIO()
+    faults: list[Exception] = []
+
+    def cut_lines() -> Iterator[str]:
+        try:
+            for line in lines:
+                yield _well_formed(line)[:LONGEST_LINE]
+        except Exception as fault:  # SentencePiece would go on as if the text ended here
+            faults.append(fault)
+
     with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="ascii") as rules:
         rules.write(_normalization_rules())
         rules.flush()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=(_well_formed(line)[:LONGEST_LINE] for line in lines),
+                sentence_iterator=cut_lines(),
                 model_writer=model,
                 model_type="unigram",
                 vocab_size=vocab_size,
@@ -235,11 +254,15 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
                 control_symbols=["[MASK]"],
             )
         except RuntimeError as error:
+            if faults:
+                raise faults[0] from None
             if "required_chars" in str(error):
                 raise ValueError(
                     f"{vocab_size} pieces are fewer than the text has characters: raise --vocab-size"
                 ) from error
             raise ValueError(f"the text is too small for a tokenizer of {vocab_size} pieces") from error
+    if faults:
+        raise faults[0]
     trained = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]
     trained.normalizer_spec.ClearField(
         "normalization_rule_tsv"

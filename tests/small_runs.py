@@ -21,9 +21,16 @@ def small_tokenizer() -> Tokenizer:
     return train_tokenizer([*sentences(300), *LETTERS * 3], 120)
 
 
-def random_run(folder: Path, *, num_concepts: int = 0, seed: int = 0, max_positions: int = 128) -> Path:
+def random_run(
+    folder: Path,
+    *,
+    num_concepts: int = 0,
+    seed: int = 0,
+    max_positions: int = 128,
+    tokenizer: Tokenizer | None = None,
+) -> Path:
     """Weights far from their small start, so that no two words and no two positions are alike."""
-    tokenizer = small_tokenizer()
+    tokenizer = tokenizer or small_tokenizer()
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         width=32,
@@ -41,7 +48,7 @@ def random_run(folder: Path, *, num_concepts: int = 0, seed: int = 0, max_positi
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / MODEL_FILE, tensors)
-    (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    (folder / tokenizer.file_name).write_bytes(tokenizer.model)
     record = {
         "preset": "tiny",
         "model": dataclasses.asdict(config),

@@ -193,10 +193,8 @@ def test_a_tokenizer_from_outside_is_exported_too(tmp_path: Path) -> None:
     made = ByteLevelBPETokenizer()
     special = [*SPECIAL_PIECES]
     made.train_from_iterator(sentences(300), vocab_size=300, special_tokens=special, show_progress=False)
-    run = random_run(tmp_path / "run")
     ours = JsonTokenizer(made._tokenizer.to_str().encode())
-    (run / "tokenizer.model").unlink()
-    (run / "tokenizer.json").write_bytes(ours.model)
+    run = random_run(tmp_path / "run", tokenizer=ours)
     export.main([str(run), str(tmp_path / "exported")])
     theirs = AutoTokenizer.from_pretrained(tmp_path / "exported")
     for line in LINES:

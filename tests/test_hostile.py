@@ -1,28 +1,43 @@
-"""Runs that collide, outputs that cannot be written, numbers that are not finite, disks that fill up."""
+"""Runs that collide, outputs that cannot be written, numbers that are not finite, files from strangers, text
+that is really out there, disks that fill up.
+"""
 
+import ast
+import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fuzz
+import numpy as np
 import pytest
 import torch
 from pipeline import ROOT
 from small_runs import random_run
-from small_text import NANO_FLAGS, write_corpus
+from small_text import NANO_FLAGS, sentences, write_corpus
 
 import evaluate
 import fit_dictionary
 import train
-from mlsm import divergence
-from mlsm.config import TrainConfig
-from mlsm.data import MicroBatch
+from mlsm import cli, data, divergence
+from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors, write_tensors
+from mlsm.config import DataConfig, TrainConfig
+from mlsm.data import Corpus, MicroBatch, corpus_tokenizer, encode_corpus
+from mlsm.dictionary import Dictionary
 from mlsm.directory import LOCK_FILE, check_writable, only_process
+from mlsm.heads import load_run
+from mlsm.log import read_metrics
 from mlsm.objectives import Outcome
+from mlsm.optim import load_scaler_
+from mlsm.plan import text_of
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +186,292 @@ def test_a_loss_scale_that_has_collapsed_ends_a_run() -> None:
     assert watch.problem(scaler) == "the loss scale of fp16 has fallen to 0.5"
     assert not watch.add(1.0)
     assert watch.problem(scaler) is None
+
+
+# ---- files from strangers
+
+
+def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
+    """Some cases of every format; `python tests/fuzz.py` runs as many as one likes."""
+    fuzz.write_material(tmp_path)
+    cases = [(name, number) for name in fuzz.FORMATS for number in range(12)]
+    outcomes = fuzz.run_cases(tmp_path, cases, seed=1)
+    told = dict(zip(cases, outcomes, strict=True))
+    assert not {case: what for case, what in told.items() if what.startswith("FAILED")}
+    assert {"accepted", "refused"} == set(outcomes)
+
+
+def test_the_fuzz_driver_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "_sandbox", tmp_path)
+    assert fuzz.outcome(lambda: None) == "accepted"
+    assert fuzz.outcome(lambda: int("x")).startswith("refused")
+    assert fuzz.outcome(lambda: b"\xff".decode()).startswith("FAILED UnicodeDecodeError")
+    assert fuzz.outcome(lambda: {}["x"]).startswith("FAILED KeyError")
+    fuzz._watch("open", (str(tmp_path / "inside"), "w", os.O_WRONLY))
+    fuzz._watch("os.rename", (str(tmp_path / "inside"), "/outside"))
+    assert fuzz.outcome(lambda: None) == "FAILED wrote /outside"
+    fuzz._written_outside.clear()
+
+
+def test_nothing_that_can_execute_code_is_read() -> None:
+    sources = [*ROOT.glob("*.py"), *ROOT.glob("mlsm/**/*.py"), *ROOT.glob("kernels/*.py")]
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            names |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+            assert not names & {"dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}, path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+                called = ast.unparse(node.func)
+                settings = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert called != "torch.load" or settings.get("weights_only") == "True", path
+                assert not called.endswith("np.load") or settings.get("allow_pickle") == "False", path
+                assert called not in ("eval", "exec", "load", "loads", "pickle.load", "pickle.loads"), path
+                assert "Unpickler" not in called, path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"width": 10**9}}, "config.json: .* too large; at most 1000 layers"),
+        ({"model": {"depth": 10**9}}, "config.json: .* too large; at most 1000 layers"),
+        ({"model": {"width": 64}}, "weights that do not fit this model"),
+        ({"model": {"vocab_size": 10**6}}, "weights that do not fit this model"),
+        ({"model": {"colour": 1}}, "config.json: .* unknown or missing: colour"),
+        ({"train": {"learning_rate": math.inf}}, "config.json: learning_rate must be finite"),
+        ({"train": {"num_steps": 10**400}}, "config.json: num_steps must be at most"),
+        ({"data": {"corpus": [1]}}, "config.json: corpus must be tuple"),
+        ({"preset": "huge"}, "config.json: preset must be one of"),
+        ({"extra": 1}, "config.json: .*unknown or missing: extra"),
+        ({"concepts": {"teacher": 7}}, "config.json: .*unknown or missing: dictionary"),
+        ({"tokenizer": "0" * 12}, "tokenizer.model: damaged, or the tokenizer of another run"),
+    ],
+)
+def test_a_config_that_claims_too_much_is_refused_by_name(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    run = random_run(tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    for name, value in changes.items():
+        config[name] = (config.get(name) or {}) | value if isinstance(value, dict) else value
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        load_run(run)
+
+
+@pytest.mark.parametrize("content", ['{"a": 1, "a": 2}', "[" * 100_000, "\xff", "1" * 5000])
+def test_json_that_is_odd_is_refused_with_its_name(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"odd\.json is not JSON"):
+        read_json(path)
+
+
+def test_a_cache_folder_that_a_config_names_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved = {"data": dataclasses.asdict(DataConfig())}
+    (tmp_path / "mine").mkdir()
+    for outside in ("/nowhere/at/all", "../escaped", str(tmp_path.parent)):
+        saved["data"]["cache_dir"] = outside
+        assert text_of(saved, {}).cache_dir == "corpora"
+        assert text_of(saved, {"cache_dir": outside}).cache_dir == outside
+    saved["data"]["cache_dir"] = "below/here"
+    assert text_of(saved, {}).cache_dir == "below/here"
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-cache"
+    (elsewhere / "0123" / "ids-0123").mkdir(parents=True)
+    saved["data"]["cache_dir"] = str(elsewhere)
+    assert text_of(saved, {}).cache_dir == str(elsewhere)
+
+
+def test_headers_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header = json.dumps({"w": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}).encode()
+    for content in (b"\xff" * 8, (1 << 40).to_bytes(8, "little"), len(header).to_bytes(8, "little") + header):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+            read_tensors(path)
+    with pytest.raises(ValueError, match="not a dictionary file"):
+        Dictionary.load(path)
+
+
+def test_a_dictionary_of_absurdly_many_atoms_is_refused_before_their_gram_matrix(tmp_path: Path) -> None:
+    path = tmp_path / "dictionary.safetensors"
+    write_tensors(path, {"atoms_DK": torch.zeros(1, 1_000_000)})
+    with pytest.raises(ValueError, match="not a dictionary file") as refused:
+        Dictionary.load(path)
+    assert "atoms of shape" in str(refused.value.__cause__)
+
+
+def test_an_encoded_corpus_that_is_damaged_is_refused(shared: Path, tmp_path: Path) -> None:
+    plan = train.make_plan(vars(train.flags().parse_args(flags(shared, tmp_path / "run"))))
+    config = dataclasses.replace(plan.data, cache_dir=str(tmp_path / "cache"))
+    encode_corpus(config, plan.tokenizer, print)
+    [folder] = (tmp_path / "cache").glob("*/ids-*")
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name, content in {
+        "ids.npy": whole["ids.npy"].replace(b"(", b"(99999"),  # more than the file holds
+        "line_stops.npy": whole["line_stops.npy"][:200],
+        "line_words.npy": b"",
+        "line_characters.npy": whole["line_characters.npy"].replace(b"{", b"(", 1),
+        "counts_V.npy": whole["line_words.npy"],
+    }.items():
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=r"ids-\S+ is damaged \(.*\); remove it"):
+            encode_corpus(config, plan.tokenizer, print)
+        (folder / name).write_bytes(whole[name])
+    ids = np.load(folder / "ids.npy")
+    ids[7] = 60_000
+    np.save(folder / "ids.npy", ids)
+    with pytest.raises(ValueError, match="do not belong together"):
+        encode_corpus(config, plan.tokenizer, print)
+
+
+def test_a_resumed_run_refuses_damaged_metrics_by_line(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n{"step": "x"}\n{"step": 4')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, is not a line of metrics"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": NaN}\n{"step": 4')
+    assert [line["step"] for line in read_metrics(tmp_path)] == [2]
+
+
+def test_a_loss_scale_is_put_back_or_begins_anew() -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    load_scaler_(scaler, {})  # of a run in another precision
+    state = scaler.state_dict()
+    load_scaler_(scaler, state | {"scale": 8.0})
+    assert scaler.state_dict()["scale"] == 8.0
+    for damaged in ([], {"scale": 1.0}, state | {"scale": "x"}, state | {"scale": math.nan}):
+        with pytest.raises(ValueError, match="the loss scale in the checkpoint is damaged"):
+            load_scaler_(scaler, damaged)
+
+
+# ---- text that is really out there
+
+
+def corpus_of(folder: Path, *contents: bytes) -> DataConfig:
+    paths = [folder / f"{number}.txt" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    return DataConfig(corpus=tuple(map(str, paths)), cache_dir=str(folder / "cache"))
+
+
+def test_odd_text_is_tokenised(tmp_path: Path) -> None:
+    """Long lines, NUL, carriage returns, byte order marks, blank lines, U+2028, 200 files."""
+    plain = "\n".join(sentences(300)).encode()
+    long = (" ".join(sentences(30_000)) + "\n").encode()
+    assert len(long) > 1_000_000
+    odd = "\ufeff\0 \0\n\r\n\u2028The cat\u2028sees\u2029it.\u0085\n\n\r\rA dog\x1f likes\x0bit.\n".encode()
+    config = corpus_of(tmp_path, plain, long, odd, b"", *[b"The cat sees.\n"] * 200)
+    tokenizer = corpus_tokenizer(config, 90, print)
+    text = encode_corpus(config, tokenizer, print)
+    assert len(text.line_stops) == 300 + 1 + 3 + 200
+    assert text.line_characters[300] == len(long) - 1
+    for mode in ("pairs", "packed"):
+        Corpus(dataclasses.replace(config, sequence_mode=mode), tokenizer, print)
+
+
+@pytest.mark.parametrize("odd", [b"\xed\xa0\x80", b"\xc3(", b"\xf8\x88\x80\x80\x80", b"\xe2\x82"])
+def test_what_is_not_utf8_is_told_with_file_and_line(odd: bytes, tmp_path: Path) -> None:
+    """Also by the tokenizer's training, where SentencePiece would take the fault for the end of the text."""
+    for before in (b"A dog.\n\n", "\n".join([*sentences(300), "", ""]).encode()):
+        config = corpus_of(tmp_path, before + odd + b"\n")
+        line = before.count(b"\n") + 1
+        with pytest.raises(ValueError, match=rf"0\.txt: line {line} is not UTF-8"):
+            corpus_tokenizer(config, 80, print)
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "LONGEST_LINE", 100)
+    with pytest.raises(ValueError, match=r"0\.txt: line 2 has more than 100 bytes; put one sentence a line"):
+        list(data.read_lines([Path(corpus_of(tmp_path, b"x\n" + b"y" * 101).corpus[0])]))
+    assert len(list(data.read_lines([Path(corpus_of(tmp_path, b"x\n" + b"y" * 99 + b"\n").corpus[0])]))) == 2
+
+
+def test_a_corpus_is_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", ".", "missing"):
+        with pytest.raises(ValueError, match="no corpus file at"):
+            corpus_tokenizer(DataConfig(corpus=(str(tmp_path / name),), cache_dir=str(tmp_path)), 80, print)
+
+
+def test_a_corpus_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = corpus_of(tmp_path, b"x")
+
+    def forbidden(*_: object) -> str:  # permissions do not bind root, who may run the tests
+        raise PermissionError(13, "Permission denied", config.corpus[0])
+
+    monkeypatch.setattr(data, "file_digest", forbidden)
+    with pytest.raises(OSError, match=r"Permission denied: .*0\.txt"):
+        corpus_tokenizer(config, 80, print)
+
+
+def test_text_that_changes_while_it_is_read_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = corpus_of(tmp_path, "\n".join(sentences(300)).encode())
+    tokenizer = corpus_tokenizer(config, 80, print)
+    read = data.read_lines
+
+    def changing(files: list[Path]) -> Iterator[str]:
+        for number, line in enumerate(read(files)):
+            if number == 100:
+                with open(files[0], "a") as file:
+                    file.write("One line more.\n")
+            yield line
+
+    monkeypatch.setattr(data, "read_lines", changing)
+    with pytest.raises(ValueError, match="changed while it was read; run the command again"):
+        encode_corpus(config, tokenizer, print)
+    assert not list((tmp_path / "cache").glob("*/ids-*"))
+    with pytest.raises(ValueError, match="changed while it was read"):
+        corpus_tokenizer(config, 70, print)
+    monkeypatch.undo()
+    assert len(encode_corpus(config, tokenizer, print).line_stops) == 301
+
+    def vanishing(files: list[Path]) -> Iterator[str]:
+        files[0].unlink()
+        yield from read(files)
+
+    monkeypatch.setattr(data, "read_lines", vanishing)
+    with pytest.raises(FileNotFoundError, match=r"0\.txt"):
+        corpus_tokenizer(config, 70, print)
+
+
+def test_a_corpus_is_read_once_for_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = corpus_of(tmp_path, "\n".join(sentences(300)).encode())
+    read: list[Path] = []
+    digest = data.file_digest
+    monkeypatch.setattr(data, "file_digest", lambda path: read.append(path) or digest(path))
+    encode_corpus(config, corpus_tokenizer(config, 80, print), print)
+    assert len(read) == 1
+
+
+# ---- disks that fill up
+
+
+def test_a_file_that_cannot_grow_leaves_the_last_good_checkpoint(shared: Path, tmp_path: Path) -> None:
+    """A limit of the file size stands for the full disk: a write fails in the middle of a checkpoint."""
+    run = tmp_path / "run"
+    train.main(flags(shared, run, "--num-steps=4"))
+    (run / MODEL_FILE).unlink()
+    whole = (run / "checkpoints" / "step-4" / MODEL_FILE).read_bytes()
+    limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limited += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(whole) - 100},) * 2); "
+    limited += "import train; from mlsm import cli; cli.run(train.main)"
+    shutil.rmtree(run / "checkpoints" / "step-4")
+    result = subprocess.run(
+        [sys.executable, "-c", limited, *flags(shared, run, "--num-steps=4", "--resume")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == cli.EXIT_MISTAKE, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-2"]
+    train.main(flags(shared, run, "--num-steps=4", "--resume"))
+    assert (run / MODEL_FILE).read_bytes() == whole

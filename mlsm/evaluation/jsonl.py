@@ -39,6 +39,8 @@ def read_examples(path: Path, fields: Mapping[str, type]) -> list[Example]:
             raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
+        except RecursionError:
+            raise ValueError(f"{path}, line {number}: nested too deep") from None
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     if not examples:
