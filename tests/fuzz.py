@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -100,7 +101,7 @@ def damaged_json(text: str, draw: random.Random) -> str:
         container, key = draw.choice(list(places(root)))
         kind = draw.randrange(6)
         if kind <= 2 or container is root:
-            container[key] = draw.choice(ODD_VALUES)
+            container[key] = copy.deepcopy(draw.choice(ODD_VALUES))
         elif kind == 3:
             del container[key]
         elif kind == 4:
