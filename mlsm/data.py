@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import tokenize
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -194,8 +195,17 @@ def _largest_id(ids: np.memmap) -> int:
 def _load_array(path: Path) -> np.memmap:
     """A vector of whole numbers, memory-mapped; what its header claims is held against the file's size."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (EOFError, SyntaxError, TypeError, OverflowError, RecursionError, tokenize.TokenError):
+        with warnings.catch_warnings(action="error"):  # of a header that Python 2 would have written
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (
+        UserWarning,
+        EOFError,
+        SyntaxError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        tokenize.TokenError,
+    ):
         raise ValueError(f"{path.name} is no array") from None  # numpy reads the header as Python
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(f"{path.name} holds {array.dtype} {array.shape}")
