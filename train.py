@@ -158,7 +158,7 @@ def heldout_values(
     meter.add_counts(update.num_selected, update.num_tokens)
     model.train(was_training)
     values = meter.read()
-    del values["tokens_per_s"]
+    del values["seconds"], values["tokens_per_s"]
     return values
 
 

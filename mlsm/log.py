@@ -114,13 +114,15 @@ class Meter:
         self._num_tokens += num_tokens
 
     def read(self) -> dict[str, float]:
-        """The values, tokens per second, and the share of the time spent coding; starts over."""
+        """The values, the seconds since the last reading, tokens per second, and the share of the time spent
+        coding; starts over.
+        """
         values = {name: self._reduced(name, total) for name, total in self._sums.items()}
         coding_s = (
             self._coding_time.read() if self._coding_time else None
         )  # waits for a GPU: before the clock
         seconds = time.perf_counter() - self._since
-        values["tokens_per_s"] = self._num_tokens / seconds
+        values |= {"seconds": seconds, "tokens_per_s": self._num_tokens / seconds}
         if coding_s is not None:
             values["coding_share"] = coding_s / seconds
         self._clear()

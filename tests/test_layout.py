@@ -28,9 +28,10 @@ FLOORS = [
     ["mlsm.evaluation.pseudo_likelihood", "mlsm.evaluation.grammar", "mlsm.evaluation.heldout"],
     ["mlsm.evaluation.glue", "mlsm.evaluation.minimal_pairs", "mlsm.evaluation.concept_reading"],
     ["mlsm.evaluation.finetune", "mlsm.evaluation.paper", "mlsm.evaluation.concept_report"],
-    ["mlsm.evaluation.report"],
+    ["mlsm.evaluation.report", "mlsm.evaluation.run_facts"],
+    ["mlsm.evaluation.run_view"],
     ["mlsm.divergence", "mlsm.model_card", "mlsm.api"],
-    ["train", "fit_dictionary", "evaluate", "mlsm.export", "mlsm.concepts"],
+    ["train", "fit_dictionary", "evaluate", "mlsm.export", "mlsm.concepts", "mlsm.report"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -10,7 +10,7 @@ from pipeline import ROOT
 import evaluate
 import fit_dictionary
 import train
-from mlsm import concepts, export
+from mlsm import concepts, export, report
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")} | {
@@ -28,6 +28,7 @@ PARSERS = {
     "evaluate.py": evaluate.parser,
     "mlsm.export": export.parser,
     "mlsm.concepts": concepts.parser,
+    "mlsm.report": report.parser,
 }
 OF_USERS = {"results.md", "score_mlsm.py"}  # files that a run or a reader makes
 

@@ -65,6 +65,19 @@ _TABLE_5 = {
         LSM15     .747 .687 .613 .527
         LSM       .741 .684 .608 .522""",
 }
+# Table 1 and sections 3.1-3.3, by phase: updates, epochs, hours on one NVIDIA A6000, all rounded there.
+_TABLE_1 = {
+    "10M": {
+        "1": (100_000, 200, 50),
+        "2": (10_000, 20, 5),
+        "3": (10_000, 20, 2),
+    },
+    "100M": {
+        "1": (100_000, 20, 50),
+        "2": (100_000, 20, 50),
+        "3": (10_000, 2, 2),
+    },
+}
 GLUE_AVERAGE = "GLUE avg."
 EWOK_TIES_CORRECT = "EWoK, ties correct"
 
@@ -85,3 +98,17 @@ def quoted_rows(size: str) -> dict[str, dict[str, float]]:
             label = f"{name.replace(',', ', ').replace('_', ' ')} (quoted: {size} words, {title})"
             rows[label] = dict(zip(columns, map(float, values), strict=True))
     return rows
+
+
+def quoted_compute(size: str) -> dict[str, dict[str, str]]:
+    """A row a phase of Table 1, under the columns of `mlsm.evaluation.run_facts.compute_row`."""
+    return {
+        f"phase {phase} (quoted: {size} words, Table 1)": {
+            "phase": phase,
+            "updates": f"{updates:,}",
+            "sequences an update": "1,024",
+            "epochs": f"about {epochs}",
+            "time": f"about {hours} h",
+        }
+        for phase, (updates, epochs, hours) in _TABLE_1[size].items()
+    }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlsm.checkpoint import write_whole
 from mlsm.log import read_metrics
@@ -66,6 +67,26 @@ def as_markdown(rows: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
+def as_html(rows: Rows, caption: str, quoted: Collection[str] = ()) -> str:
+    """The same as an HTML table, "" without rows; rows that are `quoted` have that class."""
+    if not rows:
+        return ""
+    columns = columns_of(rows)
+
+    def line(cells: Iterable[str], kind: str) -> str:
+        return "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells)
+
+    body = "".join(
+        f"<tr{' class=quoted' if name in quoted else ''}><th scope=row>{html.escape(name)}</th>"
+        + line((_cell(values.get(column)) for column in columns), "td")
+        + "</tr>\n"
+        for name, values in rows.items()
+    )
+    head = f"<thead><tr><td></td>{line(columns, 'th')}</tr></thead>"
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return f"<div class=scroll><table>{title}{head}<tbody>\n{body}</tbody></table></div>"
+
+
 def draw(path: Path, runs: Sequence[Path], rows: Mapping[str, Mapping[str, float]]) -> None:
     """One picture: the loss of each run over its updates, and the accuracy of minimal pairs by phenomenon."""
     import matplotlib
@@ -74,8 +95,14 @@ def draw(path: Path, runs: Sequence[Path], rows: Mapping[str, Mapping[str, float
     from matplotlib import pyplot
 
     figure, (curves, bars) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    _draw_losses(curves, runs)
+    draw_grammar(bars, rows)
+    write_whole(path, lambda p: figure.savefig(p, format="png", dpi=150))
+    pyplot.close(figure)
+
+
+def _draw_losses(axes: Any, runs: Sequence[Path]) -> None:
     styles = ["-", "--", ":", "-."]
-    greys = ["0.15", "0.45", "0.65", "0.8"]
     for number, run in enumerate(runs):
         metrics = [m for m in read_metrics(run) if "cross_entropy" in m or "concept_kl" in m]
         measure = "concept_kl" if any("concept_kl" in m for m in metrics) else "cross_entropy"
@@ -83,21 +110,30 @@ def draw(path: Path, runs: Sequence[Path], rows: Mapping[str, Mapping[str, float
         shown = [(m["step"], m[measure]) for m in metrics if measure in m]
         if shown:
             style = styles[number % len(styles)]
-            curves.plot(*zip(*shown, strict=True), style, color="black", label=f"{run.name}: {name}")
-    curves.set(xlabel="update", ylabel="training loss (nats a token)", title="Learning")
-    curves.legend(frameon=False)
+            axes.plot(*zip(*shown, strict=True), style, color="black", label=f"{run.name}: {name}")
+    axes.set(xlabel="update", ylabel="training loss (nats a token)", title="Learning")
+    _legend_below(axes)
+
+
+def draw_grammar(axes: Any, rows: Rows) -> None:
+    """Accuracy of minimal pairs by phenomenon (columns "pairs: ..."), a bar a row that has them."""
+    greys = ["0.15", "0.45", "0.65", "0.8"]
     phenomena = [c for c in columns_of(rows) if c.startswith("pairs: ")]
     named = [name for name in rows if any(p in rows[name] for p in phenomena)]
     height = 0.8 / max(1, len(named))
     for number, name in enumerate(named):
         places = [i + number * height for i in range(len(phenomena))]
         values = [rows[name].get(p, 0.0) for p in phenomena]
-        bars.barh(places, values, height, color=greys[number % len(greys)], edgecolor="black", label=name)
-    bars.axvline(0.5, color="black", linewidth=0.8)
-    bars.set_yticks([i + 0.4 - height / 2 for i in range(len(phenomena))])
-    bars.set_yticklabels([p.removeprefix("pairs: ").replace("_", " ") for p in phenomena])
-    bars.invert_yaxis()
-    bars.set(xlim=(0, 1), xlabel="share of minimal pairs right (chance: 0.5)", title="Grammar")
-    bars.legend(frameon=False, fontsize="small")
-    write_whole(path, lambda p: figure.savefig(p, format="png", dpi=150))
-    pyplot.close(figure)
+        axes.barh(places, values, height, color=greys[number % len(greys)], edgecolor="black", label=name)
+    axes.axvline(0.5, color="black", linewidth=0.8)
+    axes.set_yticks([i + 0.4 - height / 2 for i in range(len(phenomena))])
+    axes.set_yticklabels([p.removeprefix("pairs: ").replace("_", " ") for p in phenomena])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="share of minimal pairs right (chance: 0.5)", title="Grammar")
+    _legend_below(axes)
+
+
+def _legend_below(axes: Any) -> None:
+    """Where no curve can cross it."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
