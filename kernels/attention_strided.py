@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.dropout import dropout
+
 
 class _Pad(torch.autograd.Function):
     """(T, H, E) to (H, M, E) with zeros in the slots that no token takes."""
@@ -119,6 +121,6 @@ def disentangled_attention(
         scores_XLL = torch.baddbmm(
             bias_HBLL.flatten(0, 1), q_HBLE.flatten(0, 1), k_HBLE.flatten(0, 1).mT, alpha=scale
         )
-        weights_XLL = F.dropout(scores_XLL.softmax(-1), dropout_p)
+        weights_XLL = dropout(scores_XLL.softmax(-1), dropout_p)
         out_HME = torch.bmm(weights_XLL, v_HBLE.flatten(0, 1)).view(q_HME.shape)
     return _Unpad.apply(out_HME, slot_T) if is_padded else out_HME.transpose(0, 1)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kernels.attention import disentangled_attention
+from kernels.dropout import dropout
 from mlsm.config import ModelConfig
 from mlsm.sequences import Sequences
 
@@ -37,6 +38,20 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x.float()).to(x.dtype)
 
 
+class Dropout(nn.Module):
+    """Dropout while training."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def probability(self) -> float:
+        return self.p if self.training else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.probability())
+
+
 class Attention(nn.Module):
     """Disentangled self-attention; `out` is its output projection, which the layer applies."""
 
@@ -44,7 +59,7 @@ class Attention(nn.Module):
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
-        self.dropout_p = config.dropout
+        self.dropout = Dropout(config.dropout)
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
@@ -66,8 +81,7 @@ class Attention(nn.Module):
         num_tokens, width = x_TD.shape
         qkv_TX = F.linear(x_TD, self.in_proj.weight, self._in_bias())
         q_THE, k_THE, v_THE = qkv_TX.view(num_tokens, self.num_heads, 3, -1).unbind(2)
-        dropout_p = self.dropout_p if self.training else 0.0
-        table_RD = F.dropout(table_RD, dropout_p)
+        table_RD = self.dropout(table_RD)
         mixed_THE = disentangled_attention(
             q_THE,
             k_THE,
@@ -76,7 +90,7 @@ class Attention(nn.Module):
             self._heads(self.pos_q(table_RD)),
             sequences.cu_seqlens,
             sequences.max_length,
-            dropout_p=dropout_p,
+            dropout_p=self.dropout.probability(),
         )
         return mixed_THE.reshape(num_tokens, width)
 
@@ -91,7 +105,7 @@ class Layer(nn.Module):
         self.up = nn.Linear(config.width, config.ffn_width)
         self.down = nn.Linear(config.ffn_width, config.width)
         self.ffn_norm = LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x_TD: Tensor, table_RD: Tensor, sequences: Sequences, at_N: Tensor | None = None
@@ -117,7 +131,7 @@ class Encoder(nn.Module):
         self.word_norm = LayerNorm(config.width)
         self.distances = nn.Embedding(2 * config.max_positions, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, sequences: Sequences, at_N: Tensor | None = None, num_layers: int | None = None

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the cellar to the roof. A module imports from lower floors only, never from its own.
 FLOORS = [
-    ["kernels.backend"],
+    ["kernels.backend", "kernels.dropout"],
     ["kernels.attention_reference", "kernels.attention_strided", "kernels.attention_triton"],
     ["kernels.lasso_reference", "kernels.lasso_descent", "kernels.lasso_triton"],
     ["kernels.lasso", "kernels.attention"],
