@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import tomllib
 
 import pytest
 from pipeline import ROOT
@@ -10,12 +11,11 @@ from pipeline import ROOT
 import evaluate
 import fit_dictionary
 import train
-from mlsm import concepts, export, report
+from mlsm import __version__, concepts, export, report
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")} | {
-    "README.md": README
-}
+PATHS = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in PATHS}
 COMMANDS = [
     line.strip().split("#")[0]
     for page in PAGES.values()
@@ -74,8 +74,19 @@ def test_quoted_measurements_are_those_of_the_results() -> None:
             assert any(quoted <= row for row in rows), f"{line} is not in {name}: quote what it says now"
 
 
-def test_pages_are_linked_from_the_readme() -> None:
-    assert [name for name in PAGES if name != "README.md" and f"`docs/{name}`" not in README] == []
+def test_pages_and_pictures_are_there_and_linked_from_the_readme() -> None:
+    pages = [str(path.relative_to(ROOT)) for path in PATHS if path.name != "README.md"]
+    assert [page for page in pages if f"`{page}`" not in README] == []
+    for page in PATHS:
+        for link in re.findall(r"\]\(((?!http)[^)]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).is_file(), link
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["project"]["version"] == __version__
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {__version__}" in PAGES["CHANGELOG.md"]
 
 
 def test_the_two_commands_that_were_asked_for_are_there_word_for_word() -> None:

@@ -58,8 +58,8 @@ def page(runs: Sequence[RunFacts], tasks: Rows, quoted: Mapping[str, Rows]) -> s
     settings = settings_rows(runs, ASKED_FOR)
     sections = [
         f"<h1>{html.escape(names)}</h1>",
-        "<p>Rows in italics are quoted from the paper (Berend 2024). Its models are of another size and on "
-        "other text than most; they are no goal that these runs had to reach.</p>",
+        "<p>Rows in italics are quoted from the paper (Berend 2024): DeBERTa base on the text of BabyLM, "
+        "which other sizes on other text cannot be held to.</p>",
         "<h2>What it took</h2>",
         as_html(
             {run.name: compute_row(run) for run in runs} | dict(quoted["compute"]), "", quoted["compute"]

@@ -94,7 +94,7 @@ def draw(path: Path, runs: Sequence[Path], rows: Mapping[str, Mapping[str, float
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (curves, bars) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (curves, bars) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     _draw_losses(curves, runs)
     draw_grammar(bars, rows)
     write_whole(path, lambda p: figure.savefig(p, format="png", dpi=150))
@@ -136,4 +136,4 @@ def draw_grammar(axes: Any, rows: Rows) -> None:
 def _legend_below(axes: Any) -> None:
     """Where no curve can cross it."""
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+        axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14))
