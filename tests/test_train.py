@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -84,6 +85,9 @@ def test_what_is_logged(teacher: Path, student: Path, tmp_path: Path) -> None:
         assert 0 < line["coding_share"] < 1
         assert 1 <= line["nonzeros_a_code"] <= 24 - line["dead_concepts"]
     assert lines[1]["words_seen"] > lines[0]["words_seen"] > 0
+    page = (ROOT / "docs" / "running.md").read_text(encoding="utf-8").partition("| name | what it is |")[2]
+    names = re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in page.split("\n") if "|" in line))
+    assert set(names) == loop | coding | {"coding_share"}
 
     board = EventAccumulator(str(tmp_path / "run"))
     board.Reload()
