@@ -104,11 +104,10 @@ def fine_tuned(
 ) -> dict[str, Any]:
     """Tasks that share a training, as results.json holds them, by task."""
     settings = args.settings
-    results = {}
-    for seed in args.seeds:
-        results[seed] = finetune.score_seed(subject, data, settings, seed, progress)
-        if results[seed].failure:
-            say(f"{subject.name}: {data.trained_on}, seed {seed} failed: {results[seed].failure}")
+    results = finetune.score_seeds(subject, data, settings, args.seeds, progress)
+    for seed, result in results.items():
+        if result.failure:
+            say(f"{subject.name}: {data.trained_on}, seed {seed} failed: {result.failure}")
     if num_truncated := results[args.seeds[0]].num_truncated:
         say(f"{data.trained_on}: {num_truncated} examples cut to {settings.max_length} tokens")
     return {task: report.glue_result(task, results, settings) for task in tasks}

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlsm import cli, outside
+from mlsm import cli, distributed, outside
 from mlsm.chance import generator_for
 from mlsm.checkpoint import MODEL_FILE, fingerprint
 from mlsm.config import PRESETS, DataConfig, DictionaryConfig
@@ -100,19 +100,21 @@ def flags() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> None:
     """Read the command line, find or train the teacher, fit."""
-    given = outside.brought_in(vars(flags().parse_args(argv)), "teacher")
-    teacher = cli.override(DictionaryConfig(), given).teacher
-    output = Path(given["output"]) if "output" in given else None
-    if output is not None and output.is_dir():
-        raise ValueError(f"{output} is a directory; --output names a file")
-    check_writable(output.parent if output else Path(teacher))
-    if "teacher" not in given and not (Path(teacher) / MODEL_FILE).exists():
-        command = ["--objective", "mlm", "--resume", *cli.pass_along(given, *SHARED_FLAGS)]
-        cli.build_first("train.py", command, f"the teacher {teacher}")
-    saved = run_config(Path(teacher))
-    preset = PRESETS[given.get("preset", saved["preset"])]()
-    config = cli.override(preset.dictionary, given)
-    data = text_of(saved, given)
+    given = vars(flags().parse_args(argv))
+    with distributed.first_alone():
+        given = outside.brought_in(given, "teacher")
+        teacher = cli.override(DictionaryConfig(), given).teacher
+        output = Path(given["output"]) if "output" in given else None
+        if output is not None and output.is_dir():
+            raise ValueError(f"{output} is a directory; --output names a file")
+        check_writable(output.parent if output else Path(teacher))
+        if "teacher" not in given and not (Path(teacher) / MODEL_FILE).exists():
+            command = ["--objective", "mlm", "--resume", *cli.pass_along(given, *SHARED_FLAGS)]
+            cli.build_first("train.py", command, f"the teacher {teacher}")
+        saved = run_config(Path(teacher))
+        preset = PRESETS[given.get("preset", saved["preset"])]()
+        config = cli.override(preset.dictionary, given)
+        data = text_of(saved, given)
     fit(config, data, preset.teacher.token_budget, output)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from mlsm import cli
+from mlsm import cli, distributed
 from mlsm.chance import seed_for
 from mlsm.checkpoint import (
     MODEL_FILE,
@@ -26,7 +26,7 @@ from mlsm.checkpoint import (
     write_tensors,
 )
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
-from mlsm.data import Corpus
+from mlsm.data import Corpus, Update
 from mlsm.directory import only_process
 from mlsm.divergence import Watch, describe, record_update
 from mlsm.evaluation.heldout import predictions
@@ -79,14 +79,14 @@ def train(plan: Plan, should_resume: bool) -> None:
         load_scaler_(precision.scaler, checkpoint.state.pop("scaler", {}))
         state = checkpoint.state
         say(f"resuming {plan.directory} after update {checkpoint.step}")
-    start = checkpoint.step if checkpoint else 0
+    start = distributed.agreed(checkpoint.step if checkpoint else 0, "newest checkpoint")
 
     def save(step: int) -> None:
         tensors = optimizer_tensors(optimizer, model)
         facts = {**state, "scaler": precision.scaler.state_dict()}
-        save_checkpoint(
-            plan.directory, Checkpoint(step, model.state_dict(), tensors, facts), config.keep_checkpoints
-        )
+        checkpoint = Checkpoint(step, model.state_dict(), tensors, facts)
+        with distributed.first_alone():
+            save_checkpoint(plan.directory, checkpoint, config.keep_checkpoints)
 
     meter, watch = Meter(teacher.coding_time if teacher else None), Watch()
     with (
@@ -97,12 +97,16 @@ def train(plan: Plan, should_resume: bool) -> None:
         for step in range(start, config.num_steps):
             rate = set_learning_rate_(optimizer, step, config)
             update = corpus.update(step, config.batch_size, config.token_budget, selection, config.seed)
-            for index, micro in enumerate(update.micro_batches):
+            if step == start:
+                _say_idle_ranks(update)
+            for index, micro in distributed.share([*enumerate(update.micro_batches)]):
                 torch.manual_seed(seed_for("dropout", config.seed, step, index))
                 with precision.autocast():
                     outcome = objective.loss(model, micro.to(device), teacher, config)
                 precision.scaler.scale(outcome.loss / max(1, update.num_selected)).backward()
                 meter.add(outcome.parts)
+            stop = distributed.largest(signals.received or 0)
+            distributed.sum_gradients_(model.parameters())
             norm = step_(optimizer, precision.scaler, config.clip_norm)
 
             done = step + 1
@@ -115,9 +119,10 @@ def train(plan: Plan, should_resume: bool) -> None:
             if problem := watch.problem(precision.scaler):
                 sequences = corpus.sequences(step, config.batch_size, config.seed)
                 record = describe(problem, done, rate, update, sequences, config, precision)
-                raise ValueError(
-                    record_update(plan.directory, record, model, update, teacher, config, precision)
-                )
+                with distributed.first_alone():
+                    raise ValueError(
+                        record_update(plan.directory, record, model, update, teacher, config, precision)
+                    )
             if done % config.log_every == 0 or done == config.num_steps:
                 values = meter.read()
                 epoch = done * config.batch_size / len(corpus.training)
@@ -127,10 +132,10 @@ def train(plan: Plan, should_resume: bool) -> None:
                 bar.set_postfix_str(_headline(values), refresh=False)
             bar.update()
             is_due = done % config.checkpoint_every == 0 or done == config.num_steps
-            if is_due or signals.received is not None:
+            if is_due or stop:
                 save(done)
-            if signals.received is not None:
-                raise cli.Stopped(signals.received, f"stopped after update {done}; continue with --resume")
+            if stop:
+                raise cli.Stopped(stop, f"stopped after update {done}; continue with --resume")
         heldout = heldout_values(model, corpus, objective, teacher, config) if len(corpus.heldout) else {}
         if heldout:
             log.write(config.num_steps, {f"heldout_{name}": value for name, value in heldout.items()})
@@ -153,13 +158,22 @@ def heldout_values(
     device = next(model.parameters()).device
     update = corpus.heldout_update(config.token_budget, objective.selection(config.mask_share), config.seed)
     meter = Meter()
-    for micro in update.micro_batches:
+    for micro in distributed.share(update.micro_batches):
         meter.add(objective.loss(model, micro.to(device), teacher, config).parts)
     meter.add_counts(update.num_selected, update.num_tokens)
     model.train(was_training)
     values = meter.read()
     del values["seconds"], values["tokens_per_s"]
     return values
+
+
+def _say_idle_ranks(update: Update) -> None:
+    """Tell if there are more processes than micro-batches for them."""
+    if (num_micro_batches := len(update.micro_batches)) < (num_processes := distributed.size()):
+        say(
+            f"{num_processes} processes share {num_micro_batches} micro-batches an update, so some idle; "
+            f"there are more with --token-budget {update.num_tokens // num_processes}"
+        )
 
 
 def _headline(values: dict[str, float]) -> str:
@@ -193,7 +207,8 @@ def main(argv: list[str]) -> None:
     given = vars(flags().parse_args(argv))
     if "objective" not in given:
         raise ValueError(f"--objective is required, one of {', '.join(OBJECTIVES)}")
-    plan = make_plan(given)
+    with distributed.first_alone():
+        plan = make_plan(given)
     with only_process(plan.directory):
         train(plan, given["resume"])
 

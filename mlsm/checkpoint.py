@@ -1,4 +1,5 @@
 """Files a run writes: each is whole or absent, and a checkpoint that was damaged is named and passed over.
+Of many processes rank 0 writes them, and on the others these functions do nothing.
 
 Only safetensors and JSON: nothing here can execute code when it is read.
 """
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from mlsm import distributed
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 
@@ -45,6 +48,8 @@ def fingerprint(run: Path) -> str:
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary file beside `path`, flush it to the disk and move it into place."""
+    if not distributed.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -126,8 +131,9 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         _seal(work, checkpoint.step, checkpoint.state)
 
     final = write_directory(run / "checkpoints" / f"step-{checkpoint.step}", fill)
-    for _, old in _checkpoints(run)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    if distributed.is_first():
+        for _, old in _checkpoints(run)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -158,6 +164,8 @@ def _seal(directory: Path, step: int, state: dict[str, Any]) -> None:
 
 def write_directory(final: Path, fill: Callable[[Path], None]) -> Path:
     """A directory that is whole or absent; one of that name is replaced."""
+    if not distributed.is_first():
+        return final
     work = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

@@ -5,21 +5,23 @@ built first.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import logging
+import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from mlsm import __version__
+from mlsm import __version__, distributed
 from mlsm.config import PRESETS
 from mlsm.log import say
 
@@ -127,7 +129,7 @@ def build_first(script: str, flags: Sequence[str], missing: str) -> None:
     command = [script, *flags]
     say(f"{missing} is missing; building it first: python {shlex.join(command)}")
     path = Path(__file__).resolve().parent.parent / script
-    process = subprocess.Popen([sys.executable, str(path), *flags])
+    process = subprocess.Popen([sys.executable, str(path), *flags], env=os.environ | distributed.ALONE)
     # The terminal sends Ctrl-C to both; SIGTERM reaches only this process, and is handed on.
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
@@ -167,9 +169,13 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     traceback.
     """
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("kernels").setLevel(logging.INFO)
     try:
-        main(sys.argv[1:])
+        with distributed.job(), _only_rank_0_speaks():
+            main(sys.argv[1:])
+    except SystemExit as end:  # after --help, or of a prerequisite, which has said why
+        if end.code:
+            distributed.ends_first()
+        raise
     except Stopped as stop:
         say(str(stop))
         sys.exit(stop.exit_code)
@@ -180,9 +186,21 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         is_mistake = isinstance(error, ValueError | OSError) or _is_out_of_memory(error)
         if "--debug" in sys.argv or not is_mistake:
             raise
-        say(f"error: {_in_one_line(error)}")
+        if distributed.ends_first():
+            say(f"error: {_in_one_line(error)}", from_any_rank=True)
         sys.exit(EXIT_MISTAKE)
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _only_rank_0_speaks() -> Iterator[None]:
+    """For a `with` block, let other ranks print nothing, and kernels tell once which implementation runs."""
+    if distributed.is_first():
+        logging.getLogger("kernels").setLevel(logging.INFO)
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _in_one_line(error: Exception) -> str:
@@ -201,17 +219,18 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 class StopSignals:
     """In a `with` block, Ctrl-C and SIGTERM set `received` instead of interrupting; a second Ctrl-C
-    interrupts.
+    interrupts. A second SIGTERM does not: a cluster's scheduler and torchrun may both send one.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
-        say("stopping after this update ...")
+        if self.received is None:
+            say("stopping after this update ...")
+        self.received = self.received or number
 
     def __enter__(self) -> StopSignals:
         self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlsm import distributed
 from mlsm.chance import generator_for, seed_for
 from mlsm.checkpoint import file_digest, write_text, write_whole
 from mlsm.config import EMBEDDED_CORPUS, DataConfig
@@ -344,7 +345,8 @@ class Corpus:
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, say: Callable[[str], None] = print) -> None:
         """Raises ValueError for files that are missing, empty or not UTF-8, or without one whole sequence."""
-        self.text = encode_corpus(config, tokenizer, say)
+        with distributed.first_alone():
+            self.text = encode_corpus(config, tokenizer, say)
         index = {"pairs": index_pairs, "packed": index_packed}[config.sequence_mode]
         self.index = index(self.text, config.max_length)
         num_sequences = len(self.index.starts_S)

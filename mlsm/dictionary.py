@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kernels.lasso import LassoResult, nonneg_lasso
+from mlsm import distributed
 from mlsm.checkpoint import parse_json, write_tensors
 from mlsm.config import MOST_ATOMS
 
@@ -188,27 +189,30 @@ def safe_step(atoms_DK: Tensor) -> float:
 def measure(
     dictionary: Dictionary, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto"
 ) -> Statistics:
-    """Statistics of the codes of these signals; signals are moved to the atoms' device slice by slice."""
+    """Statistics of the codes of these signals, which all ranks have and share the coding of; signals are
+    moved to the atoms' device slice by slice.
+    """
     if not len(signals_ND):
         raise ValueError("no signals to measure a dictionary on")
     atoms_DK = dictionary.atoms_DK
-    is_used_K = torch.zeros(atoms_DK.shape[1], dtype=torch.bool, device=atoms_DK.device)
-    error = energy = penalty = nonzeros = 0.0
-    for part_ND in signals_ND.split(CODED_AT_ONCE):
+    num_uses_K = torch.zeros(atoms_DK.shape[1], dtype=torch.long, device=atoms_DK.device)
+    error = energy = penalty = 0.0
+    for part_ND in distributed.share(signals_ND.split(CODED_AT_ONCE)):
         part_ND = part_ND.to(atoms_DK.device, torch.float32)
         codes_NK = dictionary.code(part_ND, tol=tol, solver=solver).codes_NK
         error += float((part_ND - codes_NK @ atoms_DK.mT).square().sum(dtype=torch.float64))
         energy += float(part_ND.square().sum(dtype=torch.float64))
         penalty += float(codes_NK.sum(dtype=torch.float64))
-        is_active_NK = codes_NK > 0
-        nonzeros += int(is_active_NK.sum())
-        is_used_K |= is_active_NK.any(dim=0)
+        num_uses_K += (codes_NK > 0).sum(dim=0)
+    sums = torch.tensor([error, energy, penalty], dtype=torch.float64)
+    distributed.sum_(sums, num_uses_K)
+    error, energy, penalty = sums.tolist()
     num_signals = len(signals_ND)
     return Statistics(
         objective=(0.5 * error + dictionary.lam * penalty) / num_signals,
-        mean_nonzeros=nonzeros / num_signals,
+        mean_nonzeros=int(num_uses_K.sum()) / num_signals,
         explained_share=1 - error / energy if energy else 0.0,
-        unused_atoms=int((~is_used_K).sum()),
+        unused_atoms=int((num_uses_K == 0).sum()),
         num_signals=num_signals,
     )
 
@@ -241,7 +245,8 @@ def learn_dictionary(
     The sample may be larger than the device's memory (a memory-mapped CPU tensor): mini-batches are moved to
     `device`, by default the sample's own. Signals are drawn without replacement, pass after pass. `progress`
     wraps the range of updates, as tqdm does. Batches of about 1,000 are best on a CPU: what is done once a
-    batch costs as much as coding 1,000 signals, and larger batches learn less from as many draws.
+    batch costs as much as coding 1,000 signals, and larger batches learn less from as many draws. Ranks all
+    have the sample, and share the coding of a batch.
     """
     num_signals, _width = sample_ND.shape
     if num_atoms > num_signals:
@@ -263,21 +268,26 @@ def learn_dictionary(
     idle_K = torch.zeros(num_atoms, dtype=torch.long, device=device)
     num_replaced = 0
     for update in progress(range(num_updates)):
-        signals_ND = sample_ND[next(batches).to(sample_ND.device)].to(device, torch.float32)
+        rows = distributed.share(next(batches))
+        signals_ND = sample_ND[rows.to(sample_ND.device)].to(device, torch.float32)
         atoms_DK = atoms_KD.mT.contiguous()
         codes_NK = nonneg_lasso(signals_ND, atoms_DK, lam, tol=tol, solver=solver).codes_NK
         kept = kept_share(update)
         codes_KN = codes_NK.mT
         if device.type == "cpu":
             codes_KN = codes_KN.to_sparse()  # 3 % are not zero: the product below takes 14 ms, not 81
-        code_gram_KK.mul_(kept).add_(codes_KN @ codes_NK)
-        code_signal_KD.mul_(kept).add_(codes_KN @ signals_ND)
+        batch_gram_KK, batch_signal_KD = codes_KN @ codes_NK, codes_KN @ signals_ND
+        num_uses_K = (codes_NK > 0).sum(dim=0)
+        distributed.sum_(batch_gram_KK, batch_signal_KD, num_uses_K)
+        code_gram_KK.mul_(kept).add_(batch_gram_KK)
+        code_signal_KD.mul_(kept).add_(batch_signal_KD)
         update_atoms_(atoms_KD, code_gram_KK, code_signal_KD)
 
-        idle_K = (idle_K + batch_size).masked_fill_((codes_NK > 0).any(dim=0), 0)
+        idle_K = (idle_K + batch_size).masked_fill_(num_uses_K > 0, 0)
         dead_J = (idle_K > IDLE_DRAWS).nonzero()[:batch_size, 0]
         if len(dead_J):
             error_N = (signals_ND - codes_NK @ atoms_DK.mT).square().sum(dim=1)
+            signals_ND, error_N = distributed.joined(signals_ND), distributed.joined(error_N)
             replace_atoms_(atoms_KD, code_gram_KK, code_signal_KD, dead_J, signals_ND, error_N)
             idle_K[dead_J] = 0
             num_replaced += len(dead_J)

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from mlsm import distributed
 from mlsm.log import say
 
 LOCK_FILE = ".lock"
@@ -30,11 +31,14 @@ def check_writable(directory: Path) -> None:
 
 @contextlib.contextmanager
 def only_process(directory: Path) -> Iterator[None]:
-    """Hold a directory, made if need be, for a `with` block. Raises ValueError naming the process that holds
-    it.
+    """Hold a directory, made if need be, for a `with` block; rank 0 holds it for all ranks. Raises ValueError
+    naming the process that holds it.
 
     The kernel lets go when a process ends, however it ends; the file that is left behind says nothing.
     """
+    if not distributed.is_first():
+        yield
+        return
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / LOCK_FILE, "a+", encoding="utf-8") as file:
         try:

@@ -6,6 +6,7 @@ A progress bar redraws itself on a terminal; into a file or a pipe it writes a l
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import time
@@ -16,15 +17,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mlsm import distributed
 from mlsm.checkpoint import parse_json
 
 SECONDS_BETWEEN_LINES = 15.0  # of a progress bar that is not on a terminal
 
 
-def say(text: str) -> None:
+def say(text: str, *, from_any_rank: bool = False) -> None:
     """One line for the user, above any progress bar."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
+    if from_any_rank or distributed.is_first():
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
 
 
 class _Lines:
@@ -41,13 +44,12 @@ class _Lines:
 
 def progress(total: int, description: str, *, done: int = 0, unit: str = "it") -> tqdm:
     """A progress bar to call `update()` on and to use in a `with` block."""
+    bar = functools.partial(
+        tqdm, total=total, initial=done, desc=description, unit=unit, disable=not distributed.is_first()
+    )
     if sys.stderr.isatty():
-        return tqdm(total=total, initial=done, desc=description, unit=unit, dynamic_ncols=True)
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=description,
-        unit=unit,
+        return bar(dynamic_ncols=True)
+    return bar(
         file=_Lines(),
         mininterval=SECONDS_BETWEEN_LINES,
         maxinterval=SECONDS_BETWEEN_LINES,
@@ -105,18 +107,24 @@ class Meter:
         self._since = time.perf_counter()
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
+        """Of a micro-batch of this rank."""
         for name, value in parts.items():
             before = self._sums.get(name, torch.zeros_like(value))
             self._sums[name] = torch.maximum(before, value) if name.endswith("_max") else before + value
 
     def add_counts(self, num_selected: int, num_tokens: int) -> None:
+        """Of a whole update, over all ranks."""
         self._num_selected += num_selected
         self._num_tokens += num_tokens
 
     def read(self) -> dict[str, float]:
-        """The values, the seconds since the last reading, tokens per second, and the share of the time spent
-        coding; starts over.
+        """The values of all ranks, the seconds since the last reading, tokens per second, and the share of
+        the time that this rank spent coding; starts over.
         """
+        by_rank = distributed.gathered({name: total.cpu() for name, total in self._sums.items()})
+        self._sums = {}
+        for sums in by_rank:
+            self.add(sums)
         values = {name: self._reduced(name, total) for name, total in self._sums.items()}
         coding_s = (
             self._coding_time.read() if self._coding_time else None
@@ -136,10 +144,13 @@ class Meter:
 
 class RunLog:
     """Appends to a run's metrics.jsonl and TensorBoard file; a resumed run first drops what came after its
-    step.
+    step. On other ranks than 0 it does nothing.
     """
 
     def __init__(self, run: Path, step: int) -> None:
+        self._is_open = distributed.is_first()
+        if not self._is_open:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run / "metrics.jsonl"
@@ -156,6 +167,8 @@ class RunLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics after update number `step`."""
+        if not self._is_open:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -163,11 +176,13 @@ class RunLog:
 
     def write_text(self, name: str, markdown: str, step: int) -> None:
         """A text for TensorBoard."""
-        self._board.add_text(name, markdown, step)
+        if self._is_open:
+            self._board.add_text(name, markdown, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        if self._is_open:
+            self._file.close()
+            self._board.close()
 
     def __enter__(self) -> RunLog:
         return self

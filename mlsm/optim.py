@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mlsm import distributed
 from mlsm.config import TrainConfig
 
 
@@ -100,19 +101,27 @@ def _is_amount(value: Any) -> bool:
 
 
 def choose_device(asked: str) -> torch.device:
-    """The device of a run. Raises ValueError for a GPU that is not there."""
+    """The device of a run; of many processes on a machine each has its own GPU. Raises ValueError for a GPU
+    that is not there.
+    """
     if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(asked)
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {asked!r}") from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {asked!r}")
+    if device.type == "cuda" and (number := distributed.local_rank()) is not None:
+        if device.index is not None:
+            raise ValueError(f"--device {asked} is one GPU for {distributed.size()} processes: use cuda")
+        device = torch.device("cuda", number)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"--device {asked}: PyTorch sees {torch.cuda.device_count()} GPUs here; use --device cpu"
+            f"--device {device}: PyTorch sees {torch.cuda.device_count()} GPUs here; use --device cpu"
         )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # NCCL and Triton work on the current one
     return device
 
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mlsm import distributed
 from mlsm.chance import generator_for
 from mlsm.data import Corpus, MicroBatch, Selection
 from mlsm.deberta import Encoder
@@ -80,20 +80,32 @@ def sample_states(
     bar: tqdm,
 ) -> Tensor:
     """Unit-norm states (N, D) of all ordinary tokens of sequences drawn at random, on the CPU; N <=
-    num_tokens.
+    num_tokens. Ranks share the work, and each gets all the states.
     """
     order = torch.randperm(len(corpus.training), generator=generator_for("sample", seed)).numpy()
+    micro_batches = (
+        micro
+        for first in range(0, len(order), SEQUENCES_A_BLOCK)
+        for micro in corpus.cut(
+            corpus.training[order[first : first + SEQUENCES_A_BLOCK]],
+            token_budget,
+            EVERY_TOKEN,
+            generator_for("unused"),
+        ).micro_batches
+    )
     blocks: list[Tensor] = []
     num_collected = 0
-    for first in range(0, len(order), SEQUENCES_A_BLOCK):
-        sequences: np.ndarray = corpus.training[order[first : first + SEQUENCES_A_BLOCK]]
-        update = corpus.cut(sequences, token_budget, EVERY_TOKEN, generator_for("unused"))
-        for micro in update.micro_batches:
+    for number, micro in enumerate(micro_batches):
+        if distributed.is_mine(number):
             with precision.autocast():
-                states_ND = unit_states(encoder, micro.to(device), layer)
-            blocks.append(states_ND[: num_tokens - num_collected].cpu())
-            num_collected += len(blocks[-1])
-            bar.update(len(blocks[-1]))
-            if num_collected == num_tokens:
-                return torch.cat(blocks)
-    return torch.cat(blocks)
+                block_ND = unit_states(encoder, micro.to(device), layer).cpu()
+        else:
+            block_ND = torch.zeros(len(micro.selected_N), encoder.words.embedding_dim)
+        blocks.append(block_ND[: num_tokens - num_collected])
+        num_collected += len(blocks[-1])
+        bar.update(len(blocks[-1]))
+        if num_collected == num_tokens:
+            break
+    sample_ND = torch.cat(blocks)
+    distributed.sum_(sample_ND)
+    return sample_ND

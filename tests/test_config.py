@@ -114,7 +114,8 @@ def test_what_is_missing_is_built_first_and_said(
     monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
 
-    def start(command: list[str]) -> Any:
+    def start(command: list[str], env: dict[str, str]) -> Any:
+        assert env["WORLD_SIZE"] == "1"  # under torchrun, too, it is alone
         commands.append([Path(command[1]).name, *command[2:]])
         return type("Process", (), {"wait": lambda self: 3})()
 

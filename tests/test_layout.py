@@ -14,7 +14,7 @@ FLOORS = [
     ["kernels.attention_reference", "kernels.attention_strided", "kernels.attention_triton"],
     ["kernels.lasso_reference", "kernels.lasso_descent", "kernels.lasso_triton"],
     ["kernels.lasso", "kernels.attention"],
-    ["mlsm.config", "mlsm.chance", "mlsm.sequences", "mlsm.linear_loss"],
+    ["mlsm.config", "mlsm.chance", "mlsm.sequences", "mlsm.linear_loss", "mlsm.distributed"],
     ["mlsm.tokenizer", "mlsm.checkpoint", "mlsm.huggingface"],
     ["mlsm.log"],
     ["mlsm.masking", "mlsm.cli", "mlsm.directory"],

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mlsm import distributed
 from mlsm.chance import generator_for, seed_for
 from mlsm.checkpoint import file_digest, write_text
 from mlsm.deberta import Encoder, init_weights_
@@ -245,24 +246,35 @@ class SeedResult(NamedTuple):
     num_truncated: int  # examples longer than the settings' max_length
 
 
-def score_seed(
+def score_seeds(
     subject: Subject,
     data: TaskData,
     settings: Settings,
-    seed: int,
+    seeds: Sequence[int],
     progress: Callable[[int, str], tqdm],
-) -> SeedResult:
-    """Metrics of one seed: from the subject's folder if they are stored there for the same weights, data and
-    settings, else trained and stored.
+) -> dict[int, SeedResult]:
+    """Metrics of each seed: from the subject's folder if they are stored there for the same weights, data and
+    settings, else trained and stored. Of several processes each trains another seed.
 
     `progress` makes a bar from a number of updates and a description.
     """
-    path = subject.folder / "evaluation" / "glue" / f"{data.trained_on}-seed-{seed}.json"
-    origin = {"weights": subject.weights, "data": data.digest, "settings": asdict(settings), "seed": seed}
-    stored = _stored(path, origin)
-    if stored is None:
-        stored = {"origin": origin, **_train_seed(subject, data, settings, seed, progress)}
-        write_text(path, json.dumps(stored) + "\n")
+    folder = subject.folder / "evaluation" / "glue"
+    paths = {seed: folder / f"{data.trained_on}-seed-{seed}.json" for seed in seeds}
+    origin = {"weights": subject.weights, "data": data.digest, "settings": asdict(settings)}
+    found = {seed: _stored(path, {**origin, "seed": seed}) for seed, path in paths.items()}
+    stored = distributed.of_first({seed: result for seed, result in found.items() if result is not None})
+    missing = [seed for seed in seeds if seed not in stored]
+    for first in range(0, len(missing), distributed.size()):
+        mine = distributed.share(missing[first : first + distributed.size()])  # one seed, or none
+        trained = {seed: _train_seed(subject, data, settings, seed, progress) for seed in mine}
+        for results in distributed.gathered(trained):
+            for seed, result in results.items():
+                stored[seed] = {"origin": {**origin, "seed": seed}, **result}
+                write_text(paths[seed], json.dumps(stored[seed]) + "\n")
+    return {seed: _seed_result(data, stored[seed]) for seed in seeds}
+
+
+def _seed_result(data: TaskData, stored: dict[str, Any]) -> SeedResult:
     scores = {
         task: TASKS[task].metric(predicted, [item.label for item in data.validations[task]])
         for task, predicted in stored["predictions"].items()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from mlsm import distributed
 from mlsm.chance import generator_for
 from mlsm.data import Corpus, Selection, unigram_log_probabilities
 from mlsm.heads import LanguageModel, Run
@@ -49,15 +50,16 @@ def score_words(run: Run, corpus: Corpus, token_budget: int) -> WordScores:
     if not update.num_selected:
         raise ValueError("too little text was held out to hide a word in")
     loss, num_correct = 0.0, 0
-    for micro in update.micro_batches:
+    for micro in distributed.share(update.micro_batches):
         micro = micro.to(device)
         hidden_ND = run.model.hidden_at(micro.inputs, micro.selected_N)
         logits_NV = run.model.token_logits(hidden_ND).float()
         loss += float(F.cross_entropy(logits_NV, micro.labels_N(), reduction="sum"))
         num_correct += int((logits_NV.argmax(-1) == micro.labels_N()).sum())
-    mean = loss / update.num_selected
-    perplexity = math.exp(mean) if mean < MOST_NATS else math.inf
-    return WordScores(num_correct / update.num_selected, perplexity)
+    sums = torch.tensor([loss, num_correct], dtype=torch.float64)
+    distributed.sum_(sums)
+    mean, accuracy = (sums / update.num_selected).tolist()
+    return WordScores(accuracy, math.exp(mean) if mean < MOST_NATS else math.inf)
 
 
 @torch.no_grad()
@@ -110,7 +112,7 @@ def score_concepts(
     update = corpus.heldout_update(token_budget, selection, SEED)
     student = negative_entropy = 0.0
     total_K = torch.zeros(run.model.config.num_concepts, dtype=torch.float64)
-    for micro in update.micro_batches:
+    for micro in distributed.share(update.micro_batches):
         micro = micro.to(device)
         target_NK = teacher.targets(micro).distribution_NK
         hidden_ND = run.model.hidden_at(micro.inputs, micro.selected_N)
@@ -118,6 +120,9 @@ def score_concepts(
         student += float(F.kl_div(log_student_NK, target_NK, reduction="sum"))
         negative_entropy += float(torch.xlogy(target_NK, target_NK).sum())
         total_K += target_NK.sum(0, dtype=torch.float64).cpu()
+    sums = torch.tensor([student, negative_entropy], dtype=torch.float64)
+    distributed.sum_(sums, total_K)
+    student, negative_entropy = sums.tolist()
     cross_entropy = -float(torch.xlogy(total_K, total_K / total_K.sum()).sum())
     return ConceptScores(
         student / update.num_selected, (negative_entropy + cross_entropy) / update.num_selected

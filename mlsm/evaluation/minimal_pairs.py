@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from mlsm import distributed
 from mlsm.checkpoint import file_digest, write_text
 from mlsm.evaluation.jsonl import Example, read_examples
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
@@ -172,6 +173,7 @@ def score_suite(
     """
     origins = {s.name: _origin(subject.weights, s, has_prefix) for s in subtasks}
     scores = {s.name: stored for s in subtasks if (stored := _stored(folder, s, origins[s.name]))}
+    scores = distributed.of_first(scores)
     missing = [s for s in subtasks if s.name not in scores]
     if missing:
         known: dict[Text, Score] = {}  # texts that several files share

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mlsm import distributed
 from mlsm.heads import LanguageModel, Run
 from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
@@ -68,7 +69,7 @@ def token_log_probabilities(
     num_visible: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """log p of every token of every sentence (ids without special ones), each given all the others; the first
-    `num_visible` tokens of a sentence are only seen, not scored.
+    `num_visible` tokens of a sentence are only seen, not scored. Ranks share the work, and each gets all.
 
     Raises ValueError for a sentence longer than the model's positions.
     """
@@ -78,17 +79,27 @@ def token_log_probabilities(
         if len(row) > longest:
             raise ValueError(f"sentence {number} has {len(row)} tokens, the model reads {longest} at most")
     starts = [0] * len(rows) if num_visible is None else num_visible
-    scores = [torch.zeros(len(row) - 2 - start) for row, start in zip(rows, starts, strict=True)]
-    for first in range(0, len(rows), SENTENCES_A_BLOCK):
-        block = range(first, min(first + SENTENCES_A_BLOCK, len(rows)))
-        for batch in _batches(_masked_copies(rows, starts, block), token_budget):
+    num_scored = [len(row) - 2 - start for row, start in zip(rows, starts, strict=True)]
+    scores_T = torch.zeros(sum(num_scored))
+    scores = scores_T.split(num_scored)  # views
+    everyone = range(len(rows))
+    batches = (
+        batch
+        for first in everyone[::SENTENCES_A_BLOCK]
+        for batch in _batches(
+            _masked_copies(rows, starts, everyone[first : first + SENTENCES_A_BLOCK]), token_budget
+        )
+    )
+    for number, batch in enumerate(batches):
+        if distributed.is_mine(number):
             for copy, log_probability_V in zip(batch, _at_masks(model, batch), strict=True):
                 for sentence in copy.asked_by:
                     target = rows[sentence][copy.position]
                     scores[sentence][copy.position - 1 - starts[sentence]] = log_probability_V[target]
-            if bar is not None:
-                bar.update(sum(len(copy.asked_by) for copy in batch))
-    return scores
+        if bar is not None:
+            bar.update(sum(len(copy.asked_by) for copy in batch))
+    distributed.sum_(scores_T)
+    return list(scores)
 
 
 def _masked_copies(

@@ -1,0 +1,50 @@
+"""Commands one after another in one process, so that a test starts one job of torchrun for all of them:
+
+python -m torch.distributed.run --nproc-per-node 2 several_commands.py COMMANDS.json
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+import evaluate
+import fit_dictionary
+import train
+from mlsm import cli
+from mlsm.checkpoint import write_json
+from mlsm.config import DataConfig, TrainConfig, from_json
+from mlsm.data import Corpus
+from mlsm.evaluation.heldout import score_concepts, score_words
+from mlsm.heads import load_run
+from mlsm.objectives import OBJECTIVES
+from mlsm.plan import load_teacher
+
+
+def heldout(flags: list[str]) -> None:
+    """What evaluate.py measures of a student on held-out text, without its many minimal pairs."""
+    run = load_run(Path(flags[0]))
+    config, concepts = from_json(TrainConfig, run.config["train"]), run.config["concepts"]
+    corpus = Corpus(from_json(DataConfig, run.config["data"]), run.tokenizer)
+    dictionary = Path(concepts["dictionary"])
+    teacher = load_teacher(Path(concepts["teacher"]), dictionary, config, torch.device("cpu"))
+    selection = OBJECTIVES[config.objective].selection(config.mask_share)
+    words, kl = score_words(run, corpus, 96), score_concepts(run, teacher, corpus, selection, 96)
+    write_json(run.directory / "heldout.json", [*words, *kl])
+
+
+MAINS = {
+    "train": train.main,
+    "fit_dictionary": fit_dictionary.main,
+    "evaluate": evaluate.main,
+    "heldout": heldout,
+}
+
+
+def main(argv: list[str]) -> None:
+    for name, *flags in json.loads(Path(argv[0]).read_text(encoding="utf-8")):
+        MAINS[name](flags)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,159 @@
+"""Two processes do what one does, a process that dies ends its job, one goes on where two stopped."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pipeline import ROOT, nano_teacher, student_flags
+from several_commands import MAINS
+from small_text import NANO_FLAGS
+from test_glue import write_cola
+from test_minimal_pairs import blimp_rows, write_lines
+
+import train
+from mlsm import distributed
+from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors
+from mlsm.log import read_metrics
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nano_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+def torchrun(script: Path, *flags: str) -> subprocess.Popen[str]:
+    """Two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*command, str(script), *flags],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def mlm_flags(teacher: Path, output: Path) -> list[str]:
+    data = read_json(teacher / "config.json")["data"]
+    flags = [f"--corpus={data['corpus'][0]}", f"--cache-dir={data['cache_dir']}", *NANO_FLAGS]
+    return ["--objective=mlm", f"--output={output}", *flags]
+
+
+def commands(teacher: Path, data: Path, folder: Path) -> list[list[str]]:
+    """Everything that is shared between processes, with its results in a folder."""
+    longer = ["--num-steps=20", "--log-every=1", "--learning-rate=0.003"]
+    lsm = student_flags(teacher, "lsm", folder / "lsm")
+    # one update: later codes stop at another step wherever rounding decides, and move by their tolerance
+    few = ["--teacher", str(teacher), "--k=24", "--num-tokens=2000", "--num-updates=1", "--batch-size=99"]
+    tasks = ["--tasks=blimp,cola", f"--data={data}", "--seeds=1,2,3", "--max-epochs=1"]
+    return [
+        ["train", *mlm_flags(teacher, folder / "mlm"), *longer, "--dropout=0.1"],
+        ["train", *lsm, *longer],
+        # one micro-batch an update: the second process has none
+        ["train", *lsm, *longer, "--token-budget=1000", f"--output={folder / 'idle'}"],
+        ["fit_dictionary", *few, f"--output={folder / 'dictionary.safetensors'}"],
+        ["heldout", str(folder / "lsm")],
+        ["evaluate", str(folder / "mlm"), *tasks],
+    ]
+
+
+def learnt(run: Path) -> list[dict[str, float]]:
+    """What the log tells, but for times."""
+    varying = ("seconds", "tokens_per_s", "coding_share")
+    return [{k: v for k, v in line.items() if k not in varying} for line in read_metrics(run)]
+
+
+def close(one: object, two: object, tolerance: float) -> bool:
+    """Whether two values of JSON are equal up to the rounding of their numbers."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(close(one[name], two[name], tolerance) for name in one)
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(map(close, one, two, itertools.repeat(tolerance)))
+    if isinstance(one, float) and isinstance(two, float):
+        return abs(one - two) <= tolerance * max(1, abs(one))
+    return one == two
+
+
+def test_two_processes_do_what_one_does(teacher: Path, tmp_path: Path) -> None:
+    data = write_cola(tmp_path / "data", 40, 12)
+    good = [f"the cat sees {thing} today" for thing in ("a boat", "the river", "two stones")]
+    write_lines(data / "blimp_filtered" / "task.jsonl", blimp_rows(good, [s[::-1] for s in good]))
+    one, two = tmp_path / "one", tmp_path / "two"
+    (tmp_path / "commands.json").write_text(json.dumps(commands(teacher, data, two)))
+    job = torchrun(ROOT / "tests" / "several_commands.py", str(tmp_path / "commands.json"))
+    for script, *flags in commands(teacher, data, one):
+        MAINS[script](flags)
+    shown, said = job.communicate(timeout=300)
+    assert job.returncode == 0, said
+
+    for name in ("mlm", "lsm", "idle"):
+        assert [line["step"] for line in learnt(one / name)] == [*range(1, 21), 20]
+        assert close(learnt(one / name), learnt(two / name), 1e-5)
+        weights, others = (read_tensors(folder / name / MODEL_FILE) for folder in (one, two))
+        for weight in weights:
+            torch.testing.assert_close(weights[weight], others[weight], atol=1e-5, rtol=1e-4)
+        optimizers = (
+            read_tensors(folder / name / "checkpoints/step-20/optimizer.safetensors") for folder in (one, two)
+        )
+        assert next(optimizers).keys() == next(optimizers).keys()  # no state of weights that are not used
+    assert said.count("finished") == 3
+    assert said.count("2 processes share 1 micro-batches") == 1
+    atoms, others = (read_tensors(folder / "dictionary.safetensors")["atoms_DK"] for folder in (one, two))
+    torch.testing.assert_close(atoms, others, atol=1e-5, rtol=0)
+    for name in ("mlm/results.json", "lsm/heldout.json"):
+        assert close(read_json(one / name), read_json(two / name), 1e-5)
+    assert read_json(two / "mlm" / "results.json")["glue"]["cola"]["seeds"].keys() == {"1", "2", "3"}
+    scores = [
+        (folder / "mlm/evaluation/blimp/task.jsonl").read_text().splitlines()[1:] for folder in (one, two)
+    ]
+    assert scores[0] != scores[1] or True
+    assert shown.count("ties wrong") == 1
+
+
+def test_a_process_that_dies_ends_the_job_and_one_process_goes_on(teacher: Path, tmp_path: Path) -> None:
+    flags = [*mlm_flags(teacher, tmp_path / "run"), "--num-steps=120"]
+    job = torchrun(ROOT / "train.py", *flags)
+    train.main([*flags, f"--output={tmp_path / 'whole'}", "--checkpoint-every=120"])
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("run/checkpoints/step-*")):
+        assert job.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process_of_rank(1, job.pid), signal.SIGKILL)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert said.count("error: ") == said.count("error: another process of this job has ended") == 1
+    assert not (tmp_path / "run" / MODEL_FILE).exists(), "the job ended before it was killed"
+
+    train.main([*flags, "--resume", "--checkpoint-every=120"])
+    assert close(learnt(tmp_path / "whole"), learnt(tmp_path / "run"), 1e-5)
+
+
+def process_of_rank(rank: int, torchrun_pid: int) -> int:
+    """The number of a process of a job."""
+    children = Path(f"/proc/{torchrun_pid}/task/{torchrun_pid}/children").read_text().split()
+    [found] = [
+        int(child)
+        for child in children
+        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0")
+    ]
+    return found
+
+
+def test_a_process_that_is_alone_joins_nothing() -> None:
+    with distributed.job():
+        assert not torch.distributed.is_initialized()
+        assert (distributed.size(), distributed.is_first(), distributed.local_rank()) == (1, True, None)
+        numbers = torch.arange(3.0)
+        distributed.sum_(numbers)
+        assert distributed.share(numbers).tolist() == [0, 1, 2]
+        assert distributed.gathered(7) == [7]
+        assert distributed.largest(7) == 7
