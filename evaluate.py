@@ -172,7 +172,7 @@ def show_demo(runs: Sequence[Run], device: torch.device) -> None:
     shown: dict[str, dict[str, Cell]] = {
         n: {c: v for c, v in r.items() if not c.startswith("pairs: ")} for n, r in rows.items()
     }
-    shown |= report.over_seeds(shown, {run.directory.name: recipe(run) for run in runs})
+    shown |= report.over_seeds(shown, {run.directory.name: recipe(run.config) for run in runs})
     print(as_text(shown, "Held-out text and minimal pairs"))
     print("\nbaseline: words by their frequency, the best constant distribution over concepts, chance")
     print(f"picture: {picture}")
@@ -291,7 +291,7 @@ def main(argv: list[str]) -> None:
             of_run(run, name if names.count(name) == 1 else str(run.directory))
             for run, name in zip(runs, names, strict=True)
         ]
-        args.recipes = {s.name: recipe(run) for s, run in zip(subjects, runs, strict=True)}
+        args.recipes = {s.name: recipe(run.config) for s, run in zip(subjects, runs, strict=True)}
         if args.baseline:
             subjects.append(random_twin(runs[0]))
         show_tasks(subjects, others, args)

@@ -17,6 +17,7 @@ from mlsm.checkpoint import write_text
 from mlsm.directory import check_writable
 from mlsm.evaluation import paper, report, run_view
 from mlsm.evaluation.run_facts import read_facts
+from mlsm.evaluation.subject import recipe
 
 FILE = "report.html"
 
@@ -50,7 +51,8 @@ def main(argv: list[str]) -> None:
         for directory, name in zip(directories, names, strict=True)
     ]
     check_writable(output.parent)
-    tasks = {run.name: report.row(run.results) for run in runs}
+    tasks = {run.name: row for run in runs if (row := report.row(run.results))}
+    tasks |= report.over_seeds(tasks, {run.name: recipe(run.config) for run in runs if run.name in tasks})
     columns = {column for row in tasks.values() for column in row}
     quoted = {
         name: {column: value for column, value in row.items() if column in columns}

@@ -1,5 +1,6 @@
-"""The examples of docs/extending.md, taken from the page: each applied to a copy of the project and run."""
+"""The examples of docs/extending.md, taken from the page: applied to a copy of the project and run there."""
 
+import json
 import os
 import re
 import shutil
@@ -18,73 +19,12 @@ from mlsm.dictionary import Dictionary
 from mlsm.log import read_metrics
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+SECTIONS = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
 MOST_LINES = 40
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights with a dictionary of 20 concepts, beside a text."""
-    run = random_run(tmp_path_factory.mktemp("extending") / "teacher")
-    write_corpus(run.parent / "text.txt", count=200)
-    sample = ["--k=20", "--num-tokens=900", "--num-updates=2", "--batch-size=90"]
-    fit_dictionary.main([f"--teacher={run}", *text_flags(run), *sample])
-    return run
-
-
-def text_flags(teacher: Path) -> list[str]:
-    folder = teacher.parent
-    return [f"--corpus={folder / 'text.txt'}", f"--cache-dir={folder / 'cache'}", "--max-length=32"]
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    for folder in ("mlsm", "kernels"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, tmp_path)
-    return tmp_path
-
-
-def apply(copy: Path, title: str) -> str:
-    """Write the files and apply the patches of a section; returns its command."""
-    section = SECTIONS[title]
-    blocks = re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)
-    added = [line for kind, text in blocks if kind != "sh" for line in text.splitlines()
-             if kind != "diff" or re.match(r"\+(?!\+\+ )", line)]  # fmt: skip
-    assert len(added) < MOST_LINES
-    for kind, text in blocks:
-        if kind == "diff":
-            subprocess.run(["git", "apply", "-"], input=text, text=True, cwd=copy, check=True)
-    for name, text in re.findall(r"In `([\w./]+)`:\n\n```\w+\n(.*?)```", section, re.DOTALL):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_text(text, encoding="utf-8")
-    [command] = [text.strip() for kind, text in blocks if kind == "sh"]
-    return command
-
-
-def run(copy: Path, *words: str) -> str:
-    """A command of Python, in the copy."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True, check=True
-    ).stdout
-
-
-def test_an_objective(copy: Path, teacher: Path) -> None:
-    command = apply(copy, "An objective")
-    student = copy / "student"
-    run(copy, *command.split()[1:], *student_flags(teacher, "", student)[2:], *text_flags(teacher))
-    assert read_json(student / "config.json")["train"]["objective"] == "largest-concept"
-    lines = read_metrics(student)
-    assert 0 < lines[0]["concept_cross_entropy"] < 10
-    assert "heldout_concept_cross_entropy" in lines[-1]
-
-
-AGREES = """
-import sys
-import torch
-import fit_dictionary
+# One process for all: starting three takes longer than what they do.
+PROGRAM = """
+import json, sys, torch
+import evaluate, fit_dictionary, train
 from kernels.lasso import nonneg_lasso
 draw = torch.Generator().manual_seed(0)
 atoms = torch.nn.functional.normalize(torch.randn(6, 9, generator=draw, dtype=torch.float64), dim=0)
@@ -92,30 +32,71 @@ signals = torch.randn(5, 6, generator=draw, dtype=torch.float64)
 ours, exact = (nonneg_lasso(signals, atoms, 0.1, tol=1e-9, solver=name) for name in ("ista", "fista"))
 assert torch.allclose(ours.codes_NK, exact.codes_NK, atol=1e-3)
 assert (ours.gap_N <= 1e-9 * 0.5 * signals.square().sum(1)).all() and (ours.steps_N > 0).all()
-fit_dictionary.main(sys.argv[1:])
+for script, *flags in json.loads(sys.argv[1]):
+    globals()[script.removesuffix(".py")].main(flags)
 """
 
 
-def test_a_solver(copy: Path, teacher: Path) -> None:
-    script, *flags = apply(copy, "A solver of the sparse codes").split()[1:]
-    assert script == "fit_dictionary.py"
-    sample = ["--k=12", "--num-tokens=500", "--num-updates=2", "--batch-size=100"]
-    output = copy / "ista.safetensors"
-    run(
-        copy,
-        "-c",
-        AGREES,
-        *flags,
-        f"--teacher={teacher}",
-        f"--output={output}",
-        *sample,
-        *text_flags(teacher),
-    )
-    assert Dictionary.load(output).atoms_DK.shape[1] == 12
+def blocks(section: str) -> list[tuple[str, str]]:
+    """(kind, text) of the fenced blocks."""
+    return re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)
 
 
-def test_an_evaluation_task(copy: Path, teacher: Path) -> None:
-    command = apply(copy, "An evaluation task")
-    told = run(copy, *command.replace("runs/teacher", str(teacher)).split()[1:])
-    assert "agreement" in told
-    assert len(read_json(teacher / "results.json")["agreement"]["subtasks"]) == 1
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project with all examples, after their commands have run on a small teacher beside it."""
+    copy = tmp_path_factory.mktemp("extending")
+    for folder in ("mlsm", "kernels"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, copy)
+    for _, section in SECTIONS:
+        for kind, text in blocks(section):
+            if kind == "diff":
+                subprocess.run(["git", "apply", "-"], input=text, text=True, cwd=copy, check=True)
+        for name, text in re.findall(r"In `([\w./]+)`:\n\n```\w+\n(.*?)```", section, re.DOTALL):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_text(text, encoding="utf-8")
+
+    teacher = random_run(copy / "runs" / "teacher")
+    corpus = write_corpus(copy / "text.txt", count=200)
+    text_flags = [f"--corpus={corpus}", f"--cache-dir={copy / 'cache'}", "--max-length=32"]
+    sample = ["--k=20", "--num-tokens=900", "--num-updates=2", "--batch-size=90", *text_flags]
+    fit_dictionary.main([f"--teacher={teacher}", *sample])
+    further = {
+        "train.py": [*student_flags(teacher, "", copy / "student")[2:], *text_flags],
+        "fit_dictionary.py": [f"--output={copy / 'ista.safetensors'}", *sample],
+        "evaluate.py": [],
+    }
+    commands = [text.split()[1:] for _, section in SECTIONS for kind, text in blocks(section) if kind == "sh"]
+    given = json.dumps([[script, *flags, *further[script]] for script, *flags in commands])
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", PROGRAM, given], cwd=copy, env=environment, check=True)
+    return copy
+
+
+@pytest.mark.parametrize(("title", "section"), SECTIONS, ids=[title for title, _ in SECTIONS])
+def test_an_example_is_short(title: str, section: str) -> None:
+    added = [
+        line
+        for kind, text in blocks(section)
+        for line in text.splitlines()
+        if kind in ("python", "json") or re.match(r"\+(?!\+\+ )", line)
+    ]
+    assert 0 < len(added) < MOST_LINES
+
+
+def test_an_objective(copy: Path) -> None:
+    assert read_json(copy / "student" / "config.json")["train"]["objective"] == "largest-concept"
+    lines = read_metrics(copy / "student")
+    assert 0 < lines[0]["concept_cross_entropy"] < 10
+    assert "heldout_concept_cross_entropy" in lines[-1]
+
+
+def test_a_solver(copy: Path) -> None:
+    assert Dictionary.load(copy / "ista.safetensors").atoms_DK.shape[1] == 20
+
+
+def test_an_evaluation_task(copy: Path) -> None:
+    results = read_json(copy / "runs" / "teacher" / "results.json")
+    assert list(results["agreement"]["subtasks"]) == ["verbs"]

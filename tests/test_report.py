@@ -150,6 +150,21 @@ def test_the_papers_rows_stand_beside_what_was_measured(tmp_path: Path) -> None:
     assert "WSC" not in page.text  # not measured here
 
 
+def test_runs_that_differ_in_their_seed_get_a_row_of_means(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / name) for name in ("first", "second", "other")]
+    for run, score in zip(runs, (0.5, 0.75, 0.125), strict=True):
+        config = json.loads((run / "config.json").read_text())
+        config["train"] |= {"seed": int(1000 * score)} | ({"num_steps": 999} if run.name == "other" else {})
+        write_json(run / "config.json", config)
+        suite = {"average": score, "subtasks": {}, "average_by_ties": {}}
+        demo = {"word accuracy": score / 2, "pairs: a": 0.5}
+        write_json(run / "results.json", {"blimp": suite, "demo": demo})
+    page = written(*map(str, runs))
+    assert "mean of first, second0.312 ±0.088 (2)" in page.text  # words of the demo; cells follow each other
+    assert "mean of first, second0.625 ±0.177 (2)" in page.text  # BLiMP
+    assert page.text.count("mean of") == 2
+
+
 def test_the_papers_compute_has_the_columns_of_ours(tmp_path: Path) -> None:
     columns = compute_row(read_facts(made_run(tmp_path / "run"), "run")).keys()
     for size in paper.SIZES:

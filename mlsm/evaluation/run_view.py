@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlsm.evaluation.report import over_seeds
 from mlsm.evaluation.run_facts import (
     ASKED_FOR,
     FOUND,
@@ -24,7 +25,8 @@ from mlsm.evaluation.run_facts import (
     settings_rows,
     subtask_rows,
 )
-from mlsm.evaluation.tables import Rows, as_html, draw_grammar
+from mlsm.evaluation.subject import recipe
+from mlsm.evaluation.tables import Cell, Rows, as_html, draw_grammar
 
 TEMPLATE = Path(__file__).with_name("run_page.html")
 MEASURES = {
@@ -51,8 +53,8 @@ STYLES = [(line, grey) for grey in ("0", "0.55") for line in ("-", "--", ":", "-
 def page(runs: Sequence[RunFacts], tasks: Rows, quoted: Mapping[str, Rows]) -> str:
     """The page as one text: what the runs took, how they learnt, what they can do, how they were set.
 
-    `tasks` are the columns of the paper's tables by run; `quoted` the paper's own rows, of "tasks" and of
-    "compute".
+    `tasks` are the columns of the paper's tables by run, means over seeds among them; `quoted` the paper's
+    own rows, of "tasks" and of "compute".
     """
     names = ", ".join(run.name for run in runs)
     settings = settings_rows(runs, ASKED_FOR)
@@ -88,19 +90,19 @@ def _results(runs: Sequence[RunFacts], tasks: Rows, quoted: Rows) -> list[str]:
     }
     if demo:
         baseline = {k: v for run in runs for k, v in run.results.get("demo baseline", {}).items()}
-        shown = {
+        shown: dict[str, Mapping[str, Cell]] = {
             name: {column: value for column, value in row.items() if not column.startswith("pairs: ")}
             for name, row in {**demo, "baseline": baseline}.items()
         }
+        shown |= over_seeds(shown, {run.name: recipe(run.config) for run in runs if run.name in demo})
         parts += [
             as_html(shown, "Held-out text and minimal pairs of a small grammar"),
             _image(
                 _picture(lambda axes: draw_grammar(axes, demo)), "Minimal pairs right, by phenomenon", "small"
             ),
         ]
-    measured = {name: row for name, row in tasks.items() if row}
-    if measured:
-        parts.append(as_html(measured | dict(quoted), "Tasks of the paper", quoted))
+    if tasks:
+        parts.append(as_html({**tasks, **quoted}, "Tasks of the paper", quoted))
     for title, rows in subtask_rows(runs).items():
         parts.append(_folded(f"{title} by sub-task", as_html(rows, "")))
     if by_seed := glue_rows(runs):

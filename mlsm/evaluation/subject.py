@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlsm.checkpoint import fingerprint
 from mlsm.heads import LanguageModel, Run
@@ -35,11 +36,11 @@ SEED_AND_PLACES = {
 }  # in which two runs of a recipe may differ
 
 
-def recipe(run: Run) -> str:
+def recipe(config: Mapping[str, Any]) -> str:
     """Equal for runs that differ in their seed only, and in where the runs lie that they began from."""
-    train = {name: value for name, value in run.config["train"].items() if name not in SEED_AND_PLACES}
-    begins_random = run.config["train"].get("init") == "random"
-    return json.dumps([train, begins_random, run.config["model"], run.config["data"]], sort_keys=True)
+    train = {name: value for name, value in config["train"].items() if name not in SEED_AND_PLACES}
+    begins_random = config["train"].get("init") == "random"
+    return json.dumps([train, begins_random, config["model"], config["data"]], sort_keys=True)
 
 
 def of_run(run: Run, name: str) -> Subject:
