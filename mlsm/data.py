@@ -411,10 +411,11 @@ class Corpus:
         Positions are drawn before sorting, so they do not depend on the budget.
         """
         starts, stops = self.index.starts_S[sequences], self.index.stops_S[sequences]
+        ids = np.asarray(self.text.ids)  # the same memory; a slice of a memmap takes 30 microseconds
         rows = []
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             row = np.empty(stop - start + 1, np.int64)
-            row[0], row[1:], row[-1] = CLS_ID, self.text.ids[start:stop], SEP_ID
+            row[0], row[1:], row[-1] = CLS_ID, ids[start:stop], SEP_ID
             rows.append(torch.from_numpy(row))
         lengths = torch.tensor([len(row) for row in rows])
         selected = select(torch.cat(rows), selection.share, generator).split(lengths.tolist())

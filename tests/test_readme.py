@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 from pipeline import ROOT
+from torch.distributed.run import get_args_parser
 
 import evaluate
 import fit_dictionary
@@ -33,8 +34,11 @@ PARSERS = {
 OF_USERS = {"results.md", "score_mlsm.py", "kernels/lasso_ista.py"}  # files that a run or a reader makes
 
 
-@pytest.mark.parametrize("command", sorted({c for c in COMMANDS if c.startswith("python ")}))
+@pytest.mark.parametrize("command", sorted({c for c in COMMANDS if c.startswith(("python ", "torchrun "))}))
 def test_commands_parse(command: str) -> None:
+    if command.startswith("torchrun "):
+        job = get_args_parser().parse_args(shlex.split(command)[1:])
+        command = shlex.join(["python", job.training_script, *job.training_script_args])
     _, script, *flags = shlex.split(command.replace("-m ", "", 1))
     PARSERS[script]().parse_args(flags)
 
@@ -53,6 +57,7 @@ def test_files_and_flags_exist(name: str) -> None:
     for module in re.findall(r"python -m (mlsm\.\w+)", page):
         assert importlib.util.find_spec(module), module
     known = {option for parser in PARSERS.values() for option in parser()._option_string_actions}
+    known |= get_args_parser()._option_string_actions.keys()
     flags = re.findall(r"(?<![\w-])--[a-z][a-z-]*", "\n".join(COMMANDS)) + re.findall(r"`(--[a-z-]+)", page)
     for flag in flags:
         assert flag in known | {"--help"}, flag
