@@ -56,7 +56,7 @@ def _answering() -> Iterator[None]:
     except RuntimeError as error:
         raise ConnectionError(
             "another process of this job has ended or does not answer, torchrun reports which; "
-            f"start the job again (train.py: with --resume). [{error}]"
+            "start the job again (train.py: with --resume), or see more with --debug"
         ) from error
 
 
