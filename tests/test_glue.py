@@ -52,7 +52,7 @@ FORMS = {  # a line of each task's file, and the segments it becomes
     ),
 }
 VERBS = ("sees", "likes", "finds", "hears")
-QUICK = Settings(learning_rate=3e-3, batch_size=16, max_epochs=8)
+QUICK = Settings(learning_rate=3e-3, batch_size=16, max_epochs=12)
 
 
 def write_cola(data: Path, num_training: int = 160, num_valid: int = 48) -> Path:
