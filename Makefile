@@ -20,7 +20,6 @@ lint: .venv/for-developing  ## formatting, common mistakes, types
 
 bench: .venv/for-benchmarks  ## ours against its peers, into results/
 	$(BIN)/python -m pytest benchmarks/bench_lasso.py benchmarks/bench_dictionary.py benchmarks/bench_scoring.py --benchmark-enable
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_update.py
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_training.py
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_attention.py
 
