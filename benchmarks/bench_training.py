@@ -226,11 +226,11 @@ def _text(args: argparse.Namespace, blocks: list[str]) -> str:
     command = "PYTHONPATH=. python benchmarks/bench_training.py" + ("" if is_embedded else " --corpus ...")
     return f"""# A training update against the paper's recipe
 
-Written by the command below: rounds {args.rounds}, updates timed in each {args.updates}, after a warm-up, {SEQUENCES} pairs
-of lines each, from {"the embedded corpus" if is_embedded else f"{len(args.corpus)} files"}; medians, and the
-medians of the ratios of a round. Other work on the machine disturbs processor seconds less than speed.
-Dropout 0.1, float32. LSM codes real signals (states of a small public encoder) with {K} concepts, lambda
-{LAM}. Memory is what the process takes at its peak beyond what it takes after its imports.
+Written by the command below: rounds {args.rounds}, updates timed in each {args.updates}, after a warm-up,
+{SEQUENCES} pairs of lines each, from {"the embedded corpus" if is_embedded else f"{len(args.corpus)} files"};
+medians, and the medians of the ratios of a round. Other work on the machine disturbs processor seconds less
+than speed. Dropout 0.1, float32. LSM codes real signals (states of a small public encoder) with {K} concepts,
+lambda {LAM}. Memory is what the process takes at its peak beyond what it takes after its imports.
 
 {report.circumstances(command)}
 
