@@ -3,6 +3,7 @@ parameters.
 """
 
 import dataclasses
+import functools
 import shutil
 import warnings
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from transformers import DebertaConfig, DebertaForMaskedLM
 
+from kernels.attention import disentangled_attention
+from mlsm import deberta
 from mlsm.config import ModelConfig, base
 from mlsm.deberta import Encoder
 from mlsm.heads import LanguageModel, load_weights_
@@ -164,6 +167,16 @@ def test_compiled_layers_give_the_same_gradients_for_any_lengths() -> None:
             torch.testing.assert_close(loss_and_gradients(encoder, sequences), true, rtol=1e-4, atol=1e-4)
             num_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert num_graphs[1] == num_graphs[0] > 0
+
+
+def test_the_loss_is_the_same_with_the_kernel_that_never_pads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused (interpreted here) on flat sequences, and strided on padded ones."""
+    encoder = LanguageModel(dataclasses.replace(SIZES["narrow"], width=64, num_heads=2, depth=2)).encoder
+    sequences = Sequences.of([torch.arange(5, 5 + n) for n in (9, 2, 5)])
+    strided = loss_and_gradients(encoder, sequences)
+    fused = functools.partial(disentangled_attention, implementation="triton")
+    monkeypatch.setattr(deberta, "disentangled_attention", fused)
+    torch.testing.assert_close(loss_and_gradients(encoder, sequences), strided, rtol=1e-4, atol=1e-4)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
