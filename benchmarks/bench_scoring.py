@@ -149,5 +149,6 @@ the same float32 matrix products: what ours leaves out is the last layer and the
 masked, padding, small batches, and a masked copy that two sentences share.
 
 {report.circumstances("pytest benchmarks/bench_scoring.py --benchmark-enable")}
+
 {report.table(header, lines)}
 """

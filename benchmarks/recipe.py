@@ -19,6 +19,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from mlsm.config import ModelConfig
 from mlsm.data import MicroBatch
+from mlsm.export import huggingface_config
 from mlsm.tokenizer import PAD_ID
 
 FISTA_STEPS = 100
@@ -63,23 +64,7 @@ def padded(micro: MicroBatch) -> Padded:
 
 def deberta_config(config: ModelConfig) -> DebertaConfig:
     """The model of ours in transformers' words."""
-    return DebertaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.width,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.ffn_width,
-        max_position_embeddings=config.max_positions,
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.dropout,
-        relative_attention=True,
-        pos_att_type=["c2p", "p2c"],
-        max_relative_positions=-1,
-        position_biased_input=False,
-        type_vocab_size=0,
-        layer_norm_eps=1e-7,
-        pad_token_id=PAD_ID,
-    )
+    return DebertaConfig.from_dict(huggingface_config(config))
 
 
 def bert(config: ModelConfig) -> BertForMaskedLM:

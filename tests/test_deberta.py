@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import shutil
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from kernels.attention import disentangled_attention
 from mlsm import deberta
 from mlsm.config import ModelConfig, base
 from mlsm.deberta import Encoder
+from mlsm.export import huggingface_config
 from mlsm.heads import LanguageModel, load_weights_
 from mlsm.huggingface import from_huggingface
 from mlsm.sequences import Sequences
@@ -34,25 +36,7 @@ SIZES = {
 
 def published_model(config: ModelConfig) -> DebertaForMaskedLM:
     """transformers' model of the same shape, with every weight (also biases and norms) random."""
-    theirs = DebertaForMaskedLM(
-        DebertaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.ffn_width,
-            max_position_embeddings=config.max_positions,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            relative_attention=True,
-            pos_att_type=["c2p", "p2c"],
-            max_relative_positions=-1,
-            position_biased_input=False,
-            type_vocab_size=0,
-            layer_norm_eps=1e-7,
-            pad_token_id=3,
-        )
-    )
+    theirs = DebertaForMaskedLM(DebertaConfig.from_dict(huggingface_config(config)))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for weight in theirs.parameters():
@@ -174,9 +158,10 @@ def test_the_loss_is_the_same_with_the_kernel_that_never_pads(monkeypatch: pytes
     encoder = LanguageModel(dataclasses.replace(SIZES["narrow"], width=64, num_heads=2, depth=2)).encoder
     sequences = Sequences.of([torch.arange(5, 5 + n) for n in (9, 2, 5)])
     strided = loss_and_gradients(encoder, sequences)
-    fused = functools.partial(disentangled_attention, implementation="triton")
+    fused = mock.Mock(wraps=functools.partial(disentangled_attention, implementation="triton"))
     monkeypatch.setattr(deberta, "disentangled_attention", fused)
     torch.testing.assert_close(loss_and_gradients(encoder, sequences), strided, rtol=1e-4, atol=1e-4)
+    assert fused.call_count == 2  # layers
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
