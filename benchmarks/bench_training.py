@@ -228,14 +228,15 @@ def _table(results: dict[int, dict[str, list]]) -> str:
 def _text(args: argparse.Namespace, blocks: list[str]) -> str:
     is_embedded = args.corpus == [EMBEDDED_CORPUS]
     command = "PYTHONPATH=. python benchmarks/bench_training.py" + ("" if is_embedded else " --corpus ...")
+    budgets = ", ".join(map(str, TOKEN_BUDGETS.values()))
     return f"""# A training update against the paper's recipe
 
 Written by the command below: rounds {args.rounds}, updates timed in each {args.updates}, after a warm-up,
 {SEQUENCES} pairs of lines each, from {"the embedded corpus" if is_embedded else f"{len(args.corpus)} files"};
 medians, and the medians of the ratios of a round. Other work on the machine disturbs processor seconds less
 than speed. Dropout 0.1, float32. LSM codes real signals (states of a small public encoder) with {K} concepts,
-lambda {LAM}. Micro-batches of ours, and of peers that are sorted, hold {", ".join(map(str, TOKEN_BUDGETS.values()))}
-tokens (tiny, small, base). Memory is what the process takes at its peak beyond what it takes after its imports.
+lambda {LAM}. Micro-batches of ours, and of peers that are sorted, hold {budgets} tokens (tiny, small, base).
+Memory is what the process takes at its peak beyond what it takes after its imports.
 
 {report.circumstances(command)}
 
