@@ -238,4 +238,5 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._note:  # what was set since then stays, as in a lost job
+                signal.signal(number, handler)

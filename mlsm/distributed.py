@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -54,6 +55,8 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # torchrun now ends this process with SIGTERM; it ends by itself, and has a last word to say before.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise ConnectionError(
             "another process of this job has ended or does not answer, torchrun reports which; "
             "start the job again (train.py: with --resume), or see more with --debug"
