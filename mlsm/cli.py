@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,7 @@ from mlsm.log import say
 
 EXIT_MISTAKE = 2
 LONGEST_LINE = 600  # characters that a mistake takes; what a file holds may be longer
+SECONDS_OF_LAST_WORDS = 10.0
 EXIT_CODES = """
 exit codes: 0 done; 2 a mistake or a full disk, said in one line; 130, 143 stopped by Ctrl-C, by SIGTERM
 """
@@ -170,7 +172,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     """
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     try:
-        with distributed.job(), _only_rank_0_speaks():
+        with distributed.job(_give_up), _only_rank_0_speaks():
             main(sys.argv[1:])
     except SystemExit as end:  # after --help, or of a prerequisite, which has said why
         if end.code:
@@ -186,10 +188,26 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         is_mistake = isinstance(error, ValueError | OSError) or _is_out_of_memory(error)
         if "--debug" in sys.argv or not is_mistake:
             raise
-        if distributed.ends_first():
-            say(f"error: {_in_one_line(error)}", from_any_rank=True)
+        _say_why(error)
         sys.exit(EXIT_MISTAKE)
     sys.exit(0)
+
+
+def _say_why(error: Exception) -> None:
+    """One line, from the rank that is the first to end."""
+    if distributed.ends_first():
+        say(f"error: {_in_one_line(error)}", from_any_rank=True)
+
+
+def _give_up(error: ConnectionError) -> None:
+    """End the process from another thread than the main one; within seconds, even if the machine that says
+    which rank is the first to end has vanished.
+    """
+    timer = threading.Timer(SECONDS_OF_LAST_WORDS, os._exit, [EXIT_MISTAKE])
+    timer.daemon = True
+    timer.start()
+    _say_why(error)
+    os._exit(EXIT_MISTAKE)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -22,45 +24,85 @@ from torch import Tensor, nn
 T = TypeVar("T")
 S = TypeVar("S", bound=Sequence | Tensor)
 
-# A process that dies closes its connections and is noticed at once; this is for a machine that vanishes, and
-# leaves time for what only one rank does within an update.
-SILENCE = timedelta(minutes=5)
-PREPARATION = timedelta(days=30)  # rank 0 may train a teacher, or another rank fine-tune, while all wait
+MEETING = timedelta(minutes=5)  # until all processes have started
+PATIENCE = timedelta(days=30)  # rank 0 may train a teacher, or another rank fine-tune, while all wait
+SILENCE = timedelta(seconds=50)  # a process that does not answer a beat for so long is gone
+BEAT_S = 5.0
 
 ALONE = {"WORLD_SIZE": "1"}
 """An environment for a process of a rank that is to be alone."""
 
-_patient: Any = None  # the group whose collectives wait for as long as PREPARATION
+LOST = (
+    "another process of this job has ended or does not answer, torchrun reports which; "
+    "start the job again (train.py: with --resume), or see more with --debug"
+)
+
+_group: Any = None  # all ranks, once they have met
+_is_waiting = False  # the main thread, for other ranks
 
 
 @contextlib.contextmanager
-def job() -> Iterator[None]:
+def job(give_up: Callable[[ConnectionError], None]) -> Iterator[None]:
     """For a `with` block, be one of torchrun's processes, by its environment. Raises ConnectionError, here
-    and in every function below, if another process ends or does not answer.
+    and in every function below, if another process ends. One whose machine has vanished leaves its
+    connections open: within a minute `give_up` is called, from a thread of its own, and is to end this
+    process, as the main thread waits where nothing wakes it.
     """
-    global _patient
+    global _group
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     with _answering():
         has_gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", timeout=SILENCE)
-        _patient = dist.new_group(backend="gloo", timeout=PREPARATION)
+        backend = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
+        dist.init_process_group(backend, timeout=MEETING)
+        _group = dist.new_group(backend=backend, timeout=PATIENCE)
+        pulse = dist.new_group(backend="gloo", timeout=SILENCE)
+    has_ended = threading.Event()
+    heart = threading.Thread(target=_beat, args=(pulse, has_ended, give_up), daemon=True)
+    heart.start()
     yield
-    dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+    # Not after an error: it would wait for ranks that are gone.
+    wait()
+    has_ended.set()
+    heart.join()
+    dist.destroy_process_group()
+
+
+def _beat(pulse: Any, has_ended: threading.Event, give_up: Callable[[ConnectionError], None]) -> None:
+    """Meet the other ranks' hearts again and again until all have ended, however long the main threads work.
+    What computes or writes for long leaves other threads their turn.
+    """
+    num_ended = 0
+    while num_ended < size():
+        has_ended.wait(BEAT_S)
+        count = torch.tensor(int(has_ended.is_set()))
+        try:
+            dist.all_reduce(count, group=pulse)
+        except RuntimeError:
+            break
+        num_ended = int(count)
+    else:
+        return
+    # A main thread that works may finish what it does; one that waits hears of connections that are closed.
+    while True:
+        time.sleep(BEAT_S)
+        if _is_waiting:
+            give_up(ConnectionError(LOST))
 
 
 @contextlib.contextmanager
 def _answering() -> Iterator[None]:
+    global _is_waiting
+    _is_waiting = True
     try:
         yield
     except RuntimeError as error:
         # torchrun now ends this process with SIGTERM; it ends by itself, and has a last word to say before.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise ConnectionError(
-            "another process of this job has ended or does not answer, torchrun reports which; "
-            "start the job again (train.py: with --resume), or see more with --debug"
-        ) from error
+        raise ConnectionError(LOST) from error
+    finally:
+        _is_waiting = False
 
 
 def size() -> int:
@@ -90,10 +132,10 @@ def local_rank() -> int | None:
 
 def ends_first() -> bool:
     """Whether no rank has said yet why the job ends. Asking is as good as saying: it is true once."""
-    if _patient is None:
+    if _group is None:
         return True
     try:
-        return _patient.get_group_store().add("ended", 1) == 1
+        return _group.get_group_store().add("ended", 1) == 1
     except RuntimeError:  # the store's machine is gone
         return True
 
@@ -111,10 +153,10 @@ def first_alone() -> Iterator[None]:
 
 
 def wait() -> None:
-    """Until every rank is here, for hours if need be."""
+    """Until every rank is here."""
     if size() > 1:
         with _answering():
-            dist.barrier(_patient)
+            dist.all_reduce(torch.zeros(()), group=_group)
 
 
 def sum_(*tensors: Tensor) -> None:
@@ -122,7 +164,9 @@ def sum_(*tensors: Tensor) -> None:
     if size() > 1:
         with _answering():
             for tensor in tensors:
-                dist.all_reduce(tensor)
+                dist.all_reduce(tensor, group=_group)
+            if any(tensor.is_cuda for tensor in tensors):
+                torch.cuda.synchronize()  # here, where it is noticed if no answer comes
 
 
 def sum_gradients_(weights: Iterable[nn.Parameter]) -> None:
@@ -134,7 +178,7 @@ def sum_gradients_(weights: Iterable[nn.Parameter]) -> None:
     weights = list(weights)
     has_gradient = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.uint8)
     with _answering():
-        dist.all_reduce(has_gradient, dist.ReduceOp.MAX)
+        dist.all_reduce(has_gradient, dist.ReduceOp.MAX, group=_group)
     weights = [weight for weight, has in zip(weights, has_gradient.tolist(), strict=True) if has]
     flat = torch.cat([(torch.zeros_like(w) if w.grad is None else w.grad).flatten() for w in weights])
     sum_(flat)
@@ -147,7 +191,7 @@ def largest(value: int) -> int:
     tensor = torch.tensor(value)
     if size() > 1:
         with _answering():
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_group)
     return int(tensor)
 
 
@@ -156,7 +200,7 @@ def gathered(value: T) -> list[T]:
     values: list[Any] = [value] * size()
     if size() > 1:
         with _answering():
-            dist.all_gather_object(values, value, group=_patient)
+            dist.all_gather_object(values, value, group=_group)
     return values
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,11 +124,7 @@ def test_a_process_that_dies_ends_the_job_and_one_process_goes_on(teacher: Path,
     flags = [*mlm_flags(teacher, tmp_path / "run"), "--num-steps=120"]
     job = torchrun(ROOT / "train.py", *flags)
     train.main([*flags, f"--output={tmp_path / 'whole'}", "--checkpoint-every=120"])
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("run/checkpoints/step-*")):
-        assert job.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_checkpoint(job, tmp_path / "run")
     os.kill(process_of_rank(1, job.pid), signal.SIGKILL)
     _, said = job.communicate(timeout=60)
     assert job.returncode != 0
@@ -136,6 +133,59 @@ def test_a_process_that_dies_ends_the_job_and_one_process_goes_on(teacher: Path,
 
     train.main([*flags, "--resume", "--checkpoint-every=120"])
     assert close(learnt(tmp_path / "whole"), learnt(tmp_path / "run"), 1e-5)
+
+
+IMPATIENT = """
+import time
+from datetime import timedelta
+
+import train
+from mlsm import cli, distributed
+
+distributed.SILENCE, distributed.BEAT_S = timedelta(seconds=4), 0.5
+
+def main(argv):
+    if not distributed.is_first():
+        time.sleep(6)  # one that works for longer is waited for
+    train.main(argv)
+
+cli.run(main)
+"""
+
+
+def test_a_process_that_does_not_answer_ends_the_job(teacher: Path, tmp_path: Path) -> None:
+    """A stopped process leaves its connections open, as a machine does that vanishes."""
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    job = torchrun(tmp_path / "impatient.py", *mlm_flags(teacher, tmp_path / "run"), "--num-steps=100000")
+    wait_for_checkpoint(job, tmp_path / "run")
+    first, stopped = (process_of_rank(rank, job.pid) for rank in (0, 1))
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        wait_until(lambda: not lives(first))
+    finally:
+        os.kill(stopped, signal.SIGCONT)  # or torchrun waits half a minute for it to end
+    _, said = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert said.count("error: ") == said.count("error: another process of this job has ended") == 1
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def wait_for_checkpoint(job: subprocess.Popen, run: Path) -> None:
+    wait_until(lambda: job.poll() is not None or any(run.glob("checkpoints/step-*")))
+    assert job.poll() is None
+
+
+def lives(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
 
 
 def process_of_rank(rank: int, torchrun_pid: int) -> int:
@@ -150,7 +200,7 @@ def process_of_rank(rank: int, torchrun_pid: int) -> int:
 
 
 def test_a_process_that_is_alone_joins_nothing() -> None:
-    with distributed.job():
+    with distributed.job(pytest.fail):
         assert not torch.distributed.is_initialized()
         assert (distributed.size(), distributed.is_first(), distributed.local_rank()) == (1, True, None)
         numbers = torch.arange(3.0)
