@@ -76,8 +76,8 @@ def train(plan: Plan, should_resume: bool) -> None:
     if checkpoint is not None:
         load_weights_(model, checkpoint.model, "the checkpoint")
         load_optimizer_(optimizer, model, checkpoint.optimizer)
-        load_scaler_(precision.scaler, checkpoint.state.pop("scaler", {}))
-        state = checkpoint.state
+        load_scaler_(precision.scaler, checkpoint.state.get("scaler", {}))
+        state = {name: checkpoint.state[name] for name in state}
         say(f"resuming {plan.directory} after update {checkpoint.step}")
     start = distributed.agreed(checkpoint.step if checkpoint else 0, "newest checkpoint")
 

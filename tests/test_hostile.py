@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ import evaluate
 import fit_dictionary
 import train
 from mlsm import cli, data, divergence
-from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors, write_tensors
+from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors, write_json, write_tensors
 from mlsm.config import DataConfig, TrainConfig
 from mlsm.data import Corpus, MicroBatch, corpus_tokenizer, encode_corpus
 from mlsm.dictionary import Dictionary
@@ -315,11 +316,13 @@ def test_an_encoded_corpus_that_is_damaged_is_refused(shared: Path, tmp_path: Pa
         "line_words.npy": b"",
         "line_characters.npy": whole["line_characters.npy"].replace(b"{", b"(", 1),
         "counts_V.npy": whole["line_words.npy"],
+        # as Python 2 wrote it: numpy reads that, with a warning
+        "./ids.npy": re.sub(rb"\((\d+),\)(.*) \n", rb"(\1L,)\2\n", whole["ids.npy"], count=1),
     }.items():
         (folder / name).write_bytes(content)
         with pytest.raises(ValueError, match=r"ids-\S+ is damaged \(.*\); remove it"):
             encode_corpus(config, plan.tokenizer, print)
-        (folder / name).write_bytes(whole[name])
+        (folder / name).write_bytes(whole[Path(name).name])
     ids = np.load(folder / "ids.npy")
     ids[7] = 60_000
     np.save(folder / "ids.npy", ids)
@@ -333,6 +336,23 @@ def test_a_resumed_run_refuses_damaged_metrics_by_line(shared: Path, tmp_path: P
         read_metrics(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": NaN}\n{"step": 4')
     assert [line["step"] for line in read_metrics(tmp_path)] == [2]
+
+
+def test_what_else_stands_in_a_checkpoint_is_not_told(shared: Path, tmp_path: Path) -> None:
+    train.main(flags(shared, tmp_path / "run"))
+    (tmp_path / "run" / MODEL_FILE).unlink()
+    shutil.rmtree(tmp_path / "run/checkpoints/step-6")
+    path = tmp_path / "run/checkpoints/step-4/state.json"
+    write_json(path, read_json(path) | {"text": "\\ud800", "nest": {}})
+    path.write_text(path.read_text().replace("\\\\", "\\"))  # a lone surrogate
+    train.main(flags(shared, tmp_path / "run", "--resume"))
+    assert read_metrics(tmp_path / "run")[-2].keys().isdisjoint({"text", "nest"})
+
+
+def test_results_with_a_lone_surrogate_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"demo baseline": {"\\ud800": 0.5}}')
+    with pytest.raises(ValueError, match=r"results\.json holds no results of this program"):
+        evaluate.keep(tmp_path, "run", {"demo": {"minimal pairs": 0.5}})
 
 
 def test_a_loss_scale_is_put_back_or_begins_anew() -> None:
