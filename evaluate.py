@@ -140,10 +140,9 @@ def keep(folder: Path, name: str, new: dict[str, Any]) -> None:
         glue_rows = results.get("glue", {}) | new.get("glue", {})
         results |= new | ({"glue": glue_rows} if glue_rows else {})
         told = report.markdown(name, results)
-        told.encode()  # a lone surrogate is no text
+        write_json(path, results)  # a lone surrogate is no text
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no results of this program ({error!r}); remove it") from None
-    write_json(path, results)
     write_text(folder / "results.md", told)
 
 

@@ -349,8 +349,9 @@ def test_what_else_stands_in_a_checkpoint_is_not_told(shared: Path, tmp_path: Pa
     assert read_metrics(tmp_path / "run")[-2].keys().isdisjoint({"text", "nest"})
 
 
-def test_results_with_a_lone_surrogate_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text('{"demo baseline": {"\\ud800": 0.5}}')
+@pytest.mark.parametrize("place", ["demo baseline", "what no page shows"])
+def test_results_with_a_lone_surrogate_are_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(f'{{"{place}": {{"\\ud800": 0.5}}}}')
     with pytest.raises(ValueError, match=r"results\.json holds no results of this program"):
         evaluate.keep(tmp_path, "run", {"demo": {"minimal pairs": 0.5}})
 
