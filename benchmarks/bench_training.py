@@ -6,6 +6,9 @@ All sides of a model make the same updates: forward and backward passes over the
 "Random" is the paper's way: micro-batches of 64 sequences as they come, padded to the longest; "sorted" is
 ours. Each side runs in a process of its own, one after another, so that its peak memory is its own; the
 rounds go around the sides. Tokens are real ones, without padding.
+
+On a GPU updates are larger, everything runs in its autocast precision, memory is the GPU's, and the share of
+the card's peak that the model's matrix products reach is told too.
 """
 
 from __future__ import annotations
@@ -36,19 +39,24 @@ from mlsm.data import Corpus, MicroBatch, Selection, Update, corpus_tokenizer
 from mlsm.dictionary import Dictionary
 from mlsm.heads import LanguageModel
 from mlsm.objectives import OBJECTIVES
-from mlsm.optim import adamw, choose_precision
+from mlsm.optim import adamw, choose_device, choose_precision
 from mlsm.targets import Teacher
 
-SEQUENCES, SEQUENCES_A_RANDOM_BATCH = 128, 64
+SEQUENCES, SEQUENCES_ON_A_GPU, SEQUENCES_A_RANDOM_BATCH = 128, 1024, 64
 SEQUENCES_TO_WARM_UP = 16
 K, LAM = 1500, 0.05
 MODELS = {
     "tiny": dataclasses.replace(tiny().model, dropout=0.1),
     "small": small().model,
     "base, 4 layers": dataclasses.replace(base().model, depth=4),
+    "base": base().model,
 }
+ON_A_CPU = ("tiny", "small", "base, 4 layers")
 # Tokens of a sorted micro-batch. On 2 cores, tiny is 13 % faster with 4096 than with 1024, small 20 % slower.
-TOKEN_BUDGETS = {"tiny": 4096, "small": 1024, "base, 4 layers": 1024}
+TOKEN_BUDGETS = {"tiny": 4096, "small": 1024, "base, 4 layers": 1024, "base": 1024}
+TOKEN_BUDGET_ON_A_GPU = 16_384
+# Dense bf16 products with float32 sums, operations a second, as NVIDIA states them for the SXM cards.
+PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 MASKED, EVERYWHERE = Selection(0.15, is_hidden=True), Selection(1.0, is_hidden=False)
 Loss = Callable[[MicroBatch], Tensor]
 
@@ -59,7 +67,7 @@ class Side(NamedTuple):
     objective: str
     name: str
     is_sorted: bool
-    build: Callable[[ModelConfig], tuple[nn.Module, Loss]]
+    build: Callable[[ModelConfig, torch.device], tuple[nn.Module, Loss]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,37 +80,38 @@ class RealSignals(Dictionary):
         return super().code(self.signals_ND[: len(signals_ND)], tol=tol, solver=solver)
 
 
-def our_masked_lm(config: ModelConfig) -> tuple[nn.Module, Loss]:
-    model = LanguageModel(config)
+def our_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
+    model = LanguageModel(config).to(device)
     return model, lambda micro: OBJECTIVES["mlm"].loss(model, micro, None, TrainConfig()).loss
 
 
-def our_lsm(config: ModelConfig) -> tuple[nn.Module, Loss]:
+def our_lsm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
     signals_ND, atoms_DK, gram_KK, step = coding_problem(config.width, K, NUM_MOST)
+    signals_ND = signals_ND.to(device)
     dictionary = RealSignals(
         atoms_DK, gram_KK, step, LAM, layer=config.depth, teacher="random", signals_ND=signals_ND
     )
-    encoder = LanguageModel(config, seed=1).encoder.eval()
-    teacher = Teacher(encoder, dictionary, choose_precision("off", torch.device("cpu")))
-    student = LanguageModel(dataclasses.replace(config, num_concepts=K))
+    encoder = LanguageModel(config, seed=1).encoder.eval().to(device)
+    teacher = Teacher(encoder, dictionary.to(device), choose_precision("auto", device))
+    student = LanguageModel(dataclasses.replace(config, num_concepts=K)).to(device)
     return student, lambda micro: OBJECTIVES["lsm"].loss(student, micro, teacher, TrainConfig()).loss
 
 
-def published_masked_lm(config: ModelConfig) -> tuple[nn.Module, Loss]:
-    model = DebertaForMaskedLM(recipe.deberta_config(config))
+def published_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
+    model = DebertaForMaskedLM(recipe.deberta_config(config)).to(device)
     return model, lambda micro: recipe.masked_lm_loss(model, micro)
 
 
-def bert_masked_lm(config: ModelConfig) -> tuple[nn.Module, Loss]:
-    model = recipe.bert(config)
+def bert_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
+    model = recipe.bert(config).to(device)
     return model, lambda micro: recipe.masked_lm_loss(model, micro)
 
 
-def recipe_lsm(config: ModelConfig) -> tuple[nn.Module, Loss]:
-    signals_ND, atoms_DK, _, _ = coding_problem(config.width, K, NUM_MOST)
-    teacher = DebertaModel(recipe.deberta_config(config)).eval()
+def recipe_lsm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
+    signals_ND, atoms_DK = (matrix.to(device) for matrix in coding_problem(config.width, K, NUM_MOST)[:2])
+    teacher = DebertaModel(recipe.deberta_config(config)).eval().to(device)
     wider = dataclasses.replace(config, vocab_size=config.vocab_size + K)
-    student = DebertaForMaskedLM(recipe.deberta_config(wider))
+    student = DebertaForMaskedLM(recipe.deberta_config(wider)).to(device)
     return student, lambda micro: recipe.concept_loss(student, teacher, micro, atoms_DK, LAM, signals_ND)
 
 
@@ -136,30 +145,59 @@ def make_update(corpus: Corpus, number: int, side: Side, size: int, token_budget
 def run_side(
     side: Side, config: ModelConfig, corpus: Corpus, token_budget: int, first: int, rounds: int
 ) -> dict[str, list]:
-    """Tokens a second and processor seconds of each update after a warm-up, and the memory that training
-    took, in MiB.
+    """Tokens a second, processor seconds and operations a second (of the model's matrix products) of each
+    update after a warm-up, and the memory that training took, in MiB.
     """
+    device = choose_device("auto")
+    precision = choose_precision("auto", device)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    before = _peak_mib()
+    before = _peak_mib(device)
     torch.manual_seed(0)
-    model, loss = side.build(config)
+    model, loss = side.build(config, device)
     optimizer = adamw(model.train(), TrainConfig())
-    speeds, processor_s = [], []
-    sizes = [SEQUENCES_TO_WARM_UP] + [SEQUENCES] * rounds
+    speeds, processor_s, operations = [], [], []
+    sizes = [SEQUENCES_TO_WARM_UP] + [SEQUENCES if device.type == "cpu" else SEQUENCES_ON_A_GPU] * rounds
     for number, size in enumerate(sizes, first):
         update = make_update(corpus, number, side, size, token_budget)
+        _finish(device)
         started, started_processor = time.perf_counter(), time.process_time()
         for micro in update.micro_batches:
-            (loss(micro) / update.num_selected).backward()
+            with precision.autocast():
+                summed = loss(micro.to(device))
+            (summed / update.num_selected).backward()
         optimizer.step()
         optimizer.zero_grad()
-        speeds.append(update.num_tokens / (time.perf_counter() - started))
+        _finish(device)
+        seconds = time.perf_counter() - started
+        speeds.append(update.num_tokens / seconds)
+        operations.append(model_operations(side, config, update) / seconds)
         processor_s.append(time.process_time() - started_processor)
-    return {"speeds": speeds[1:], "processor_s": processor_s[1:], "mib": [_peak_mib() - before]}
+    mib = _peak_mib(device) - before
+    results = {"speeds": speeds, "processor_s": processor_s, "operations": operations}
+    return {name: values[1:] for name, values in results.items()} | {"mib": [mib]}
 
 
-def _peak_mib() -> float:
-    """Most resident memory of this process since the peak was forgotten."""
+def model_operations(side: Side, config: ModelConfig, update: Update) -> float:
+    """Multiplications and additions that an update cannot do without: linear layers of the encoder on the
+    real tokens and the last layer's logits where they are read, three times (forward, and backward for inputs
+    and weights), and for LSM the teacher's once. Attention's own products are left out, as is all padding.
+    """
+    layer = 4 * config.width**2 + 2 * config.width * config.ffn_width
+    encoder = 2 * config.depth * layer * update.num_tokens
+    is_masked_lm = side.objective == "masked LM"
+    logits = 2 * config.width * (config.vocab_size if is_masked_lm else K) * update.num_selected
+    return 3 * (encoder + logits) + (0 if is_masked_lm else encoder)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _peak_mib(device: torch.device) -> float:
+    """Most memory that was in use since the peak was forgotten: on the GPU, or resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
@@ -169,7 +207,13 @@ def flags() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--corpus", nargs="+", default=[EMBEDDED_CORPUS], help="text (default: embedded)")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        default=list(MODELS if torch.cuda.is_available() else ON_A_CPU),
+        help="(default: all, on a CPU all but base)",
+    )
     parser.add_argument("--rounds", type=int, default=1, help="times around the sides (default: 1)")
     parser.add_argument("--updates", type=int, default=1, help="timed in each round (default: 1)")
     parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)  # model, number of a side, round
@@ -184,12 +228,13 @@ def main() -> None:
         tokenizer = corpus_tokenizer(data, MODELS[model].vocab_size, _quiet)
         config = dataclasses.replace(MODELS[model], vocab_size=tokenizer.vocab_size)
         corpus = Corpus(data, tokenizer, _quiet)
-        print(json.dumps(run_side(side, config, corpus, TOKEN_BUDGETS[model], first, args.updates)))
+        budget = TOKEN_BUDGET_ON_A_GPU if torch.cuda.is_available() else TOKEN_BUDGETS[model]
+        print(json.dumps(run_side(side, config, corpus, budget, first, args.updates)))
         return
     blocks = []
     for model in args.models:
         results: dict[int, dict[str, list]] = {
-            n: {"speeds": [], "processor_s": [], "mib": []} for n in range(len(SIDES))
+            n: {"speeds": [], "processor_s": [], "operations": [], "mib": []} for n in range(len(SIDES))
         }
         for number in range(args.rounds):
             for side in results:
@@ -206,6 +251,10 @@ def _table(results: dict[int, dict[str, list]]) -> str:
     ours = {SIDES[n].objective: result for n, result in results.items() if SIDES[n].name == "ours"}
     header = ["objective", "side", "real tokens/s", "ours is x times as fast"]
     header += ["its processor seconds, of ours", "MiB", "ours takes x of it"]
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    peak = next((value for name, value in PEAKS.items() if name in card), None)
+    if peak:
+        header.append("of the card's peak")
     rows = []
     for number, result in results.items():
         own = ours[SIDES[number].objective]
@@ -220,6 +269,7 @@ def _table(results: dict[int, dict[str, list]]) -> str:
                 f"{statistics.median(work):.2f}",
                 f"{memory:,.0f}",
                 f"{own_memory / memory:.2f}",
+                *([f"{statistics.median(result['operations']) / peak:.1%}"] if peak else []),
             )
         )
     return report.table(header, rows)
@@ -228,15 +278,18 @@ def _table(results: dict[int, dict[str, list]]) -> str:
 def _text(args: argparse.Namespace, blocks: list[str]) -> str:
     is_embedded = args.corpus == [EMBEDDED_CORPUS]
     command = "PYTHONPATH=. python benchmarks/bench_training.py" + ("" if is_embedded else " --corpus ...")
-    budgets = ", ".join(map(str, TOKEN_BUDGETS.values()))
+    on_gpu = torch.cuda.is_available()
+    sequences, precision = (SEQUENCES_ON_A_GPU, "autocast") if on_gpu else (SEQUENCES, "float32")
+    budgets = ", ".join(str(TOKEN_BUDGET_ON_A_GPU if on_gpu else TOKEN_BUDGETS[m]) for m in args.models)
     return f"""# A training update against the paper's recipe
 
 Written by the command below: rounds {args.rounds}, updates timed in each {args.updates}, after a warm-up,
-{SEQUENCES} pairs of lines each, from {"the embedded corpus" if is_embedded else f"{len(args.corpus)} files"};
+{sequences} pairs of lines each, from {"the embedded corpus" if is_embedded else f"{len(args.corpus)} files"};
 medians, and the medians of the ratios of a round. Other work on the machine disturbs processor seconds less
-than speed. Dropout 0.1, float32. LSM codes real signals (states of a small public encoder) with {K} concepts,
-lambda {LAM}. Micro-batches of ours, and of peers that are sorted, hold {budgets} tokens (tiny, small, base).
-Memory is what the process takes at its peak beyond what it takes after its imports.
+than speed. Dropout 0.1, {precision}. LSM codes real signals (states of a small public encoder) with {K}
+concepts, lambda {LAM}. Micro-batches of ours, and of peers that are sorted, hold {budgets} tokens
+({"; ".join(args.models)}). Memory is what training takes at its peak
+beyond what the process takes after its imports.
 
 {report.circumstances(command)}
 

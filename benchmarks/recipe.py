@@ -108,7 +108,9 @@ def concept_loss(
     with torch.no_grad():
         states_BLD = teacher(input_ids=batch.ids_BL, attention_mask=batch.mask_BL).last_hidden_state
         states_ND = F.normalize(states_BLD[batch.selected_BL], dim=1)
-        targets_NK = F.normalize(original_fista(signals_ND[: len(states_ND)], dictionary_DK, lam), p=1, dim=1)
+        with torch.autocast(signals_ND.device.type, enabled=False):
+            codes_NK = original_fista(signals_ND[: len(states_ND)], dictionary_DK, lam)
+        targets_NK = F.normalize(codes_NK, p=1, dim=1)
     logits_BLV = student(input_ids=batch.inputs_BL, attention_mask=batch.mask_BL).logits
     concepts_NK = logits_BLV[batch.selected_BL][:, -dictionary_DK.shape[1] :]
     return F.kl_div(concepts_NK.log_softmax(-1), targets_NK, reduction="sum")
