@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import recipe
@@ -76,8 +76,8 @@ class RealSignals(Dictionary):
 
     signals_ND: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
-    def code(self, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto") -> LassoResult:
-        return super().code(self.signals_ND[: len(signals_ND)], tol=tol, solver=solver)
+    def code(self, signals_ND: Tensor, **options: Any) -> LassoResult:
+        return super().code(self.signals_ND[: len(signals_ND)], **options)
 
 
 def our_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:

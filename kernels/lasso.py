@@ -58,9 +58,9 @@ def nonneg_lasso(
     """Codes of all signals. `solver` is "auto", "fista", "descent" (CPU) or "triton" (GPU).
 
     gram_KK = D^T D and step = 1 / L (L its largest eigenvalue) belong to the dictionary; without them each
-    call computes those that its solver needs. A signal that reaches max_steps keeps its honest gap and a
-    warning is logged. lam must be positive: with lam = 0 no multiple of the residual is a dual point, and
-    nothing could be certified.
+    call computes those that its solver needs. A signal that reaches max_steps keeps its honest gap; at the
+    limit of MAX_STEPS, which nobody asked for, a warning is logged. lam must be positive: with lam = 0 no
+    multiple of the residual is a dual point, and nothing could be certified.
     """
     _check_arguments(signals_ND, dictionary_DK, lam, tol, gram_KK, step, max_steps)
     # A compiler cannot trace a data-dependent stopping rule: inside torch.compile the whole coder is one
@@ -167,7 +167,7 @@ def _solve(
     codes_NK, gap_N, steps_N = result
 
     target_N = tol * 0.5 * (norm_N / unit_N) ** 2
-    if (num_open := int((~(gap_N <= target_N)).sum())) > 0:
+    if max_steps is None and (num_open := int((~(gap_N <= target_N)).sum())) > 0:
         worst = float((gap_N / target_N.clamp_min(1e-30)).max()) * tol
         logger.warning(
             "nonneg_lasso: %d of %d signals stopped at %d steps above tol %g, the worst at %.2e",

@@ -159,6 +159,9 @@ class TrainConfig:
     code_tolerance: float = option(
         1e-3, "duality gap of a code, relative to half the squared norm of its signal"
     )
+    code_steps: int | None = option(
+        None, "most steps of the solver for a code, whatever gap is left (default: until code_tolerance)"
+    )
     solver: str = option("auto", "solver of the sparse codes (see kernels/lasso.py)")
     amp: str = option(
         "auto",
@@ -186,6 +189,8 @@ class TrainConfig:
         check_fields(self)
         check_positive(self, "num_steps", "batch_size", "token_budget", "learning_rate", "clip_norm")
         check_positive(self, "code_tolerance", "log_every", "checkpoint_every", "keep_checkpoints")
+        if self.code_steps is not None:
+            check_positive(self, "code_steps")
         if not 0 < self.mask_share <= 1:
             raise ValueError(f"mask_share must be in (0, 1], got {self.mask_share}")
         if not 0 <= self.warmup_share <= 1:

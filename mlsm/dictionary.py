@@ -102,10 +102,19 @@ class Dictionary:
     def to(self, device: torch.device | str) -> Self:
         return dataclasses.replace(self, atoms_DK=self.atoms_DK.to(device), gram_KK=self.gram_KK.to(device))
 
-    def code(self, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto") -> LassoResult:
+    def code(
+        self, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto", max_steps: int | None = None
+    ) -> LassoResult:
         """Eq. 2: the codes of unit-norm signals, with their certified gaps."""
         return nonneg_lasso(
-            signals_ND, self.atoms_DK, self.lam, tol=tol, solver=solver, gram_KK=self.gram_KK, step=self.step
+            signals_ND,
+            self.atoms_DK,
+            self.lam,
+            tol=tol,
+            solver=solver,
+            gram_KK=self.gram_KK,
+            step=self.step,
+            max_steps=max_steps,
         )
 
     def measured(self, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto") -> Self:

@@ -42,6 +42,7 @@ from mlsm.targets import Teacher
 from mlsm.tokenizer import Tokenizer
 
 SHARED_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_share", "cache_dir", "device")
+CODING = ("code_tolerance", "code_steps", "solver")
 # What may change when a run is resumed. Only the device touches what is learnt: by rounding and precision.
 # Of teacher and dictionary the fingerprints are compared, and not how their paths are written.
 RESUMABLE_CHANGES = {"device", "log_every", "teacher", "dictionary"}
@@ -121,7 +122,7 @@ def _say_idle(given: dict[str, Any], config: TrainConfig, origin: Path | None) -
     if origin:
         cli.say_idle(given, f"the tokenizer is that of {origin}", "vocab_size")
     if not objective.needs_teacher:
-        cli.say_idle(given, f"{name} learns no concepts", "dictionary", "code_tolerance", "solver")
+        cli.say_idle(given, f"{name} learns no concepts", "dictionary", *CODING)
         if config.init != "teacher":
             cli.say_idle(given, f"{name} has no teacher", "teacher")
     if objective.learns_from_all:
@@ -242,6 +243,7 @@ def load_teacher(
         choose_precision(config.amp, device),
         config.code_tolerance,
         config.solver,
+        config.code_steps,
     )
 
 

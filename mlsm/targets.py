@@ -47,6 +47,7 @@ class Teacher:
     precision: Precision
     tolerance: float = 1e-3  # of the codes, relative duality gap
     solver: str = "auto"
+    max_steps: int | None = None  # of the solver; the codes then have the gap that these leave
     coding_time: Stopwatch = dataclasses.field(default_factory=Stopwatch)
 
     @torch.no_grad()
@@ -55,7 +56,9 @@ class Teacher:
         with self.precision.autocast():
             states_ND = unit_states(self.encoder, micro, self.dictionary.layer)
         with self.coding_time.block(states_ND.device):
-            result = self.dictionary.code(states_ND, tol=self.tolerance, solver=self.solver)
+            result = self.dictionary.code(
+                states_ND, tol=self.tolerance, solver=self.solver, max_steps=self.max_steps
+            )
         num_uses_K = (result.codes_NK > 0).sum(0)
         worst_gap = result.gap_N.max() / 0.5 if len(result.gap_N) else result.gap_N.new_zeros(())
         return Targets(F.normalize(result.codes_NK, p=1, dim=1), num_uses_K, worst_gap)

@@ -75,6 +75,11 @@ def test_students_learn_the_concepts(objective: str, teacher: Path, tmp_path: Pa
     assert (concepts["k"], concepts["layer"], concepts["objective"]) == (24, 2, objective)
 
 
+def test_codes_of_a_few_steps_are_what_a_student_learns_where_asked(teacher: Path, tmp_path: Path) -> None:
+    train.main([*student_flags(teacher, "lsm", tmp_path / "run"), "--solver=fista", "--code-steps=2"])
+    assert all(line["gap_max"] > 1e-3 for line in read_metrics(tmp_path / "run") if "gap_max" in line)
+
+
 def test_what_is_logged(teacher: Path, student: Path, tmp_path: Path) -> None:
     loop = {"step", "words_seen", "epoch", "skipped_updates", "learning_rate", "gradient_norm"}
     loop |= {"seconds", "tokens_per_s", "cross_entropy", "token_accuracy"}

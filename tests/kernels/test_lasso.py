@@ -12,7 +12,7 @@ import torch
 from lasso_problems import common_direction, gaussian, relative_gap, uneven_atoms
 
 from kernels import lasso_descent
-from kernels.lasso import nonneg_lasso
+from kernels.lasso import MAX_STEPS, nonneg_lasso
 from kernels.lasso_reference import largest_step
 
 SOLVERS = ["fista", "descent"]
@@ -242,10 +242,13 @@ def test_fista_depends_on_batch_mates_by_rounding_only():
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_signal_that_was_stopped_early_says_so(solver, caplog):
+def test_a_signal_that_was_stopped_early_says_so_unless_asked_to(solver, caplog, monkeypatch):
     signals_ND, dictionary_DK = common_direction(5, 16, 100)
     with caplog.at_level(logging.WARNING, "kernels"):
-        result = nonneg_lasso(signals_ND, dictionary_DK, 0.05, tol=1e-5, solver=solver, max_steps=3)
+        nonneg_lasso(signals_ND, dictionary_DK, 0.05, tol=1e-5, solver=solver, max_steps=3)
+        assert not caplog.text
+        monkeypatch.setitem(MAX_STEPS, solver, 3)
+        result = nonneg_lasso(signals_ND, dictionary_DK, 0.05, tol=1e-5, solver=solver)
     assert "5 of 5 signals stopped at 3 steps" in caplog.text
     assert (result.steps_N <= 3).all()
     gap_N = relative_gap(signals_ND, dictionary_DK, 0.05, result.codes_NK)

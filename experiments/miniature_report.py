@@ -1,0 +1,386 @@
+"""The page of a study in miniature: tables as the paper's, curves, and what they answer.
+
+Every number comes from the files of the runs; verdicts follow the rules that the page states. What has not
+been measured yet stays empty.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report import circumstances
+from mlsm.checkpoint import read_json, write_text, write_whole
+from mlsm.dictionary import Dictionary
+from mlsm.evaluation.glue import TASKS
+from mlsm.evaluation.run_facts import RunFacts, compute_row, duration, read_facts
+from mlsm.evaluation.tables import Cell, Spread, as_markdown
+
+if TYPE_CHECKING:
+    from miniature import Plan
+
+TITLES = {"mlsm": "MLSM", "lsm15": "LSM15", "lsm": "LSM"}
+NUM_BLIMP_FILES = 67
+CLOSE = 0.9  # of the way from random weights to the teacher
+RESTORED = 0.02  # accuracy below the teacher; in the paper's Table 4 it is 0.012 at most
+Rows = dict[str, dict[str, Cell | str]]
+
+
+class Findings:
+    """What the directories of a study hold so far."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.study = plan, plan.study
+        names = ["teacher", *(name for s in plan.students for name in (s.name, f"{s.name}-words"))]
+        self.runs: dict[str, RunFacts] = {
+            name: read_facts(plan.folder / name, name)
+            for name in names
+            if (plan.folder / name / "config.json").exists()
+        }
+        twin = plan.teacher / "evaluation" / "random-weights" / "results.json"
+        self.random: dict[str, Any] = read_json(twin) if twin.exists() else {}
+
+    def results(self, name: str) -> Mapping[str, Any]:
+        """results.json of a run, or of random weights; empty without one."""
+        if name == "random weights":
+            return self.random
+        return self.runs[name].results if name in self.runs else {}
+
+    def value(self, name: str, what: str) -> float | None:
+        """A zero-shot average, a number of the demo, or None."""
+        results = self.results(name)
+        if what in ("blimp", "supplement"):
+            return results.get(what, {}).get("average")
+        return results.get("demo", {}).get(what)
+
+    def glue(self, name: str, task: str) -> Spread | None:
+        found = self.results(name).get("glue", {}).get(task, {})
+        if found.get("mean") is None:
+            return None
+        return Spread(found["mean"], found["deviation"], found["num_seeds"], found["failed"])
+
+    def glue_average(self, name: str) -> Spread | None:
+        """The average over tasks of each seed, over seeds; None while a task or seed is missing."""
+        by_task = [
+            self.results(name).get("glue", {}).get(task, {}).get("seeds", {}) for task in self.study.glue
+        ]
+        seeds = [str(seed) for seed in self.study.seeds]
+        scores = [[task.get(seed, {}).get("scores") for task in by_task] for seed in seeds]
+        if not scores or any(score is None for row in scores for score in row):
+            return None
+        averages = [statistics.fmean(row) for row in scores]
+        deviation = statistics.stdev(averages) if len(averages) > 1 else 0.0
+        return Spread(statistics.fmean(averages), deviation, len(averages))
+
+
+def write(plan: Plan, path: Path) -> None:
+    """The page, and its picture beside it."""
+    found = Findings(plan)
+    picture = path.with_suffix(".png")
+    draw(found, picture)
+    write_text(path, page(found, picture.name))
+
+
+def page(found: Findings, picture: str) -> str:
+    study, plan = found.study, found.plan
+    num_students, tasks = len(plan.students), ", ".join(TASKS[task].title for task in study.glue)
+    steps = [read_json(file) for file in sorted((plan.folder / "steps").glob("*.json"))]
+    spent = sum(step["seconds"] for step in steps)
+    blimp_error = math.sqrt(0.25 / (NUM_BLIMP_FILES * study.pairs_a_file))
+    return f"""# The paper in miniature
+
+A teacher of {study.num_updates:,} updates and {num_students} students of a tenth of them, preset
+`{study.preset}`, on {len(study.corpus)} files of text. {study.batch_size} sequences an update, learning rate
+{study.learning_rate:g}, 5 % of the updates to warm up, 15 % of the tokens masked or selected. BLiMP and its
+supplement: the first {study.pairs_a_file} pairs of each file; {tasks}: at most {study.examples_a_task:,}
+examples to train on, {study.max_epochs} epochs, seeds {", ".join(map(str, study.seeds))}. Commands took
+{duration(spent)} together, some side by side.
+
+{circumstances("python experiments/miniature.py --corpus ... --data ... --budget ...")}
+- {datetime.date.today()}; seed of all training: {study.seed}
+
+What sampling alone does: a BLiMP average has a standard error of about {blimp_error:.3f}; how much a run
+depends on its seed is shown by the row "seed 13" of the variations.
+
+## Answers
+
+{chr(10).join(answers(found))}
+
+## Fine-tuning (the paper's Tables 2 and 3)
+
+{as_markdown(fine_tuning_rows(found))}
+Mean ± standard deviation over seeds of fine-tuning.
+
+## Zero-shot, without and with the third phase (Table 4)
+
+{as_markdown(zero_shot_rows(found))}
+Word accuracy and concept KL (in nats): held-out text. A student's KL is at the positions of its objective:
+MLSM sees masked text there, the others do not, so that it compares within an objective only.
+
+## Variations of LSM from random weights
+
+{as_markdown(variation_rows(found))}
+"with words": after the third phase. KL is against a student's own dictionary and codes, and compares only
+where those are the same.
+
+![Curves]({picture})
+
+## Compute (Table 1)
+
+{as_markdown({name: dict(compute_row(run)) for name, run in found.runs.items()})}
+## Commands
+
+{commands(steps)}
+"""
+
+
+def commands(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Every command that has ended, and the seconds that it took."""
+    lines = [f"{step['seconds']:7.0f} s  python {shlex.join(step['command'])}" for step in steps]
+    return "```\n" + "\n".join(lines) + "\n```"
+
+
+def _named(found: Findings) -> dict[str, str]:
+    """Rows of the paper's tables: title to run."""
+    rows = {"MLM, the teacher": "teacher", "random weights": "random weights"}
+    for student in found.plan.students[:6]:
+        rows[f"{TITLES[student.objective]} from {_origin(student.init)}"] = student.name
+    return rows
+
+
+def _origin(init: str) -> str:
+    return "random weights" if init == "random" else "the teacher"
+
+
+def fine_tuning_rows(found: Findings) -> Rows:
+    rows: Rows = {}
+    for title, name in _named(found).items():
+        cells = {TASKS[task].title: found.glue(name, task) for task in found.study.glue}
+        cells["average"] = found.glue_average(name)
+        rows[title] = {column: cell for column, cell in cells.items() if cell is not None}
+    return rows
+
+
+def zero_shot_rows(found: Findings) -> Rows:
+    rows: Rows = {}
+    for title, name in _named(found).items():
+        cells: dict[str, Cell | None] = {}
+        for suite, short in (("blimp", "BLiMP"), ("supplement", "supplement")):
+            cells[short] = found.value(name, suite)
+            cells[f"{short}, with words"] = found.value(f"{name}-words", suite)
+        cells["word accuracy"] = found.value(name, "word accuracy")
+        cells["word accuracy, with words"] = found.value(f"{name}-words", "word accuracy")
+        cells["concept KL"] = found.value(name, "concept KL")
+        rows[title] = {column: cell for column, cell in cells.items() if cell is not None}
+    return rows
+
+
+def variation_rows(found: Findings) -> Rows:
+    rows: Rows = {}
+    for student in found.plan.students:
+        if student.name != "lsm-random" and student in found.plan.students[:6]:
+            continue
+        title = "as usual" if student.name == "lsm-random" else student.name.replace("-", " ")
+        rows[title] = _dictionary_cells(found, student.name) | _coding_cells(found, student.name)
+        measured = {
+            "KL": found.value(f"{student.name}-words", "concept KL"),
+            "word accuracy, with words": found.value(f"{student.name}-words", "word accuracy"),
+            "BLiMP, with words": found.value(f"{student.name}-words", "blimp"),
+            "supplement, with words": found.value(f"{student.name}-words", "supplement"),
+        }
+        rows[title] |= {column: cell for column, cell in measured.items() if cell is not None}
+    return rows
+
+
+def _dictionary_cells(found: Findings, name: str) -> dict[str, Cell | str]:
+    if name not in found.runs:
+        return {}
+    dictionary = Dictionary.load(found.runs[name].config["concepts"]["dictionary"])
+    statistics_ = dictionary.statistics
+    assert statistics_ is not None, "fit_dictionary.py measures every dictionary"
+    return {"non-zeros a code": statistics_.mean_nonzeros, "energy explained": statistics_.explained_share}
+
+
+def _coding_cells(found: Findings, name: str) -> dict[str, Cell | str]:
+    lines = [line for line in found.runs[name].training if "gap_max" in line] if name in found.runs else []
+    if not lines:
+        return {}
+    seconds = sum(line["seconds"] for line in lines)
+    coding = sum(line["seconds"] * line["coding_share"] for line in lines)
+    worst = max(line["gap_max"] for line in lines)
+    return {
+        "worst gap": f"{worst:.1e}",
+        "time spent coding": f"{coding / seconds:.0%}",
+        "training": duration(seconds),
+    }
+
+
+def answers(found: Findings) -> list[str]:
+    """The five questions, each with numbers and a verdict."""
+    return [
+        f"{number}. **{question}** {answer(found)}"
+        for number, (question, answer) in enumerate(QUESTIONS.items(), start=1)
+    ]
+
+
+def share_of_the_way(value: float | None, floor: float | None, goal: float | None) -> float | None:
+    """0 at the floor, 1 at the goal; None without a number, or with a goal not above the floor."""
+    if value is None or floor is None or goal is None or goal <= floor:
+        return None
+    return (value - floor) / (goal - floor)
+
+
+def close_to_the_teacher(found: Findings) -> str:
+    """Table 3: students from random weights, between random weights and the teacher."""
+    measures = {
+        "fine-tuning average": lambda name: _mean(found.glue_average(name)),
+        "BLiMP with words": lambda name: found.value(_with_words(name), "blimp"),
+        "word accuracy with words": lambda name: found.value(_with_words(name), "word accuracy"),
+    }
+    said, verdicts = [], []
+    for title, measure in measures.items():
+        floor = measure("random weights")
+        floor = 0.0 if floor is None and title.startswith("word") else floor
+        ways = {o: share_of_the_way(measure(f"{o}-random"), floor, measure("teacher")) for o in TITLES}
+        if ways["lsm"] is None or ways["mlsm"] is None:
+            continue
+        said.append(
+            f"{title}: " + ", ".join(f"{TITLES[o]} {w:.0%}" for o, w in ways.items() if w is not None)
+        )
+        verdicts.append((ways["lsm"] >= CLOSE, ways["mlsm"] < ways["lsm"]))
+    if not said:
+        return "Not measured yet."
+    near, behind = (sum(column) for column in zip(*verdicts, strict=True))
+    return (
+        f"Of the way from random weights to the teacher: {'; '.join(said)}. LSM comes close (at least "
+        f"{CLOSE:.0%}) by {near} of {len(said)} measures, and MLSM is behind it by {behind} of {len(said)}: "
+        f"**{_verdict(near + behind, 2 * len(said))}**."
+    )
+
+
+def _with_words(name: str) -> str:
+    return name if name in ("teacher", "random weights") else f"{name}-words"
+
+
+def _mean(spread: Spread | None) -> float | None:
+    return spread.mean if spread else None
+
+
+def _verdict(count: int, total: int) -> str:
+    return "yes" if count == total else "no" if count == 0 else "in part"
+
+
+def words_restored(found: Findings) -> str:
+    """Table 4: BLiMP before and after the third phase."""
+    goal, said, verdicts = found.value("teacher", "blimp"), [], []
+    for student in found.plan.students[:6]:
+        before, after = found.value(student.name, "blimp"), found.value(f"{student.name}-words", "blimp")
+        if goal is None or before is None or after is None:
+            continue
+        said.append(f"{TITLES[student.objective]} from {_origin(student.init)} {before:.3f} to {after:.3f}")
+        verdicts.append(after >= goal - RESTORED)
+    if not said:
+        return "Not measured yet."
+    return (
+        f"The teacher has {goal:.3f}; {'; '.join(said)}. Within {RESTORED} of it: {sum(verdicts)} of "
+        f"{len(verdicts)}: **{_verdict(sum(verdicts), len(verdicts))}**."
+    )
+
+
+def what_matters(found: Findings) -> str:
+    """Three values each of k, lambda and the layer."""
+    groups = {"k": "k-", "lambda": "lam-", "layer": "layer-"}
+    return _compared(
+        found, {title: [n for n in _names(found) if n.startswith(p)] for title, p in groups.items()}
+    )
+
+
+def cheaper_codes(found: Findings) -> str:
+    return _compared(found, {"tolerance 0.01": ["tol-0.01"], "25 FISTA steps": ["fista-25"]})
+
+
+def half_the_width(found: Findings) -> str:
+    return _compared(found, {"half the width": ["half-width"]})
+
+
+def _names(found: Findings) -> list[str]:
+    return [student.name for student in found.plan.students]
+
+
+def _compared(found: Findings, groups: Mapping[str, Sequence[str]]) -> str:
+    """Differences to the usual student, and whether they exceed that of another seed and sampling."""
+
+    def both(name: str) -> tuple[float, float] | None:
+        accuracy = found.value(f"{name}-words", "word accuracy")
+        blimp = found.value(f"{name}-words", "blimp")
+        return None if accuracy is None or blimp is None else (accuracy, blimp)
+
+    usual, other = both("lsm-random"), both("seed-13")
+    if usual is None or other is None:
+        return "Not measured yet."
+    error = 2 * math.sqrt(2 * 0.25 / (NUM_BLIMP_FILES * found.study.pairs_a_file))
+    noise = (2 * max(abs(usual[0] - other[0]), 0.005), max(2 * abs(usual[1] - other[1]), error))
+    said = []
+    for title, names in groups.items():
+        told, matters = [], False
+        for name in names:
+            if (values := both(name)) is None:
+                continue
+            changes = [value - base for value, base in zip(values, usual, strict=True)]
+            matters |= any(abs(change) > least for change, least in zip(changes, noise, strict=True))
+            told.append(f"{name.replace('-', ' ')} {changes[0]:+.3f} and {changes[1]:+.3f}")
+        if told:
+            said.append(
+                f"{'; '.join(told)}: **{title} {'matters' if matters else 'makes no difference we can see'}**"
+            )
+    return (
+        f"Against the usual student (word accuracy {usual[0]:.3f}, BLiMP {usual[1]:.3f}, with words), and "
+        f"counting as a difference what exceeds {noise[0]:.3f} and {noise[1]:.3f} (twice the change of "
+        f"another seed, or of sampling): "
+        + ". ".join(said or ["nothing measured yet"]) + "."
+    )  # fmt: skip
+
+
+QUESTIONS = {
+    "Does LSM from random weights come close to its teacher in a tenth of the updates, and MLSM not?": (
+        close_to_the_teacher
+    ),
+    "Does the token head restore BLiMP?": words_restored,
+    "Do k, lambda and the layer matter?": what_matters,
+    "Would cheaper codes do?": cheaper_codes,
+    "Can a student have half its teacher's width?": half_the_width,
+}
+
+
+def draw(found: Findings, path: Path) -> None:
+    """Held-in curves of the six students: what they learn, and the words from their concepts."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    styles = {"mlsm": ":", "lsm15": "--", "lsm": "-"}
+    for student in found.plan.students[:6]:
+        colour = "0.0" if student.init == "random" else "0.55"
+        label = f"{TITLES[student.objective]} from {_origin(student.init)}"
+        for axes, name, key in (
+            (left, student.name, "concept_kl"),
+            (right, f"{student.name}-words", "token_accuracy"),
+        ):
+            lines = [line for line in found.runs[name].training if key in line] if name in found.runs else []
+            axes.plot(
+                [line["step"] for line in lines],
+                [line[key] for line in lines],
+                styles[student.objective],
+                color=colour,
+                label=label,
+                linewidth=1.2,
+            )
+    left.set(xlabel="update of phase 2", ylabel="KL to the teacher's concepts, nats")
+    right.set(xlabel="update of phase 3", ylabel="accuracy of hidden words")
+    left.legend(fontsize=7)
+    write_whole(path, lambda p: figure.savefig(p, format="png", dpi=120))

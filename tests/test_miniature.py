@@ -1,0 +1,151 @@
+"""The study in miniature: its commands are ones that the scripts take, it goes on where it stopped, and its
+page says what the runs hold.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pipeline import ROOT
+from several_commands import MAINS
+from small_text import sentences, write_corpus
+from test_glue import write_cola
+from test_minimal_pairs import blimp_rows, write_lines
+
+import evaluate
+import fit_dictionary
+import train
+from mlsm.checkpoint import read_json, write_json
+from mlsm.config import PRESETS, Preset, tiny
+from mlsm.heads import run_config
+
+sys.path.insert(0, str(ROOT / "experiments"))
+import miniature
+import miniature_report
+
+PARSERS = {"train.py": train.flags, "fit_dictionary.py": fit_dictionary.flags, "evaluate.py": evaluate.parser}
+
+
+def nano() -> Preset:
+    """Two narrow layers."""
+    preset = tiny()
+    shape = dataclasses.replace(preset.model, width=16, depth=3, num_heads=2, ffn_width=32, vocab_size=80)
+    phases = {
+        name: dataclasses.replace(getattr(preset, name), batch_size=4, token_budget=96, log_every=2)
+        for name in ("teacher", "student", "token_head")
+    }
+    dictionary = dataclasses.replace(preset.dictionary, k=24, batch_size=100)
+    return dataclasses.replace(preset, model=shape, dictionary=dictionary, **phases)
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Flags of a study of a nano model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "tiny", nano)
+    texts = sentences(20, seed=1)
+    pairs = blimp_rows(texts, [" ".join(reversed(s.split())) for s in texts])
+    for folder in ("blimp_filtered", "supplement_filtered"):
+        write_lines(tmp_path / "data" / folder / "one.jsonl", pairs)
+    write_cola(tmp_path / "data", 40, 20)
+    corpus = write_corpus(tmp_path / "text.txt")
+    flags = [f"--corpus={corpus}", "--data=data", "--output=study", "--result=page.md", "--jobs=1"]
+    return [*flags, "--updates=20"]
+
+
+def here(done: list[str]) -> miniature.Executor:
+    """Runs steps in this process, each once, and notes them."""
+
+    def executor(folder: Path, threads: int) -> Callable[[miniature.Step], None]:
+        def execute(step: miniature.Step) -> None:
+            if step.name not in done:
+                script, *flags = step.command
+                MAINS[script.removesuffix(".py")](flags)
+                write_json(folder / "steps" / f"{step.name}.json", {"command": step.command, "seconds": 1.0})
+                done.append(step.name)
+
+        return execute
+
+    return executor
+
+
+def test_every_command_is_one_that_the_scripts_take(tmp_path: Path) -> None:
+    study = miniature.Study(("text.txt",), "small", 1000, 32, 1e-3, 12, 1500, 0.05, ("cola", "rte"))
+    plan = miniature.Plan(study, tmp_path)
+    steps = [plan.train_teacher(), plan.dictionary(), *(step for chain in plan.chains() for step in chain)]
+    assert len({step.name for step in steps}) == len(steps)
+    for step in steps:
+        script, *flags = step.command
+        PARSERS[script]().parse_args(flags)
+    named = {part for step in steps for part in step.command}
+    assert {"mlm", "mlsm", "lsm15", "lsm", "token-head", "192", "500", "4500", "0.02", "0.2"} <= named
+
+
+def test_the_data_is_cut_to_what_the_budget_allows(tmp_path: Path) -> None:
+    write_cola(tmp_path, 100, 20)
+    text = (tmp_path / "glue_filtered" / "cola.train.jsonl").read_text(encoding="utf-8")
+    assert miniature.examples_that_fit(tmp_path, ["cola"], 0.5 * len(text)) == pytest.approx(50, abs=1)
+    assert miniature.examples_that_fit(tmp_path, ["cola"], 10.0 * len(text)) == 100
+    assert miniature.examples_that_fit(tmp_path, ["cola"], 0) == miniature.FEWEST_EXAMPLES
+
+
+def test_a_step_is_run_once_and_its_failure_names_the_log(tmp_path: Path) -> None:
+    execute = miniature.in_a_process(tmp_path, 1)
+    step = miniature.Step("show help", ["train.py", "--version"])
+    execute(step)
+    [log] = tmp_path.glob("steps/*.log")
+    said = log.read_text(encoding="utf-8")
+    assert said.startswith("mlsm ")
+    execute(step)
+    assert log.read_text(encoding="utf-8") == said
+    with pytest.raises(ValueError, match=r"exit code 2: see .*steps/wrong\.log"):
+        execute(miniature.Step("wrong", ["train.py", "--nonsense"]))
+
+
+def test_a_small_study_from_text_to_page(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(miniature, "DICTIONARY_FLAGS", ("--num-tokens", "2000", "--num-updates", "5"))
+    few = {"lsm-random", "mlsm-random", "seed-13", "lam-0.2", "half-width"}
+    every = miniature.students
+    monkeypatch.setattr(miniature, "students", lambda *a: [s for s in every(*a) if s.name in few])
+    done: list[str] = []
+    args = miniature.flags().parse_args(asked)
+    miniature.run(args, here(done))
+    page = Path("page.md").read_text(encoding="utf-8")
+    assert Path("page.png").stat().st_size > 1000
+    number = read_json(Path("study/lsm-random-words/results.json"))["blimp"]["average"]
+    [row] = [
+        line for line in page.splitlines() if line.startswith("| LSM from random weights") and "0." in line
+    ][-1:]
+    assert f"{number:.3f}" in row
+    assert "Not measured" not in page
+    assert run_config(Path("study/half-width"))["model"]["width"] == 8
+    before = len(done)
+    miniature.run(args, here(done))
+    assert len(done) == before
+
+
+@pytest.mark.parametrize(
+    ("lsm", "mlsm", "verdict"), [(0.69, 0.55, "yes"), (0.6, 0.65, "no"), (0.6, 0.5, "in part")]
+)
+def test_the_first_verdict(
+    lsm: float, mlsm: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"teacher": 0.7, "random weights": 0.5, "lsm-random-words": lsm, "mlsm-random-words": mlsm}
+    study = miniature.Study(("text.txt",), "tiny", 1000, 32, 1e-3, 12, 1500, 0.05, ("cola",))
+    found = miniature_report.Findings(miniature.Plan(study, tmp_path))
+    monkeypatch.setattr(found, "value", lambda name, what: values.get(name) if what == "blimp" else None)
+    assert miniature_report.close_to_the_teacher(found).endswith(f"**{verdict}**.")
+
+
+def test_differences_within_the_noise_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = miniature.Study(
+        ("text.txt",), "tiny", 1000, 32, 1e-3, 12, 1500, 0.05, ("cola",), pairs_a_file=1000
+    )
+    found = miniature_report.Findings(miniature.Plan(study, tmp_path))
+    values = {"lsm-random": 0.6, "seed-13": 0.601, "tol-0.01": 0.6015, "fista-25": 0.55}
+    monkeypatch.setattr(found, "value", lambda name, what: values.get(name.removesuffix("-words")))
+    said = miniature_report.cheaper_codes(found)
+    assert "**tolerance 0.01 makes no difference we can see**" in said
+    assert "**25 FISTA steps matters**" in said
