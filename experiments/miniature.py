@@ -244,7 +244,7 @@ def sized(study: Study, args: argparse.Namespace, execute: Callable[[Step], None
     tokens = 60 * args.budget * FINE_TUNING_SHARE * tokens_per_s / trainings
     return dataclasses.replace(
         study,
-        num_updates=max(100, round(num_updates, -2)),
+        num_updates=max(100, int(num_updates) // 100 * 100),
         pairs_a_file=max(2, round(args.budget * tokens_per_s * PAIRS_A_TOKEN / 60)),
         examples_a_task=examples_that_fit(args.data, study.glue, tokens * CHARACTERS_A_TOKEN),
     )
