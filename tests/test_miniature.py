@@ -19,7 +19,6 @@ import fit_dictionary
 import train
 from mlsm.checkpoint import read_json, write_json
 from mlsm.config import PRESETS, Preset, tiny
-from mlsm.heads import run_config
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import miniature
@@ -79,6 +78,8 @@ def test_every_command_is_one_that_the_scripts_take(tmp_path: Path) -> None:
     for step in steps:
         script, *flags = step.command
         PARSERS[script]().parse_args(flags)
+    [half] = [step.command for step in steps if step.name == "train half-width"]
+    assert half[-6:] == ["--width", "192", "--num-heads", "3", "--ffn-width", "768"]
     named = {part for step in steps for part in step.command}
     assert {"mlm", "mlsm", "lsm15", "lsm", "token-head", "192", "500", "4500", "0.02", "0.2"} <= named
 
@@ -106,7 +107,7 @@ def test_a_step_is_run_once_and_its_failure_names_the_log(tmp_path: Path) -> Non
 
 def test_a_small_study_from_text_to_page(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(miniature, "DICTIONARY_FLAGS", ("--num-tokens", "2000", "--num-updates", "5"))
-    few = {"lsm-random", "mlsm-random", "seed-13", "lam-0.2", "half-width"}
+    few = {"lsm-random", "mlsm-random", "seed-13", "lam-0.2"}
     every = miniature.students
     monkeypatch.setattr(miniature, "students", lambda *a: [s for s in every(*a) if s.name in few])
     done: list[str] = []
@@ -120,23 +121,28 @@ def test_a_small_study_from_text_to_page(asked: list[str], monkeypatch: pytest.M
     ][-1:]
     assert f"{number:.3f}" in row
     assert "Not measured" not in page
-    assert run_config(Path("study/half-width"))["model"]["width"] == 8
     before = len(done)
     miniature.run(args, here(done))
     assert len(done) == before
 
 
 @pytest.mark.parametrize(
-    ("lsm", "mlsm", "verdict"), [(0.69, 0.55, "yes"), (0.6, 0.65, "no"), (0.6, 0.5, "in part")]
+    ("lsm", "mlsm", "verdict"),
+    [(0.69, 0.55, "yes"), (0.6, 0.65, "no"), (0.6, 0.5, "in part"), (0.69, 0.69, "in part")],
 )
 def test_the_first_verdict(
     lsm: float, mlsm: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"teacher": 0.7, "random weights": 0.5, "lsm-random-words": lsm, "mlsm-random-words": mlsm}
-    study = miniature.Study(("text.txt",), "tiny", 1000, 32, 1e-3, 12, 1500, 0.05, ("cola",))
+    study = miniature.Study(
+        ("text.txt",), "tiny", 1000, 32, 1e-3, 12, 1500, 0.05, ("cola",), pairs_a_file=100
+    )
     found = miniature_report.Findings(miniature.Plan(study, tmp_path))
     monkeypatch.setattr(found, "value", lambda name, what: values.get(name) if what == "blimp" else None)
     assert miniature_report.close_to_the_teacher(found).endswith(f"**{verdict}**.")
+    values["teacher"] = 0.51
+    assert "BLiMP cannot tell" in miniature_report.close_to_the_teacher(found)
+    assert miniature_report.words_restored(found).endswith("0 of 0: **cannot be told at this size**.")
 
 
 def test_differences_within_the_noise_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
