@@ -53,6 +53,7 @@ class Study:
     """What a study is made of; kept in study.json, so that it goes on as it began."""
 
     corpus: tuple[str, ...]
+    budget: int  # minutes
     preset: str
     num_updates: int  # N, of the teacher
     batch_size: int
@@ -215,6 +216,7 @@ def begin(args: argparse.Namespace, execute: Callable[[Step], None]) -> Study:
     preset = PRESETS[args.preset]()
     study = Study(
         corpus=tuple(map(str, args.corpus)),
+        budget=args.budget,
         preset=args.preset,
         num_updates=args.updates or SPEED_UPDATES,
         batch_size=2 * preset.teacher.batch_size,

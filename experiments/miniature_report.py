@@ -93,22 +93,23 @@ def page(found: Findings, picture: str) -> str:
     num_students, tasks = len(plan.students), ", ".join(TASKS[task].title for task in study.glue)
     steps = [read_json(file) for file in sorted((plan.folder / "steps").glob("*.json"))]
     spent = sum(step["seconds"] for step in steps)
-    seeds = ", ".join(map(str, study.seeds))
-    about = f"""A teacher of {study.num_updates:,} updates and {num_students} students of a tenth of them, preset
-    `{study.preset}`, on {len(study.corpus)} files of text. {study.batch_size} sequences an update, learning
-    rate {study.learning_rate:g}, 5 % of the updates to warm up, 15 % of the tokens masked or selected. BLiMP
-    and its supplement: the first {study.pairs_a_file} pairs of each file; {tasks}: at most
+    seeds, names = ", ".join(map(str, study.seeds)), ", ".join(Path(name).stem for name in study.corpus)
+    command = f"--budget {study.budget} --preset {study.preset} --glue {','.join(study.glue)}"
+    about = f"""A teacher of {study.num_updates:,} updates and {num_students} students of a tenth of them,
+    preset `{study.preset}`, on {len(study.corpus)} files of text ({names}). {study.batch_size} sequences an
+    update, learning rate {study.learning_rate:g}, 5 % of the updates to warm up, 15 % of the tokens masked or
+    selected. BLiMP and its supplement: the first {study.pairs_a_file} pairs of each file; {tasks}: at most
     {study.examples_a_task:,} examples to train on, {study.max_epochs} epochs, seeds {seeds}. Commands took
     {duration(spent)} together, some side by side."""
     return f"""# The paper in miniature
 
 {textwrap.fill(" ".join(about.split()), 110)}
 
-{circumstances("python experiments/miniature.py --corpus ... --data ... --budget ...")}
+{circumstances(f"python experiments/miniature.py --corpus ... --data ... {command}")}
 - {datetime.date.today()}; seed of all training: {study.seed}
 
-What sampling alone does: a BLiMP average has a standard error of about {blimp_error(found):.3f}; how much a run
-depends on its seed is shown by the row "seed 13" of the variations.
+What sampling alone does: a BLiMP average has a standard error of about {blimp_error(found):.3f}; how much
+a run depends on its seed is shown by the row "seed 13" of the variations.
 
 ## Answers
 
@@ -138,13 +139,17 @@ where those are the same.
 {as_markdown({name: dict(compute_row(run)) for name, run in found.runs.items()})}
 ## Commands
 
-{commands(steps)}
+{commands(steps, study.corpus)}
 """
 
 
-def commands(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Every command that has ended, and the seconds that it took."""
-    lines = [f"{step['seconds']:7.0f} s  python {shlex.join(step['command'])}" for step in steps]
+def commands(steps: Sequence[Mapping[str, Any]], corpus: Sequence[str]) -> str:
+    """Every command that has ended, and the seconds that it took; of the text only the names of its files."""
+    names = {path: Path(path).name for path in corpus}
+    lines = [
+        f"{step['seconds']:7.0f} s  python {shlex.join(names.get(part, part) for part in step['command'])}"
+        for step in steps
+    ]
     return "```\n" + "\n".join(lines) + "\n```"
 
 

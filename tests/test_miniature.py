@@ -71,7 +71,7 @@ def here(done: list[str]) -> miniature.Executor:
 
 
 def test_every_command_is_one_that_the_scripts_take(tmp_path: Path) -> None:
-    study = miniature.Study(("text.txt",), "small", 1000, 32, 1e-3, 12, 1500, 0.05, ("cola", "rte"))
+    study = miniature.Study(("text.txt",), 100, "small", 1000, 32, 1e-3, 12, 1500, 0.05, ("cola", "rte"))
     plan = miniature.Plan(study, tmp_path)
     steps = [plan.train_teacher(), plan.dictionary(), *(step for chain in plan.chains() for step in chain)]
     assert len({step.name for step in steps}) == len(steps)
@@ -126,6 +126,14 @@ def test_a_small_study_from_text_to_page(asked: list[str], monkeypatch: pytest.M
     assert len(done) == before
 
 
+def nothing_yet(folder: Path, pairs_a_file: int) -> miniature_report.Findings:
+    """Of a study that has not begun."""
+    study = miniature.Study(
+        ("text.txt",), 100, "tiny", 1000, 32, 1e-3, 12, 1500, 0.05, ("cola",), pairs_a_file
+    )
+    return miniature_report.Findings(miniature.Plan(study, folder))
+
+
 @pytest.mark.parametrize(
     ("lsm", "mlsm", "verdict"),
     [(0.69, 0.55, "yes"), (0.6, 0.65, "no"), (0.6, 0.5, "in part"), (0.69, 0.69, "in part")],
@@ -134,10 +142,7 @@ def test_the_first_verdict(
     lsm: float, mlsm: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"teacher": 0.7, "random weights": 0.5, "lsm-random-words": lsm, "mlsm-random-words": mlsm}
-    study = miniature.Study(
-        ("text.txt",), "tiny", 1000, 32, 1e-3, 12, 1500, 0.05, ("cola",), pairs_a_file=100
-    )
-    found = miniature_report.Findings(miniature.Plan(study, tmp_path))
+    found = nothing_yet(tmp_path, 100)
     monkeypatch.setattr(found, "value", lambda name, what: values.get(name) if what == "blimp" else None)
     assert miniature_report.close_to_the_teacher(found).endswith(f"**{verdict}**.")
     values["teacher"] = 0.51
@@ -146,10 +151,7 @@ def test_the_first_verdict(
 
 
 def test_differences_within_the_noise_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = miniature.Study(
-        ("text.txt",), "tiny", 1000, 32, 1e-3, 12, 1500, 0.05, ("cola",), pairs_a_file=1000
-    )
-    found = miniature_report.Findings(miniature.Plan(study, tmp_path))
+    found = nothing_yet(tmp_path, 1000)
     values = {"lsm-random": 0.6, "seed-13": 0.601, "tol-0.01": 0.6015, "fista-25": 0.55}
     monkeypatch.setattr(found, "value", lambda name, what: values.get(name.removesuffix("-words")))
     said = miniature_report.cheaper_codes(found)
