@@ -242,6 +242,7 @@ class Measure(NamedTuple):
     title: str
     of: Callable[[str], float | None]  # a run
     least: float  # by which a teacher has to exceed random weights for the measure to tell anything
+    key: str = ""  # of Findings.value
 
 
 def measures(found: Findings) -> list[Measure]:
@@ -257,8 +258,12 @@ def measures(found: Findings) -> list[Measure]:
             lambda name: _mean(found.glue_average(name)),
             2 * math.hypot(deviation("teacher"), deviation("random weights")),
         ),
-        Measure("BLiMP", lambda name: found.value(_with_words(name), "blimp"), 4 * blimp_error(found)),
-        Measure("accuracy of hidden words", lambda name: _words(found, name), LEAST_ACCURACY),
+        Measure(
+            "BLiMP", lambda name: found.value(_with_words(name), "blimp"), 4 * blimp_error(found), "blimp"
+        ),
+        Measure(
+            "accuracy of hidden words", lambda name: _words(found, name), LEAST_ACCURACY, "word accuracy"
+        ),
     ]
 
 
@@ -286,7 +291,7 @@ def _verdict(count: int, total: int) -> str:
 def close_to_the_teacher(found: Findings) -> str:
     """Table 3: students from random weights, between random weights and the teacher."""
     said, verdicts = [], []
-    for title, of, least in measures(found):
+    for title, of, least, _ in measures(found):
         floor, goal, lsm, mlsm = (of(n) for n in ("random weights", "teacher", "lsm-random", "mlsm-random"))
         if floor is None or goal is None or lsm is None or mlsm is None:
             continue
@@ -309,7 +314,7 @@ def close_to_the_teacher(found: Findings) -> str:
 def words_restored(found: Findings) -> str:
     """Table 4: students from the teacher, after the third phase."""
     said, verdicts = [], []
-    for title, of, least in measures(found)[1:]:
+    for title, of, least, key in measures(found)[1:]:
         floor, goal = of("random weights"), of("teacher")
         if floor is None or goal is None:
             continue
@@ -318,10 +323,13 @@ def words_restored(found: Findings) -> str:
             continue
         told = []
         for objective, name in TITLES.items():
-            if (after := of(f"{objective}-teacher")) is not None:
-                told.append(f"{name} {after:.3f}")
+            before = found.value(f"{objective}-teacher", key)
+            if before is not None and (after := of(f"{objective}-teacher")) is not None:
+                told.append(f"{name} {before:.3f} to {after:.3f}")
                 verdicts.append(after - floor >= CLOSE * (goal - floor))
-        said.append(f"{title}: the teacher {goal:.3f}, students from it, with words, {', '.join(told)}")
+        said.append(
+            f"{title}: the teacher {goal:.3f}, students from it, without and with the head, {', '.join(told)}"
+        )
     if not said:
         return "Not measured yet."
     verdict = _verdict(sum(verdicts), len(verdicts)) if verdicts else "cannot be told at this size"
@@ -400,7 +408,7 @@ def draw(found: Findings, path: Path) -> None:
     """Held-in curves of the six students: what they learn, and the words from their concepts."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = {"mlsm": ":", "lsm15": "--", "lsm": "-"}
     for student in found.plan.students[:6]:
@@ -421,5 +429,5 @@ def draw(found: Findings, path: Path) -> None:
             )
     left.set(xlabel="update of phase 2", ylabel="KL to the teacher's concepts, nats")
     right.set(xlabel="update of phase 3", ylabel="accuracy of hidden words")
-    left.legend(fontsize=7)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     write_whole(path, lambda p: figure.savefig(p, format="png", dpi=120))
