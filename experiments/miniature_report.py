@@ -295,7 +295,7 @@ def close_to_the_teacher(found: Findings) -> str:
         floor, goal, lsm, mlsm = (of(n) for n in ("random weights", "teacher", "lsm-random", "mlsm-random"))
         if floor is None or goal is None or lsm is None or mlsm is None:
             continue
-        if goal - floor < least:
+        if goal - floor <= least:
             said.append(f"{title} cannot tell, the teacher has {goal:.3f} and random weights {floor:.3f}")
             continue
         values = {objective: of(f"{objective}-random") for objective in TITLES}
@@ -313,12 +313,12 @@ def close_to_the_teacher(found: Findings) -> str:
 
 def words_restored(found: Findings) -> str:
     """Table 4: students from the teacher, after the third phase."""
-    said, verdicts = [], []
+    said, verdicts, num_lost = [], [], 0
     for title, of, least, key in measures(found)[1:]:
         floor, goal = of("random weights"), of("teacher")
         if floor is None or goal is None:
             continue
-        if goal - floor < least:
+        if goal - floor <= least:
             said.append(f"{title} cannot tell, the teacher has {goal:.3f} and random weights {floor:.3f}")
             continue
         told = []
@@ -327,6 +327,7 @@ def words_restored(found: Findings) -> str:
             if before is not None and (after := of(f"{objective}-teacher")) is not None:
                 told.append(f"{name} {before:.3f} to {after:.3f}")
                 verdicts.append(after - floor >= CLOSE * (goal - floor))
+                num_lost += before - floor < CLOSE * (goal - floor)
         said.append(
             f"{title}: the teacher {goal:.3f}, students from it, without and with the head, {', '.join(told)}"
         )
@@ -335,7 +336,7 @@ def words_restored(found: Findings) -> str:
     verdict = _verdict(sum(verdicts), len(verdicts)) if verdicts else "cannot be told at this size"
     return (
         f"{'; '.join(said)}. At least {CLOSE:.0%} of the way from random weights to the teacher: "
-        f"{sum(verdicts)} of {len(verdicts)}: **{verdict}**."
+        f"{sum(verdicts)} of {len(verdicts)}, and without the head {len(verdicts) - num_lost}: **{verdict}**."
     )
 
 

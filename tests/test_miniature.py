@@ -3,12 +3,12 @@ page says what the runs hold.
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import miniature
+import miniature_report
 import pytest
-from pipeline import ROOT
 from several_commands import MAINS
 from small_text import sentences, write_corpus
 from test_glue import write_cola
@@ -19,10 +19,6 @@ import fit_dictionary
 import train
 from mlsm.checkpoint import read_json, write_json
 from mlsm.config import PRESETS, Preset, tiny
-
-sys.path.insert(0, str(ROOT / "experiments"))
-import miniature
-import miniature_report
 
 PARSERS = {"train.py": train.flags, "fit_dictionary.py": fit_dictionary.flags, "evaluate.py": evaluate.parser}
 
@@ -147,7 +143,7 @@ def test_the_first_verdict(
     assert miniature_report.close_to_the_teacher(found).endswith(f"**{verdict}**.")
     values["teacher"] = 0.51
     assert "BLiMP cannot tell" in miniature_report.close_to_the_teacher(found)
-    assert miniature_report.words_restored(found).endswith("0 of 0: **cannot be told at this size**.")
+    assert miniature_report.words_restored(found).endswith("head 0: **cannot be told at this size**.")
 
 
 def test_differences_within_the_noise_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import re
 import shlex
 import tomllib
 
+import miniature
 import pytest
 from pipeline import ROOT
 from torch.distributed.run import get_args_parser
@@ -27,6 +28,7 @@ PARSERS = {
     "train.py": train.flags,
     "fit_dictionary.py": fit_dictionary.flags,
     "evaluate.py": evaluate.parser,
+    "experiments/miniature.py": miniature.flags,
     "mlsm.export": export.parser,
     "mlsm.concepts": concepts.parser,
     "mlsm.report": report.parser,
