@@ -53,8 +53,7 @@ def job(give_up: Callable[[ConnectionError], None]) -> Iterator[None]:
         yield
         return
     with _answering():
-        has_gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        backend = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if _has_nccl() else "gloo"
         dist.init_process_group(backend, timeout=MEETING)
         _group = dist.new_group(backend=backend, timeout=PATIENCE)
         pulse = dist.new_group(backend="gloo", timeout=SILENCE)
@@ -85,10 +84,15 @@ def _beat(pulse: Any, has_ended: threading.Event, give_up: Callable[[ConnectionE
     else:
         return
     # A main thread that works may finish what it does; one that waits hears of connections that are closed.
+    # With NCCL it waits wherever it reads a result of the GPU, which is not seen here.
     while True:
         time.sleep(BEAT_S)
-        if _is_waiting:
+        if _is_waiting or _has_nccl():
             give_up(ConnectionError(LOST))
+
+
+def _has_nccl() -> bool:
+    return torch.cuda.is_available() and dist.is_nccl_available()
 
 
 @contextlib.contextmanager
