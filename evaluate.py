@@ -12,6 +12,7 @@ that has no result yet.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from mlsm import cli
 from mlsm.checkpoint import read_json, write_json, write_text
 from mlsm.config import TrainConfig, from_json
 from mlsm.data import Corpus
-from mlsm.directory import check_writable
+from mlsm.directory import check_writable, only_process
 from mlsm.evaluation import finetune, glue, minimal_pairs, paper, report
 from mlsm.evaluation.grammar import demo_pairs
 from mlsm.evaluation.heldout import MASKED, score_concepts, score_unigram, score_words
@@ -282,18 +283,21 @@ def main(argv: list[str]) -> None:
     runs = [load_run(directory, device) for directory in directories]
     for directory in directories:
         check_writable(directory)
-    if "demo" in tasks:
-        show_demo(runs, device)
-    if others := [task for task in tasks if task != "demo"]:
-        names = [directory.name for directory in directories]
-        subjects = [
-            of_run(run, name if names.count(name) == 1 else str(run.directory))
-            for run, name in zip(runs, names, strict=True)
-        ]
-        args.recipes = {s.name: recipe(run.config) for s, run in zip(subjects, runs, strict=True)}
-        if args.baseline:
-            subjects.append(random_twin(runs[0]))
-        show_tasks(subjects, others, args)
+    with contextlib.ExitStack() as held:
+        for directory in {directory.resolve(): directory for directory in directories}.values():
+            held.enter_context(only_process(directory))
+        if "demo" in tasks:
+            show_demo(runs, device)
+        if others := [task for task in tasks if task != "demo"]:
+            names = [directory.name for directory in directories]
+            subjects = [
+                of_run(run, name if names.count(name) == 1 else str(run.directory))
+                for run, name in zip(runs, names, strict=True)
+            ]
+            args.recipes = {s.name: recipe(run.config) for s, run in zip(subjects, runs, strict=True)}
+            if args.baseline:
+                subjects.append(random_twin(runs[0]))
+            show_tasks(subjects, others, args)
 
 
 if __name__ == "__main__":

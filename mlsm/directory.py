@@ -47,9 +47,10 @@ def only_process(directory: Path) -> Iterator[None]:
             if error.errno in _HELD_BY_ANOTHER:
                 file.seek(0)
                 raise ValueError(
-                    f"{directory} is in use by process {file.read()}; wait for it, or name another --output"
+                    f"{directory} is in use by process {file.read()}; wait for it to end, "
+                    "or train with another --output"
                 ) from None
-            say(f"{directory} cannot be locked ({error.strerror}): start no second run in it")
+            say(f"{directory} cannot be locked ({error.strerror}): start no second process in it")
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()

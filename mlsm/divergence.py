@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -138,12 +138,18 @@ def record_update(
         stored = (micro.text.ids_T, micro.inputs.ids_T, micro.text.cu_seqlens, micro.selected_N)
         tensors |= {f"{index}/{name}": tensor.clone() for name, tensor in zip(STORED, stored, strict=True)}
     write_tensors(path.with_suffix(".safetensors"), tensors)
-    write_json(path, {**asdict(record), "micro_batches": [finding._asdict() for finding in findings]})
+    write_json(path, {**asdict(record), "micro_batches": [_for_json(finding) for finding in findings]})
     return (
         f"{record.problem}, the last one {record.step} (learning rate {record.learning_rate:.3g}; "
         f"{_summary(findings)}); start another run with a lower --learning-rate and another --output, or see "
         f"python -m mlsm.divergence {path}"
     )
+
+
+def _for_json(finding: Finding) -> dict[str, Any]:
+    """A number that is not finite as text: "nan", "inf"; JSON has none."""
+    values = finding._asdict()
+    return {n: str(v) if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
 
 
 def read_record(path: Path) -> tuple[Record, dict[str, Tensor], list[MicroBatch]]:

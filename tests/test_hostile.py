@@ -80,6 +80,17 @@ def test_a_second_run_is_refused_with_the_process_that_holds_the_directory(
         first.wait()
 
 
+def test_a_run_is_evaluated_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run = random_run(tmp_path / "run")
+    with (
+        only_process(run),
+        pytest.raises(
+            ValueError, match=rf"run is in use by process {os.getpid()} on \S+; wait for it to end"
+        ),
+    ):
+        evaluate.main([str(run), "--tasks=blimp"])
+
+
 def test_a_file_system_without_locks_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,11 +149,11 @@ def test_a_diverged_update_can_be_computed_again(
         train.main(flags(shared, run, "--num-steps=90", "--init-std=1e30"))
     [record] = run.glob("divergence-step-*.json")
     assert str(record) in str(stopped.value)
-    told = json.loads(record.read_text())
+    told = json.loads(record.read_text(), parse_constant=pytest.fail)  # NaN is no JSON
     assert told["step"] == 10
     assert len(told["sequences"]) == 8
     assert told["learning_rate"] < TrainConfig().learning_rate
-    assert all(math.isnan(micro["loss"]) for micro in told["micro_batches"])
+    assert [micro["loss"] for micro in told["micro_batches"]] == ["nan"] * 3
     divergence.main([str(record)])
     assert capsys.readouterr().out.count("loss nan, gradient norm nan") == 3
 
