@@ -14,6 +14,10 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, help="how often test_kills.py kills each run (default: 20 and 5)")
+
+
 @pytest.fixture
 def device() -> str:
     """Where Triton kernels run: on the GPU, or interpreted on the CPU."""

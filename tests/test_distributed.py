@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from several_commands import MAINS
 from small_text import NANO_FLAGS
 from test_glue import write_cola
 from test_minimal_pairs import blimp_rows, write_lines
+from test_train import wait_for
 
 import train
 from mlsm import distributed
@@ -161,7 +160,7 @@ def test_a_process_that_does_not_answer_ends_the_job(teacher: Path, tmp_path: Pa
     first, stopped = (process_of_rank(rank, job.pid) for rank in (0, 1))
     os.kill(stopped, signal.SIGSTOP)
     try:
-        wait_until(lambda: not lives(first))
+        wait_for(lambda: not lives(first))
     finally:
         os.kill(stopped, signal.SIGCONT)  # or torchrun waits half a minute for it to end
     _, said = job.communicate(timeout=60)
@@ -169,15 +168,8 @@ def test_a_process_that_does_not_answer_ends_the_job(teacher: Path, tmp_path: Pa
     assert said.count("error: ") == said.count("error: another process of this job has ended") == 1
 
 
-def wait_until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def wait_for_checkpoint(job: subprocess.Popen, run: Path) -> None:
-    wait_until(lambda: job.poll() is not None or any(run.glob("checkpoints/step-*")))
+    wait_for(lambda: job.poll() is not None or any(run.glob("checkpoints/step-*")))
     assert job.poll() is None
 
 
