@@ -8,7 +8,7 @@ from lasso_problems import common_direction, gaussian, relative_gap, uneven_atom
 pytest.importorskip("triton")
 
 from kernels import lasso_triton
-from kernels.lasso import nonneg_lasso
+from kernels.lasso import MAX_STEPS, nonneg_lasso
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -128,10 +128,9 @@ def test_a_signal_that_drifted_is_opened_again(device, monkeypatch):
     assert relative_gap(signals_ND, dictionary_DK, 0.2, result.codes_NK).max() <= 1e-4
 
 
-def test_a_signal_that_was_stopped_early_says_so(device, caplog):
-    signals_ND, dictionary_DK, result = solve(
-        common_direction, 2, 16, 50, 0.05, device, tol=1e-5, max_steps=3
-    )
+def test_a_signal_that_was_stopped_early_says_so(device, caplog, monkeypatch):
+    monkeypatch.setitem(MAX_STEPS, "triton", 3)
+    signals_ND, dictionary_DK, result = solve(common_direction, 2, 16, 50, 0.05, device, tol=1e-5)
     assert "2 of 2 signals stopped at 3 steps" in caplog.text
     assert (result.steps_N == 3).all()
     gap_N = relative_gap(signals_ND, dictionary_DK, 0.05, result.codes_NK)
