@@ -383,9 +383,8 @@ def _compared(found: Findings, groups: Mapping[str, Sequence[str]]) -> str:
             matters |= any(abs(change) > least for change, least in zip(changes, noise, strict=True))
             told.append(f"{name.replace('-', ' ')} {changes[0]:+.3f} and {changes[1]:+.3f}")
         if told:
-            said.append(
-                f"{'; '.join(told)}: **{title} {'matters' if matters else 'makes no difference we can see'}**"
-            )
+            seen = "a difference" if matters else "no difference that we can see"
+            said.append(f"{'; '.join(told)}: **{title}, {seen}**")
     return (
         f"Against the usual student (word accuracy {usual[0]:.3f}, BLiMP {usual[1]:.3f}, with words), and "
         f"counting as a difference what exceeds {noise[0]:.3f} and {noise[1]:.3f} (twice the change of "
@@ -406,7 +405,7 @@ QUESTIONS = {
 
 
 def draw(found: Findings, path: Path) -> None:
-    """Held-in curves of the six students: what they learn, and the words from their concepts."""
+    """Training curves of the six students: what they learn, and the words from their concepts."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
