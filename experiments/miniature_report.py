@@ -97,7 +97,7 @@ def page(found: Findings, picture: str) -> str:
     command = f"--budget {study.budget} --preset {study.preset} --glue {','.join(study.glue)}"
     about = f"""A teacher of {study.num_updates:,} updates and {num_students} students of a tenth of them,
     preset `{study.preset}`, on {len(study.corpus)} files of text ({names}). {study.batch_size} sequences an
-    update, learning rate {study.learning_rate:g}, 5 % of the updates to warm up, 15 % of the tokens masked or
+    update, learning rate {study.learning_rate:g}, 5% of the updates to warm up, 15% of the tokens masked or
     selected. BLiMP and its supplement: the first {study.pairs_a_file} pairs of each file; {tasks}: at most
     {study.examples_a_task:,} examples to train on, {study.max_epochs} epochs, seeds {seeds}. Commands took
     {duration(spent)} together, some side by side."""
