@@ -31,9 +31,11 @@ import miniature_report  # noqa: E402
 
 from mlsm import cli  # noqa: E402
 from mlsm.checkpoint import read_json, write_json, write_text  # noqa: E402
-from mlsm.config import PRESETS, ModelConfig, from_json  # noqa: E402
+from mlsm.config import PRESETS, DataConfig, ModelConfig, from_json  # noqa: E402
+from mlsm.data import corpus_files  # noqa: E402
+from mlsm.evaluation.finetune import read_task_data  # noqa: E402
 from mlsm.evaluation.glue import FOLDER, TASKS  # noqa: E402
-from mlsm.evaluation.minimal_pairs import SUITES  # noqa: E402
+from mlsm.evaluation.minimal_pairs import SUITES, check_suite  # noqa: E402
 from mlsm.log import read_metrics, say  # noqa: E402
 
 NIGHT = 600  # minutes
@@ -213,6 +215,10 @@ def begin(args: argparse.Namespace, execute: Callable[[Step], None]) -> Study:
     file = args.output / "study.json"
     if file.exists():
         return from_json(Study, read_json(file))
+    if args.report:
+        raise ValueError(f"no study at {args.output}: run it first, without --report")
+    glue = tuple(args.glue.split(",")) if args.glue else glue_at_hand(args.data)
+    check(args, glue)
     preset = PRESETS[args.preset]()
     study = Study(
         corpus=tuple(map(str, args.corpus)),
@@ -224,13 +230,32 @@ def begin(args: argparse.Namespace, execute: Callable[[Step], None]) -> Study:
         layer=preset.model.depth,
         k=preset.dictionary.k,
         lam=preset.dictionary.lam,
-        glue=tuple(args.glue.split(",")) if args.glue else glue_at_hand(args.data),
+        glue=glue,
     )
     if not args.updates:
         study = sized(study, args, execute)
     cut_data(args.data, args.output / "evaluation_data", study)
     write_json(file, dataclasses.asdict(study))
     return study
+
+
+def check(args: argparse.Namespace, glue: Sequence[str]) -> None:
+    """Raises ValueError for what a study cannot begin with, before anything is run."""
+    if args.budget < 1 or args.jobs < 1:
+        raise ValueError("--budget and --jobs must be at least 1")
+    corpus_files(DataConfig(corpus=tuple(map(str, args.corpus))))
+    for name in ("blimp", "supplement"):
+        check_suite(SUITES[name], args.data)
+    if not glue:
+        raise ValueError(
+            f"no task to fine-tune on in {args.data / FOLDER}: --data names the folder of the tasks"
+        )
+    for task in glue:
+        if TASKS.get(task) is None or TASKS[task].trained_on != task:
+            raise ValueError(
+                f"--glue takes tasks with a training of their own, such as cola,sst2; got {task!r}"
+            )
+        read_task_data(args.data, task, [task])
 
 
 def sized(study: Study, args: argparse.Namespace, execute: Callable[[Step], None]) -> Study:
@@ -276,13 +301,22 @@ def in_a_process(folder: Path, threads: int) -> Callable[[Step], None]:
         started = time.perf_counter()
         with open(log, "a") as said:
             command = [sys.executable, str(ROOT / step.command[0]), *step.command[1:]]
-            code = subprocess.run(command, stdout=said, stderr=said, env=environment).returncode
+            code = _finished(subprocess.Popen(command, stdout=said, stderr=said, env=environment))
         if code:
             raise ValueError(f"{step.name} ended with exit code {code}: see {log}")
         write_json(done, {"command": step.command, "seconds": time.perf_counter() - started})
         say(f"{step.name}: {time.perf_counter() - started:.0f} s")
 
     return execute
+
+
+def _finished(process: subprocess.Popen) -> int:
+    """Its exit code. A terminal's Ctrl-C reaches the process, too: it is given the time to save its work."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
 
 
 def follow(chain: Sequence[Step], execute: Callable[[Step], None]) -> str | None:

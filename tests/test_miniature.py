@@ -3,6 +3,11 @@ page says what the runs hold.
 """
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +93,23 @@ def test_the_data_is_cut_to_what_the_budget_allows(tmp_path: Path) -> None:
     assert miniature.examples_that_fit(tmp_path, ["cola"], 0) == miniature.FEWEST_EXAMPLES
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--budget=0", "--budget and --jobs must be at least 1"),
+        ("--corpus=nothing.txt", "nothing.txt"),
+        ("--data=nowhere", "no .jsonl files in nowhere"),
+        ("--glue=mnli-mm", "training of their own"),
+        ("--glue=rte", "rte.train.jsonl"),
+        ("--report", "no study at study: run it first"),
+    ],
+)
+def test_what_cannot_be_begun_with_is_refused_first(flag: str, message: str, asked: list[str]) -> None:
+    with pytest.raises(ValueError, match=message):
+        miniature.run(miniature.flags().parse_args([*asked, flag]), here([]))
+    assert not Path("study").exists()
+
+
 def test_a_step_is_run_once_and_its_failure_names_the_log(tmp_path: Path) -> None:
     execute = miniature.in_a_process(tmp_path, 1)
     step = miniature.Step("show help", ["train.py", "--version"])
@@ -99,6 +121,17 @@ def test_a_step_is_run_once_and_its_failure_names_the_log(tmp_path: Path) -> Non
     assert log.read_text(encoding="utf-8") == said
     with pytest.raises(ValueError, match=r"exit code 2: see .*steps/wrong\.log"):
         execute(miniature.Step("wrong", ["train.py", "--nonsense"]))
+
+
+def test_ctrl_c_stops_the_study_and_waits_for_its_commands(tmp_path: Path) -> None:
+    late = tmp_path / "late.txt"
+    script = "import signal, time, pathlib, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    script += f"time.sleep(1)\npathlib.Path({str(late)!r}).touch()"
+    process = subprocess.Popen([sys.executable, "-c", script])
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        miniature._finished(process)
+    assert late.exists()
 
 
 def test_a_small_study_from_text_to_page(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
