@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -310,13 +311,26 @@ def in_a_process(folder: Path, threads: int) -> Callable[[Step], None]:
     return execute
 
 
+_running: set[subprocess.Popen] = set()
+
+
 def _finished(process: subprocess.Popen) -> int:
     """Its exit code. A terminal's Ctrl-C reaches the process, too: it is given the time to save its work."""
+    _running.add(process)
     try:
         return process.wait()
     except KeyboardInterrupt:
         process.wait()
         raise
+    finally:
+        _running.discard(process)
+
+
+def _terminated(*_: object) -> NoReturn:
+    """SIGTERM reaches this process alone and is handed on; then it is as after Ctrl-C."""
+    for process in [*_running]:
+        process.terminate()
+    raise KeyboardInterrupt
 
 
 def follow(chain: Sequence[Step], execute: Callable[[Step], None]) -> str | None:
@@ -388,6 +402,7 @@ def flags() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     """Read the command line, run or continue the study, write its page."""
     args = flags().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminated)
     run(args)
 
 

@@ -123,15 +123,25 @@ def test_a_step_is_run_once_and_its_failure_names_the_log(tmp_path: Path) -> Non
         execute(miniature.Step("wrong", ["train.py", "--nonsense"]))
 
 
-def test_ctrl_c_stops_the_study_and_waits_for_its_commands(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_study_and_waits_for_its_commands(number: signal.Signals, tmp_path: Path) -> None:
     late = tmp_path / "late.txt"
-    script = "import signal, time, pathlib, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    script += f"time.sleep(1)\npathlib.Path({str(late)!r}).touch()"
-    process = subprocess.Popen([sys.executable, "-c", script])
-    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        miniature._finished(process)
-    assert late.exists()
+    script = "import signal, sys, time, pathlib\ndef save(number, _):\n time.sleep(0.5)\n"
+    script += f" pathlib.Path({str(late)!r}).write_text(str(number)); sys.exit()\n"
+    script += "signal.signal(signal.SIGTERM, save)\nprint(flush=True)\nwhile True: time.sleep(0.1)"
+    before = signal.signal(signal.SIGTERM, miniature._terminated)
+    try:
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            process.stdout.readline()
+            threading.Timer(0.3, lambda: os.kill(os.getpid(), number)).start()
+            if number == signal.SIGINT:  # a terminal tells both
+                threading.Timer(0.3, process.terminate).start()
+            with pytest.raises(KeyboardInterrupt):
+                miniature._finished(process)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert late.read_text(encoding="utf-8") == str(int(signal.SIGTERM))
 
 
 def test_a_small_study_from_text_to_page(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
