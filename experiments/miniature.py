@@ -121,6 +121,7 @@ class Plan:
         self.teacher = folder / "teacher"
         self.model = PRESETS[study.preset]().model
         self.students = students(study, self.model)
+        self.of_the_paper = self.students[: len(INITS) * len(OBJECTIVES)]
 
     def train_teacher(self) -> Step:
         return Step("train teacher", self.train("mlm", "random", self.teacher, self.study.num_updates))
@@ -163,10 +164,10 @@ class Plan:
         chains = [[self.zero_shot("teacher", "--baseline")]]
         for student in self.students:
             steps = [*self.student(student), self.zero_shot(f"{student.name}-words")]
-            if student in self.students[: len(INITS) * len(OBJECTIVES)]:
+            if student in self.of_the_paper:
                 steps.append(self.zero_shot(student.name))
             chains.append(steps)
-        tuned = ["teacher", *(s.name for s in self.students[: len(INITS) * len(OBJECTIVES)])]
+        tuned = ["teacher", *(s.name for s in self.of_the_paper)]
         chains += [[self.fine_tune(name, *(["--baseline"] if name == "teacher" else []))] for name in tuned]
         return chains
 

@@ -11,7 +11,7 @@ import math
 import shlex
 import statistics
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -156,7 +156,7 @@ def commands(steps: Sequence[Mapping[str, Any]], corpus: Sequence[str]) -> str:
 def _named(found: Findings) -> dict[str, str]:
     """Rows of the paper's tables: title to run."""
     rows = {"MLM, the teacher": "teacher", "random weights": "random weights"}
-    for student in found.plan.students[:6]:
+    for student in found.plan.of_the_paper:
         rows[f"{TITLES[student.objective]} from {_origin(student.init)}"] = student.name
     return rows
 
@@ -191,7 +191,7 @@ def zero_shot_rows(found: Findings) -> Rows:
 def variation_rows(found: Findings) -> Rows:
     rows: Rows = {}
     for student in found.plan.students:
-        if student.name != "lsm-random" and student in found.plan.students[:6]:
+        if student.name != "lsm-random" and student in found.plan.of_the_paper:
             continue
         title = "as usual" if student.name == "lsm-random" else student.name.replace("-", " ")
         rows[title] = _dictionary_cells(found, student.name) | _coding_cells(found, student.name)
@@ -242,7 +242,7 @@ class Measure(NamedTuple):
     title: str
     of: Callable[[str], float | None]  # a run
     least: float  # by which a teacher has to exceed random weights for the measure to tell anything
-    key: str = ""  # of Findings.value
+    key: str = ""  # of Findings.value; none for what the token head takes no part in
 
 
 def measures(found: Findings) -> list[Measure]:
@@ -288,19 +288,31 @@ def _verdict(count: int, total: int) -> str:
     return "yes" if count == total else "no" if count == 0 else "in part"
 
 
+def _telling(among: Sequence[Measure], said: list[str]) -> Iterator[tuple[Measure, float, float]]:
+    """Measures in which the teacher stands clear of random weights, with the values of these and of the
+    teacher; of the others `said` gets the reason why they tell nothing.
+    """
+    for measure in among:
+        floor, goal = measure.of("random weights"), measure.of("teacher")
+        if floor is None or goal is None:
+            continue
+        if goal - floor > measure.least:
+            yield measure, floor, goal
+        else:
+            values = f"the teacher has {goal:.3f} and random weights {floor:.3f}"
+            said.append(f"{measure.title} cannot tell, {values}")
+
+
 def close_to_the_teacher(found: Findings) -> str:
     """Table 3: students from random weights, between random weights and the teacher."""
-    said, verdicts = [], []
-    for title, of, least, _ in measures(found):
-        floor, goal, lsm, mlsm = (of(n) for n in ("random weights", "teacher", "lsm-random", "mlsm-random"))
-        if floor is None or goal is None or lsm is None or mlsm is None:
+    said: list[str] = []
+    verdicts = []
+    for measure, floor, goal in _telling(measures(found), said):
+        values = {objective: measure.of(f"{objective}-random") for objective in TITLES}
+        if (lsm := values["lsm"]) is None or (mlsm := values["mlsm"]) is None:
             continue
-        if goal - floor <= least:
-            said.append(f"{title} cannot tell, the teacher has {goal:.3f} and random weights {floor:.3f}")
-            continue
-        values = {objective: of(f"{objective}-random") for objective in TITLES}
         ways = {TITLES[o]: (v - floor) / (goal - floor) for o, v in values.items() if v is not None}
-        said.append(f"{title}: " + ", ".join(f"{name} {way:.0%}" for name, way in ways.items()))
+        said.append(f"{measure.title}: " + ", ".join(f"{name} {way:.0%}" for name, way in ways.items()))
         verdicts += [lsm - floor >= CLOSE * (goal - floor), mlsm - floor < BEHIND * (lsm - floor)]
     if not said:
         return "Not measured yet."
@@ -313,24 +325,18 @@ def close_to_the_teacher(found: Findings) -> str:
 
 def words_restored(found: Findings) -> str:
     """Table 4: students from the teacher, after the third phase."""
-    said, verdicts, num_lost = [], [], 0
-    for title, of, least, key in measures(found)[1:]:
-        floor, goal = of("random weights"), of("teacher")
-        if floor is None or goal is None:
-            continue
-        if goal - floor <= least:
-            said.append(f"{title} cannot tell, the teacher has {goal:.3f} and random weights {floor:.3f}")
-            continue
+    said: list[str] = []
+    verdicts, num_lost = [], 0
+    for measure, floor, goal in _telling([m for m in measures(found) if m.key], said):
         told = []
         for objective, name in TITLES.items():
-            before = found.value(f"{objective}-teacher", key)
-            if before is not None and (after := of(f"{objective}-teacher")) is not None:
+            before = found.value(f"{objective}-teacher", measure.key)
+            if before is not None and (after := measure.of(f"{objective}-teacher")) is not None:
                 told.append(f"{name} {before:.3f} to {after:.3f}")
                 verdicts.append(after - floor >= CLOSE * (goal - floor))
                 num_lost += before - floor < CLOSE * (goal - floor)
-        said.append(
-            f"{title}: the teacher {goal:.3f}, students from it, without and with the head, {', '.join(told)}"
-        )
+        students = f"students from it, without and with the head, {', '.join(told)}"
+        said.append(f"{measure.title}: the teacher {goal:.3f}, {students}")
     if not said:
         return "Not measured yet."
     verdict = _verdict(sum(verdicts), len(verdicts)) if verdicts else "cannot be told at this size"
@@ -411,7 +417,7 @@ def draw(found: Findings, path: Path) -> None:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = {"mlsm": ":", "lsm15": "--", "lsm": "-"}
-    for student in found.plan.students[:6]:
+    for student in found.plan.of_the_paper:
         colour = "0.0" if student.init == "random" else "0.55"
         label = f"{TITLES[student.objective]} from {_origin(student.init)}"
         for axes, name, key in (
