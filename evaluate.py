@@ -25,17 +25,17 @@ from mlsm.checkpoint import read_json, write_json, write_text
 from mlsm.config import TrainConfig, from_json
 from mlsm.data import Corpus
 from mlsm.directory import check_writable, only_process
-from mlsm.evaluation import finetune, glue, minimal_pairs, paper, report
+from mlsm.evaluation import finetune, glue, minimal_pairs, paper, summary
 from mlsm.evaluation.grammar import demo_pairs
 from mlsm.evaluation.heldout import MASKED, score_concepts, score_unigram, score_words
 from mlsm.evaluation.pseudo_likelihood import REDUCTIONS, score_sentences
 from mlsm.evaluation.subject import Subject, of_run, random_twin, recipe
 from mlsm.evaluation.tables import Cell, as_text, draw
-from mlsm.heads import Run, load_run
 from mlsm.log import progress, say
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import choose_device
 from mlsm.plan import load_teacher, text_of
+from mlsm.run import Run, load_run
 
 TASKS = ("demo", *minimal_pairs.SUITES, "glue", *glue.TASKS)
 TOKEN_BUDGET = 8192  # tokens a forward pass holds
@@ -97,7 +97,9 @@ def zero_shot(subject: Subject, name: str, args: argparse.Namespace) -> dict[str
         token_budget=SCORING_BUDGET,
         progress=lambda total: progress(total, f"{subject.name}: {suite.title}", unit="token"),
     )
-    return report.suite_result(subtasks, scores, reduction=args.score, ties=args.ties, has_prefix=args.prefix)
+    return summary.suite_result(
+        subtasks, scores, reduction=args.score, ties=args.ties, has_prefix=args.prefix
+    )
 
 
 def fine_tuned(
@@ -111,7 +113,7 @@ def fine_tuned(
             say(f"{subject.name}: {data.trained_on}, seed {seed} failed: {result.failure}")
     if num_truncated := results[args.seeds[0]].num_truncated:
         say(f"{data.trained_on}: {num_truncated} examples cut to {settings.max_length} tokens")
-    return {task: report.glue_result(task, results, settings) for task in tasks}
+    return {task: summary.glue_result(task, results, settings) for task in tasks}
 
 
 def evaluate(
@@ -140,7 +142,7 @@ def keep(folder: Path, name: str, new: dict[str, Any]) -> None:
     try:
         glue_rows = results.get("glue", {}) | new.get("glue", {})
         results |= new | ({"glue": glue_rows} if glue_rows else {})
-        told = report.markdown(name, results)
+        told = summary.markdown(name, results)
         write_json(path, results)  # a lone surrogate is no text
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no results of this program ({error!r}); remove it") from None
@@ -172,7 +174,7 @@ def show_demo(runs: Sequence[Run], device: torch.device) -> None:
     shown: dict[str, dict[str, Cell]] = {
         n: {c: v for c, v in r.items() if not c.startswith("pairs: ")} for n, r in rows.items()
     }
-    shown |= report.over_seeds(shown, {run.directory.name: recipe(run.config) for run in runs})
+    shown |= summary.over_seeds(shown, {run.directory.name: recipe(run.config) for run in runs})
     print(as_text(shown, "Held-out text and minimal pairs"))
     print("\nbaseline: words by their frequency, the best constant distribution over concepts, chance")
     print(f"picture: {picture}")
@@ -185,8 +187,8 @@ def show_tasks(subjects: Sequence[Subject], tasks: Sequence[str], args: argparse
         if name in minimal_pairs.SUITES:
             minimal_pairs.check_suite(minimal_pairs.SUITES[name], args.data)
     measured = {subject.name: evaluate(subject, tasks, trainings, args) for subject in subjects}
-    rows: dict[str, dict[str, Cell]] = {name: report.row(results) for name, results in measured.items()}
-    rows |= report.over_seeds(rows, args.recipes)
+    rows: dict[str, dict[str, Cell]] = {name: summary.row(results) for name, results in measured.items()}
+    rows |= summary.over_seeds(rows, args.recipes)
     if args.baseline:
         majority = {
             task: glue.majority_score(data.training, items, task)
@@ -194,7 +196,7 @@ def show_tasks(subjects: Sequence[Subject], tasks: Sequence[str], args: argparse
             for task, items in data.validations.items()
             if task in tasks
         }
-        rows["chance, or the majority class"] = report.floor_row(measured[subjects[0].name], majority)
+        rows["chance, or the majority class"] = summary.floor_row(measured[subjects[0].name], majority)
     if args.paper:
         columns = {column for cells in rows.values() for column in cells}
         for name, quoted in paper.quoted_rows(args.paper).items():

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlsm import cli, distributed, outside
-from mlsm.chance import generator_for
 from mlsm.checkpoint import MODEL_FILE, fingerprint
 from mlsm.config import PRESETS, DataConfig, DictionaryConfig
 from mlsm.data import Corpus
 from mlsm.dictionary import Dictionary, learn_dictionary
 from mlsm.directory import check_writable
-from mlsm.heads import load_encoder, run_config
 from mlsm.log import progress, say
 from mlsm.optim import choose_device, choose_precision
 from mlsm.plan import SHARED_FLAGS, text_of
+from mlsm.run import load_encoder, run_config
+from mlsm.seeds import generator_for
 from mlsm.targets import sample_states
 
 HELDOUT_SHARE = 0.05  # of the sample: states that only the statistics see

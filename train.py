@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from mlsm import cli, distributed
-from mlsm.chance import seed_for
 from mlsm.checkpoint import (
     MODEL_FILE,
     Checkpoint,
@@ -30,8 +29,8 @@ from mlsm.data import Corpus, Update
 from mlsm.directory import only_process
 from mlsm.divergence import Watch, describe, record_update
 from mlsm.evaluation.heldout import predictions
-from mlsm.heads import LanguageModel, init_from_, load_weights_, run_weights
 from mlsm.log import Meter, RunLog, progress, say
+from mlsm.model import LanguageModel
 from mlsm.objectives import OBJECTIVES, Objective
 from mlsm.optim import (
     adamw,
@@ -44,6 +43,8 @@ from mlsm.optim import (
     step_,
 )
 from mlsm.plan import Plan, init_directory, load_teacher, make_plan, open_run
+from mlsm.run import init_from_, load_weights_, run_weights
+from mlsm.seeds import seed_for
 from mlsm.targets import Teacher
 
 

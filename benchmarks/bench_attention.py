@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-import report
+import result_page
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -125,12 +125,12 @@ def main() -> None:
 {settings}. {clock}, median of {ROUNDS} turns after a warm-up.
 SDPA is torch's attention on the padded rectangle without position terms: it computes less.
 {gpu}
-{report.circumstances("PYTHONPATH=. python benchmarks/bench_attention.py")}
+{result_page.circumstances("PYTHONPATH=. python benchmarks/bench_attention.py")}
 
-{report.table(["lengths", "sequences", "implementation", "ms", "tokens/s"], rows)}
+{result_page.table(["lengths", "sequences", "implementation", "ms", "tokens/s"], rows)}
 """
     print(text)
-    report.write("attention.md", text)
+    result_page.write("attention.md", text)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import report
+import result_page
 import torch
 from signals import real_signals
 from torch import Tensor
@@ -146,7 +146,7 @@ def test_variants(benchmark, monkeypatch, setting, name):
 def write_results(request) -> Iterator[None]:
     yield
     if request.config.getoption("benchmark_enable") and len(rows) > 1:
-        report.write("dictionary.md", _text())
+        result_page.write("dictionary.md", _text())
 
 
 def _text() -> str:
@@ -179,7 +179,7 @@ learn from; lambda {LAM}. The objective is Eq. 1 as a mean over {NUM_HELDOUT:,} 
 codes. Each run is made once. CPU seconds are those of all threads; the wall shows how busy the machine was,
 and compares two rows only where it is close to the CPU seconds over the threads.
 
-{report.circumstances("pytest benchmarks/bench_dictionary.py --benchmark-enable")}
+{result_page.circumstances("pytest benchmarks/bench_dictionary.py --benchmark-enable")}
 
-{report.table(header, lines)}
+{result_page.table(header, lines)}
 """

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import report
+import result_page
 import torch
 from recipe import original_fista
 from signals import NUM_MOST, coding_problem
@@ -208,7 +208,7 @@ def gpu_floor(setting: Setting, num_signals: int, num_updates: float) -> float |
 def write_results(request) -> Iterator[None]:
     yield
     if request.config.getoption("benchmark_enable") and len(rows) > 1:
-        report.write("lasso.md", _text())
+        result_page.write("lasso.md", _text())
 
 
 def _text() -> str:
@@ -240,9 +240,9 @@ Written by the command below. Real signals (states of a small public encoder) of
 to 1/2 |x|^2 and computed in float64 from the codes; ours stops each signal at 1e-3. Best of {ROUNDS} runs
 after a warm-up.
 {gpu}
-{report.circumstances("pytest benchmarks/bench_lasso.py --benchmark-enable")}
+{result_page.circumstances("pytest benchmarks/bench_lasso.py --benchmark-enable")}
 
-{report.table(header, lines)}
+{result_page.table(header, lines)}
 """
 
 
@@ -261,4 +261,4 @@ def _gpu_text() -> str:
         if row.floor_seconds is not None
     ]
     header = ["D", "K", "lambda", "achieved, tokens/s", "floor, tokens/s", "share"]
-    return "\n" + report.table(header, lines) + "\n"
+    return "\n" + result_page.table(header, lines) + "\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import report
+import result_page
 from minicons.scorer import MaskedLMScorer
 from signals import cache_directory
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -25,7 +25,8 @@ from mlsm.data import corpus_files, corpus_tokenizer, read_lines
 from mlsm.evaluation.grammar import demo_pairs
 from mlsm.evaluation.pseudo_likelihood import score_sentences
 from mlsm.export import export
-from mlsm.heads import LanguageModel, Run, load_run
+from mlsm.model import LanguageModel
+from mlsm.run import Run, load_run
 from mlsm.tokenizer import Tokenizer
 
 NUM_SENTENCES = {"tiny": 128, "small": 32}
@@ -116,7 +117,7 @@ def test_scorers(benchmark, subject, name, kind):
 def write_results(request) -> Iterator[None]:
     yield
     if request.config.getoption("benchmark_enable") and len(rows) > 1:
-        report.write("scoring.md", _text())
+        result_page.write("scoring.md", _text())
 
 
 def _text() -> str:
@@ -148,7 +149,7 @@ Written by the command below. Random weights. Best of {ROUNDS} runs. Both sides 
 the same float32 matrix products: what ours leaves out is the last layer and the logits where nothing is
 masked, padding, small batches, and a masked copy that two sentences share.
 
-{report.circumstances("pytest benchmarks/bench_scoring.py --benchmark-enable")}
+{result_page.circumstances("pytest benchmarks/bench_scoring.py --benchmark-enable")}
 
-{report.table(header, lines)}
+{result_page.table(header, lines)}
 """

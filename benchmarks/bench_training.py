@@ -26,20 +26,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import recipe
-import report
+import result_page
 import torch
 from signals import NUM_MOST, coding_problem
 from torch import Tensor, nn
 from transformers import DebertaForMaskedLM, DebertaModel
 
 from kernels.lasso import LassoResult
-from mlsm.chance import generator_for
 from mlsm.config import EMBEDDED_CORPUS, DataConfig, ModelConfig, TrainConfig, base, small, tiny
 from mlsm.data import Corpus, MicroBatch, Selection, Update, corpus_tokenizer
 from mlsm.dictionary import Dictionary
-from mlsm.heads import LanguageModel
+from mlsm.model import LanguageModel
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import adamw, choose_device, choose_precision
+from mlsm.seeds import generator_for
 from mlsm.targets import Teacher
 
 SEQUENCES, SEQUENCES_ON_A_GPU, SEQUENCES_A_RANDOM_BATCH = 128, 1024, 64
@@ -57,7 +57,7 @@ TOKEN_BUDGETS = {"tiny": 4096, "small": 1024, "base, 4 layers": 1024, "base": 10
 TOKEN_BUDGET_ON_A_GPU = 16_384
 # Dense bf16 products with float32 sums, operations a second, as NVIDIA states them for the SXM cards.
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
-MASKED, EVERYWHERE = Selection(0.15, is_hidden=True), Selection(1.0, is_hidden=False)
+MASKED, EVERYWHERE = Selection(0.15, is_masked=True), Selection(1.0, is_masked=False)
 Loss = Callable[[MicroBatch], Tensor]
 
 
@@ -244,7 +244,7 @@ def main() -> None:
                     results[side][name] += values
                 _quiet(f"{model}, {SIDES[side].objective}, {SIDES[side].name}: {answer}")
         blocks.append(f"## {model}\n\n" + _table(results))
-    report.write("training.md", _text(args, blocks))
+    result_page.write("training.md", _text(args, blocks))
 
 
 def _table(results: dict[int, dict[str, list]]) -> str:
@@ -272,7 +272,7 @@ def _table(results: dict[int, dict[str, list]]) -> str:
                 *([f"{statistics.median(result['operations']) / peak:.1%}"] if peak else []),
             )
         )
-    return report.table(header, rows)
+    return result_page.table(header, rows)
 
 
 def _text(args: argparse.Namespace, blocks: list[str]) -> str:
@@ -291,7 +291,7 @@ concepts, lambda {LAM}. Micro-batches of ours, and of peers that are sorted, hol
 ({"; ".join(args.models)}). Memory is what training takes at its peak
 beyond what the process takes after its imports.
 
-{report.circumstances(command)}
+{result_page.circumstances(command)}
 
 {chr(10).join(block + chr(10) for block in blocks)}"""
 

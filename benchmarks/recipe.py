@@ -85,7 +85,7 @@ def bert(config: ModelConfig) -> BertForMaskedLM:
 
 
 def masked_lm_loss(model: Callable[..., MaskedLMOutput], micro: MicroBatch) -> Tensor:
-    """Cross-entropy summed over the hidden tokens; logits are computed everywhere."""
+    """Cross-entropy summed over the masked tokens; logits are computed everywhere."""
     batch = padded(micro)
     logits_BLV = model(input_ids=batch.inputs_BL, attention_mask=batch.mask_BL).logits
     return F.cross_entropy(logits_BLV[batch.selected_BL], batch.ids_BL[batch.selected_BL], reduction="sum")

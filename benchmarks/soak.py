@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import report
+import result_page
 
 from mlsm.log import read_metrics
 
@@ -51,7 +51,7 @@ def sample(pid: int, minute: float, updates: int) -> Sample:
 
 
 def command(script: str, *flags: str) -> list[str]:
-    return [sys.executable, str(report.REPOSITORY / script), *flags]
+    return [sys.executable, str(result_page.REPOSITORY / script), *flags]
 
 
 def soak(folder: Path, minutes: float) -> list[Sample]:
@@ -123,9 +123,9 @@ While a checkpoint is written one more file is open.
 
 After {warm_up:g} minutes of warming up; growth by least squares:
 
-{report.table(["", f"at minute {warm_up:g}", "at the end", "growth an hour"], summary)}
+{result_page.table(["", f"at minute {warm_up:g}", "at the end", "growth an hour"], summary)}
 
-{report.table(header, rows)}
+{result_page.table(header, rows)}
 """
 
 
@@ -138,12 +138,12 @@ def main() -> None:
         "--warm-up", type=float, default=10, help="minutes that growth leaves out (default: 10)"
     )
     args = parser.parse_args()
-    circumstances = report.circumstances(
+    circumstances = result_page.circumstances(
         f"PYTHONPATH=. python benchmarks/soak.py --minutes {args.minutes:g}"
     )  # of the commit that starts
     with tempfile.TemporaryDirectory() as folder:
         samples = soak(Path(folder), args.minutes)
-    report.write("soak.md", text(samples, args.minutes, args.warm_up, circumstances))
+    result_page.write("soak.md", text(samples, args.minutes, args.warm_up, circumstances))
 
 
 if __name__ == "__main__":

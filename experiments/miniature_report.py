@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.report import circumstances
+from benchmarks.result_page import circumstances
 from mlsm.checkpoint import read_json, write_text, write_whole
 from mlsm.dictionary import Dictionary
 from mlsm.evaluation.glue import TASKS
-from mlsm.evaluation.run_facts import RunFacts, compute_row, duration, read_facts
 from mlsm.evaluation.tables import Cell, Spread, as_markdown
+from mlsm.pages.run_facts import RunFacts, compute_row, duration, read_facts
 
 if TYPE_CHECKING:
     from miniature import Plan
@@ -29,7 +29,7 @@ TITLES = {"mlsm": "MLSM", "lsm15": "LSM15", "lsm": "LSM"}
 NUM_BLIMP_FILES = 67
 CLOSE = 0.9  # of the way from random weights to the teacher
 BEHIND = 0.8  # of the way that LSM has come
-LEAST_ACCURACY = 0.02  # of hidden words
+LEAST_ACCURACY = 0.02  # of masked words
 Rows = dict[str, dict[str, Cell | str]]
 
 
@@ -246,7 +246,7 @@ class Measure(NamedTuple):
 
 
 def measures(found: Findings) -> list[Measure]:
-    """Fine-tuning, BLiMP and hidden words; the last two with words, where a run has them."""
+    """Fine-tuning, BLiMP and masked words; the last two with words, where a run has them."""
 
     def deviation(name: str) -> float:
         spread = found.glue_average(name)
@@ -262,7 +262,7 @@ def measures(found: Findings) -> list[Measure]:
             "BLiMP", lambda name: found.value(_with_words(name), "blimp"), 4 * blimp_error(found), "blimp"
         ),
         Measure(
-            "accuracy of hidden words", lambda name: _words(found, name), LEAST_ACCURACY, "word accuracy"
+            "accuracy of masked words", lambda name: _words(found, name), LEAST_ACCURACY, "word accuracy"
         ),
     ]
 
@@ -434,6 +434,6 @@ def draw(found: Findings, path: Path) -> None:
                 linewidth=1.2,
             )
     left.set(xlabel="update of phase 2", ylabel="KL to the teacher's concepts, nats")
-    right.set(xlabel="update of phase 3", ylabel="accuracy of hidden words")
+    right.set(xlabel="update of phase 3", ylabel="accuracy of masked words")
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     write_whole(path, lambda p: figure.savefig(p, format="png", dpi=120))

@@ -27,9 +27,9 @@ from mlsm.checkpoint import fingerprint
 from mlsm.data import MicroBatch
 from mlsm.dictionary import Dictionary
 from mlsm.evaluation.pseudo_likelihood import score_sentences
-from mlsm.heads import Run, load_run
 from mlsm.optim import choose_device, choose_precision
 from mlsm.plan import find_dictionary
+from mlsm.run import Run, load_run
 from mlsm.sequences import Sequences
 from mlsm.targets import Teacher
 from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES

@@ -25,20 +25,20 @@ from mlsm.config import DataConfig, TrainConfig, from_json
 from mlsm.data import Corpus, MicroBatch, Selection
 from mlsm.dictionary import Dictionary
 from mlsm.directory import check_writable
-from mlsm.evaluation import concept_report, concept_view
-from mlsm.evaluation.concept_reading import Readers, Reading, read, read_sentence, sample
 from mlsm.evaluation.tables import as_text
-from mlsm.evaluation.tagged import read_tagged
-from mlsm.heads import load_run, model_config, run_config
 from mlsm.log import progress, say
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import choose_device
+from mlsm.pages import concept_report, concept_view
+from mlsm.pages.concept_reading import Readers, Reading, read, read_sentence, sample
+from mlsm.pages.tagged import read_tagged
 from mlsm.plan import find_dictionary, load_teacher
+from mlsm.run import load_run, model_config, run_config
 from mlsm.targets import EVERY_TOKEN
 from mlsm.tokenizer import run_tokenizer
 
 TOKEN_BUDGET = 8192  # tokens a forward pass holds
-MASK_SHARE = 0.15  # of the positions, for students that learn from hidden tokens
+MASK_SHARE = 0.15  # of the positions, for students that learn from masked tokens
 
 
 def concepts(args: argparse.Namespace) -> None:
@@ -102,7 +102,7 @@ def make_readers(config: dict[str, Any], args: argparse.Namespace) -> Readers:
         return Readers(load_teacher(args.run, path, settings, device), None, EVERY_TOKEN)
     student = load_run(args.run, device).model
     is_masked = OBJECTIVES[origin["objective"]].is_masked
-    selection = Selection(MASK_SHARE, is_hidden=True) if is_masked else EVERY_TOKEN
+    selection = Selection(MASK_SHARE, is_masked=True) if is_masked else EVERY_TOKEN
     before = Path(origin["dictionary"])
     directory = args.teacher or Path(origin["teacher"])
     path = args.dictionary or (args.teacher / before.name if args.teacher else before)

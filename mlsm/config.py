@@ -262,7 +262,7 @@ class Preset:
 def tiny() -> Preset:
     """Twelve narrow layers: the whole pipeline in minutes on two CPU cores.
 
-    So few updates need more signal each: no dropout, and 40 % of the tokens are hidden where words are learnt
+    So few updates need more signal each: no dropout, and 40 % of the tokens are masked where words are learnt
     (Wettig et al. 2023 find that better than 15 %, too). Chosen by held-out loss.
     """
     train = TrainConfig(

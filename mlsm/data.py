@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from mlsm import distributed
-from mlsm.chance import generator_for, seed_for
 from mlsm.checkpoint import file_digest, write_text, write_whole
 from mlsm.config import EMBEDDED_CORPUS, DataConfig
-from mlsm.masking import hide, select
+from mlsm.masking import mask, select
+from mlsm.seeds import generator_for, seed_for
 from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, PAD_ID, SAMPLE_BYTES, SEP_ID, Tokenizer, train_tokenizer
 
@@ -302,14 +302,14 @@ class MicroBatch(NamedTuple):
     """Sequences of similar length."""
 
     text: Sequences  # as it is
-    inputs: Sequences  # as the model sees it: with [MASK], where the objective hides tokens
+    inputs: Sequences  # as the model sees it: with [MASK], where the objective masks tokens
     selected_N: Tensor  # flat positions to learn from
 
     @classmethod
     def of(cls, rows: list[Tensor], selected: list[Tensor], selection: Selection) -> MicroBatch:
         """Rows of ids, with True at the positions to learn from."""
         text, is_selected_T = Sequences.of(rows), torch.cat(selected)
-        inputs_T = hide(text.ids_T, is_selected_T) if selection.is_hidden else text.ids_T
+        inputs_T = mask(text.ids_T, is_selected_T) if selection.is_masked else text.ids_T
         return cls(text, text._replace(ids_T=inputs_T), is_selected_T.nonzero().squeeze(1))
 
     def labels_N(self) -> Tensor:
@@ -335,7 +335,7 @@ class Selection(NamedTuple):
     """Which tokens an objective learns from, and whether the model sees [MASK] there."""
 
     share: float
-    is_hidden: bool
+    is_masked: bool
 
 
 class Corpus:

@@ -1,7 +1,7 @@
 """DeBERTa v1 (He et al. 2021), the encoder alone: token ids in, hidden states out.
 
 The layout of the weights is that of the published checkpoints (queries, keys and values interleaved per
-head), so that weights can be exchanged by renaming. Heads that read the hidden states are in `mlsm.heads`.
+head), so that weights can be exchanged by renaming. Heads that read the hidden states are in `mlsm.model`.
 
 Sequences lie flat, one after another, without padding.
 

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from mlsm import cli
-from mlsm.chance import seed_for
 from mlsm.checkpoint import read_json, read_tensors, write_json, write_tensors
 from mlsm.config import TrainConfig, from_json
 from mlsm.data import MicroBatch, Update
-from mlsm.heads import LanguageModel, load_weights_, model_config, run_config
 from mlsm.log import say
+from mlsm.model import LanguageModel
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import Precision, choose_device, choose_precision
 from mlsm.plan import load_teacher
+from mlsm.run import load_weights_, model_config, run_config
+from mlsm.seeds import seed_for
 from mlsm.sequences import Sequences
 from mlsm.targets import Teacher
 

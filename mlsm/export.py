@@ -36,10 +36,11 @@ from mlsm.checkpoint import (
 )
 from mlsm.config import ModelConfig
 from mlsm.deberta import LAYER_NORM_EPS
-from mlsm.heads import LanguageModel, Run, load_run
 from mlsm.huggingface import OWN_WEIGHTS_FILE, RUN_FILE, to_huggingface
 from mlsm.log import say
+from mlsm.model import LanguageModel
 from mlsm.model_card import PREDICTS_WORDS, model_card
+from mlsm.run import Run, load_run
 from mlsm.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, PAD_ID, SEP_ID, UNK_ID, JsonTokenizer, Tokenizer
 
 # Bytes. Larger compiled rules are those of Unicode, in models from outside (ours take 1,032). The reader of

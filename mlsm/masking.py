@@ -18,6 +18,6 @@ def select(ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return is_ordinary(ids) & (torch.rand(ids.shape, generator=generator) < share)
 
 
-def hide(ids: Tensor, selected: Tensor) -> Tensor:
+def mask(ids: Tensor, selected: Tensor) -> Tensor:
     """The ids with every selected one replaced by [MASK] (always: no random and no kept tokens)."""
     return ids.masked_fill(selected, MASK_ID)

@@ -11,10 +11,10 @@ from typing import Any
 
 from mlsm.checkpoint import MODEL_FILE, STATE_FILE, fingerprint, read_json
 from mlsm.config import EMBEDDED_CORPUS
-from mlsm.evaluation import report
-from mlsm.heads import Run, run_config
+from mlsm.evaluation import summary
 from mlsm.log import read_metrics
 from mlsm.objectives import OBJECTIVES
+from mlsm.run import Run, run_config
 
 LEARNT = {
     "mlm": "to fill in masked words",
@@ -160,7 +160,7 @@ def _results(directory: Path) -> str:
             + "."
         )
     if (directory / "results.json").exists():
-        measured = report.markdown(full_name(directory), read_json(directory / "results.json"))
+        measured = summary.markdown(full_name(directory), read_json(directory / "results.json"))
         parts.append(measured.replace("## ", "### ").strip())
     return "\n\n".join(parts)
 

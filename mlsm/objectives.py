@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mlsm.config import TrainConfig
 from mlsm.data import MicroBatch, Selection
-from mlsm.heads import LanguageModel
 from mlsm.linear_loss import linear_cross_entropy
+from mlsm.model import LanguageModel
 from mlsm.targets import Teacher
 
 
@@ -53,7 +53,7 @@ def _concept_loss(model: LanguageModel, hidden_ND: Tensor, micro: MicroBatch, te
 def masked_lm(
     model: LanguageModel, micro: MicroBatch, teacher: Teacher | None, config: TrainConfig
 ) -> Outcome:
-    """Phase 1: the hidden tokens, by the vocabulary rows."""
+    """Phase 1: the masked tokens, by the vocabulary rows."""
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     return _word_loss(hidden_ND, *model.vocabulary_rows(), micro)
 
@@ -61,7 +61,7 @@ def masked_lm(
 def latent_concepts(
     model: LanguageModel, micro: MicroBatch, teacher: Teacher | None, config: TrainConfig
 ) -> Outcome:
-    """Phase 2, MLSM, LSM and LSM15 alike: they differ in what `selection` picks and hides."""
+    """Phase 2, MLSM, LSM and LSM15 alike: they differ in what `selection` picks and masks."""
     assert teacher is not None
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     return _concept_loss(model, hidden_ND, micro, teacher)
@@ -83,7 +83,7 @@ def masked_lm_and_concepts(
 def token_head(
     model: LanguageModel, micro: MicroBatch, teacher: Teacher | None, config: TrainConfig
 ) -> Outcome:
-    """Phase 3: the hidden tokens, by one linear layer on the concept logits of a frozen student."""
+    """Phase 3: the masked tokens, by one linear layer on the concept logits of a frozen student."""
     with torch.no_grad():
         concepts_NK = model.concept_logits(model.hidden_at(micro.inputs, micro.selected_N))
     assert model.token_head is not None
@@ -94,7 +94,7 @@ class Objective(NamedTuple):
     """A loss and the positions it is taken at."""
 
     loss: Callable[[LanguageModel, MicroBatch, Teacher | None, TrainConfig], Outcome]
-    is_masked: bool  # selected tokens are hidden
+    is_masked: bool  # selected tokens are masked
     learns_from_all: bool  # every ordinary token, instead of `mask_share` of them
     needs_teacher: bool
 

@@ -30,9 +30,10 @@ from mlsm.checkpoint import (
     write_tensors,
 )
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
-from mlsm.heads import LanguageModel, as_json, load_weights_, run_config
 from mlsm.huggingface import RUN_FILE, from_huggingface, from_huggingface_v2
 from mlsm.log import say
+from mlsm.model import LanguageModel
+from mlsm.run import load_weights_, run_config
 from mlsm.tokenizer import Tokenizer, renumbered_json, renumbered_sentencepiece
 
 PICKLE_FILE = "pytorch_model.bin"
@@ -93,9 +94,9 @@ def bring_in(source: Path, run: Path) -> None:
         load_weights_(deberta_v2.Encoder(shape, layout), ours, str(source))
     record = {
         "preset": "base",
-        "model": as_json(shape),
-        "data": as_json(DataConfig(max_length=min(DataConfig().max_length, shape.max_positions))),
-        "train": as_json(TrainConfig()),
+        "model": dataclasses.asdict(shape),
+        "data": dataclasses.asdict(DataConfig(max_length=min(DataConfig().max_length, shape.max_positions))),
+        "train": dataclasses.asdict(TrainConfig()),
         "tokenizer": tokenizer.fingerprint,
         "layout": layout and dataclasses.asdict(layout),
         "source": origin,

@@ -34,10 +34,10 @@ from mlsm.config import (
 from mlsm.data import Corpus, corpus_tokenizer
 from mlsm.dictionary import Dictionary
 from mlsm.directory import check_writable
-from mlsm.heads import as_json, check_has_heads, checked_tokenizer, load_encoder, model_config, run_config
 from mlsm.log import say
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import choose_precision
+from mlsm.run import check_has_heads, checked_tokenizer, load_encoder, model_config, run_config
 from mlsm.targets import Teacher
 from mlsm.tokenizer import Tokenizer
 
@@ -270,9 +270,9 @@ def _describe(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     """config.json: everything that made the run."""
     return {
         "preset": plan.preset,
-        "model": as_json(plan.model),
-        "data": as_json(plan.data),
-        "train": as_json(plan.train),
+        "model": dataclasses.asdict(plan.model),
+        "data": dataclasses.asdict(plan.data),
+        "train": dataclasses.asdict(plan.train),
         "tokenizer": plan.tokenizer.fingerprint,
         "corpus": corpus.describe(),
         "concepts": _concepts(plan),

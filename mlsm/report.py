@@ -15,9 +15,10 @@ from pathlib import Path
 from mlsm import cli
 from mlsm.checkpoint import write_text
 from mlsm.directory import check_writable
-from mlsm.evaluation import paper, report, run_view
-from mlsm.evaluation.run_facts import read_facts
+from mlsm.evaluation import paper, summary
 from mlsm.evaluation.subject import recipe
+from mlsm.pages import run_view
+from mlsm.pages.run_facts import read_facts
 
 FILE = "report.html"
 
@@ -51,8 +52,8 @@ def main(argv: list[str]) -> None:
         for directory, name in zip(directories, names, strict=True)
     ]
     check_writable(output.parent)
-    tasks = {run.name: row for run in runs if (row := report.row(run.results))}
-    tasks |= report.over_seeds(tasks, {run.name: recipe(run.config) for run in runs if run.name in tasks})
+    tasks = {run.name: row for run in runs if (row := summary.row(run.results))}
+    tasks |= summary.over_seeds(tasks, {run.name: recipe(run.config) for run in runs if run.name in tasks})
     columns = {column for row in tasks.values() for column in row}
     quoted = {
         name: {column: value for column, value in row.items() if column in columns}

@@ -19,14 +19,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.chance import generator_for
 from mlsm.data import Corpus, MicroBatch, Selection
 from mlsm.deberta import Encoder
 from mlsm.dictionary import Dictionary
 from mlsm.log import Stopwatch
 from mlsm.optim import Precision
+from mlsm.seeds import generator_for
 
-EVERY_TOKEN = Selection(share=1.0, is_hidden=False)
+EVERY_TOKEN = Selection(share=1.0, is_masked=False)
 SEQUENCES_A_BLOCK = 256  # read at once while states are collected
 
 

@@ -253,7 +253,7 @@ def read_run() -> None:
     """As a teacher, as what is evaluated, and as what a run starts from."""
     import evaluate
     import train
-    from mlsm.heads import load_run
+    from mlsm.run import load_run
 
     load_run(Path("run"))
     flags = ["--output=student", "--num-steps=1", "--batch-size=4", "--objective=lsm"]
@@ -264,7 +264,7 @@ def read_run() -> None:
 def read_weights() -> None:
     import torch
 
-    from mlsm.heads import load_run
+    from mlsm.run import load_run
     from mlsm.sequences import Sequences
 
     run = load_run(Path("run"))

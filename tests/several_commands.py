@@ -16,9 +16,9 @@ from mlsm.checkpoint import write_json
 from mlsm.config import DataConfig, TrainConfig, from_json
 from mlsm.data import Corpus
 from mlsm.evaluation.heldout import score_concepts, score_words
-from mlsm.heads import load_run
 from mlsm.objectives import OBJECTIVES
 from mlsm.plan import load_teacher
+from mlsm.run import load_run
 
 
 def heldout(flags: list[str]) -> None:

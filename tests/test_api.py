@@ -13,7 +13,7 @@ import mlsm
 from mlsm.checkpoint import fingerprint
 from mlsm.dictionary import Dictionary
 from mlsm.evaluation.pseudo_likelihood import score_sentences
-from mlsm.heads import load_run
+from mlsm.run import load_run
 from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlsm.evaluation import concept_report, concept_view
-from mlsm.evaluation.concept_reading import Agreement, Reading, Sentence
-from mlsm.evaluation.concept_use import codes_by_concept
+from mlsm.pages import concept_report, concept_view
+from mlsm.pages.concept_reading import Agreement, Reading, Sentence
+from mlsm.pages.concept_use import codes_by_concept
 from mlsm.tokenizer import CLS_ID, SEP_ID
 
 HOSTILE = [

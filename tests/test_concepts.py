@@ -18,14 +18,14 @@ import train
 from mlsm import concepts
 from mlsm.config import DataConfig, from_json
 from mlsm.data import Corpus, MicroBatch, Selection
-from mlsm.evaluation import concept_report, concept_use, concept_view
-from mlsm.evaluation.concept_reading import Readers, read, read_sentence, sample
-from mlsm.evaluation.concept_use import Codes
 from mlsm.evaluation.heldout import SEED, score_concepts
 from mlsm.evaluation.tables import as_text
-from mlsm.evaluation.tagged import read_tagged
-from mlsm.heads import load_run
 from mlsm.log import progress
+from mlsm.pages import concept_report, concept_use, concept_view
+from mlsm.pages.concept_reading import Readers, read, read_sentence, sample
+from mlsm.pages.concept_use import Codes
+from mlsm.pages.tagged import read_tagged
+from mlsm.run import load_run
 from mlsm.targets import EVERY_TOKEN
 from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
@@ -267,7 +267,7 @@ def test_a_masked_student_sees_all_but_the_token_it_predicts(student: Path) -> N
     row = torch.tensor([CLS_ID, *ids, SEP_ID])
     place = len(ids) // 2
     is_chosen = torch.arange(len(row)) == place + 1
-    inputs = row.masked_fill(is_chosen, MASK_ID) if readers.selection.is_hidden else row
+    inputs = row.masked_fill(is_chosen, MASK_ID) if readers.selection.is_masked else row
     micro = MicroBatch.of([inputs], [is_chosen], Selection(1.0, False))
     expected_K = readers._replace(teacher=None).distributions(micro)["student"][0].detach().numpy()
     assert told.weights["student"][place] == pytest.approx(expected_K, abs=1e-5)

@@ -13,8 +13,8 @@ from mlsm.data import Corpus, MicroBatch, Selection, Update, corpus_tokenizer, u
 from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, SEP_ID
 
-MASKED = Selection(0.15, is_hidden=True)
-EVERYTHING = Selection(1.0, is_hidden=False)
+MASKED = Selection(0.15, is_masked=True)
+EVERYTHING = Selection(1.0, is_masked=False)
 
 
 def quiet(_: str) -> None:

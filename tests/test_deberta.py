@@ -17,8 +17,9 @@ from mlsm import deberta
 from mlsm.config import ModelConfig, base
 from mlsm.deberta import Encoder
 from mlsm.export import huggingface_config
-from mlsm.heads import LanguageModel, load_weights_
 from mlsm.huggingface import from_huggingface
+from mlsm.model import LanguageModel
+from mlsm.run import load_weights_
 from mlsm.sequences import Sequences
 
 SIZES = {

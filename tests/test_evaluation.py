@@ -17,7 +17,7 @@ from mlsm.evaluation.grammar import PHENOMENA, demo_pairs
 from mlsm.evaluation.heldout import score_unigram, score_words
 from mlsm.evaluation.pseudo_likelihood import score_sentences, token_log_probabilities
 from mlsm.evaluation.tables import as_markdown, as_text
-from mlsm.heads import Run, load_run
+from mlsm.run import Run, load_run
 from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
 

@@ -26,7 +26,7 @@ from mlsm import export
 from mlsm.checkpoint import Checkpoint, fingerprint, read_json, read_tensors, save_checkpoint, write_json
 from mlsm.evaluation.pseudo_likelihood import Text, score_sentences, score_texts
 from mlsm.export import huggingface_tokenizer, replacement_rules
-from mlsm.heads import load_run
+from mlsm.run import load_run
 from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer
 

@@ -28,8 +28,8 @@ from mlsm.evaluation.glue import (
     read_items,
     task_file,
 )
-from mlsm.evaluation.report import glue_result, markdown, row
-from mlsm.heads import load_run
+from mlsm.evaluation.summary import glue_result, markdown, row
+from mlsm.run import load_run
 from mlsm.tokenizer import CLS_ID, SEP_ID
 
 FORMS = {  # a line of each task's file, and the segments it becomes

@@ -34,11 +34,11 @@ from mlsm.config import DataConfig, TrainConfig
 from mlsm.data import Corpus, MicroBatch, corpus_tokenizer, encode_corpus
 from mlsm.dictionary import Dictionary
 from mlsm.directory import LOCK_FILE, check_writable, only_process
-from mlsm.heads import load_run
 from mlsm.log import read_metrics
 from mlsm.objectives import Outcome
 from mlsm.optim import load_scaler_
 from mlsm.plan import text_of
+from mlsm.run import load_run
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from mlsm.evaluation.minimal_pairs import SUITES, Scores, SubTask, accuracy, rea
 from mlsm.evaluation.paper import quoted_rows
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.tables import Spread, as_text
-from mlsm.heads import load_run
+from mlsm.run import load_run
 from mlsm.sequences import Sequences
 from mlsm.tokenizer import SEP_ID
 

@@ -11,10 +11,11 @@ from pipeline import nano_teacher
 
 from mlsm.config import DataConfig, TrainConfig, from_json
 from mlsm.data import Corpus, Selection, Update
-from mlsm.heads import LanguageModel, load_run
+from mlsm.model import LanguageModel
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import learning_rate
 from mlsm.plan import load_teacher
+from mlsm.run import load_run
 from mlsm.targets import Teacher, unit_states
 
 CPU = torch.device("cpu")
@@ -95,14 +96,14 @@ def test_the_joint_loss_is_the_weighted_sum(corpus: Corpus, model: LanguageModel
 
 def test_selections_are_the_papers() -> None:
     chosen = {name: objective.selection(0.15) for name, objective in OBJECTIVES.items()}
-    assert chosen["lsm"] == Selection(1.0, is_hidden=False)
-    assert chosen["lsm15"] == Selection(0.15, is_hidden=False)
+    assert chosen["lsm"] == Selection(1.0, is_masked=False)
+    assert chosen["lsm15"] == Selection(0.15, is_masked=False)
     for name in ("mlm", "mlsm", "mlm+mlsm", "token-head"):
-        assert chosen[name] == Selection(0.15, is_hidden=True)
+        assert chosen[name] == Selection(0.15, is_masked=True)
 
 
 def test_targets_are_distributions_of_the_unmasked_text(corpus: Corpus, teacher: Teacher) -> None:
-    masked = update_of(corpus, Selection(0.15, is_hidden=True)).micro_batches[0]
+    masked = update_of(corpus, Selection(0.15, is_masked=True)).micro_batches[0]
     plain = masked._replace(inputs=masked.text)
     targets = teacher.targets(masked)
     assert torch.equal(targets.distribution_NK, teacher.targets(plain).distribution_NK)
@@ -121,7 +122,7 @@ def test_a_zero_code_adds_nothing_but_still_counts(
 ) -> None:
     """A penalty above every correlation makes all codes zero: the loss is 0, not NaN."""
     blind = dataclasses.replace(teacher, dictionary=dataclasses.replace(teacher.dictionary, lam=5.0))
-    micro = update_of(corpus, Selection(1.0, is_hidden=False)).micro_batches[0]
+    micro = update_of(corpus, Selection(1.0, is_masked=False)).micro_batches[0]
     assert blind.targets(micro).num_uses_K.sum() == 0
     outcome = OBJECTIVES["lsm"].loss(model, micro, blind, TrainConfig())
     assert outcome.loss.item() == 0.0
@@ -130,7 +131,7 @@ def test_a_zero_code_adds_nothing_but_still_counts(
 
 
 def test_the_divergence_is_kl_in_nats(corpus: Corpus, model: LanguageModel, teacher: Teacher) -> None:
-    micro = update_of(corpus, Selection(1.0, is_hidden=False)).micro_batches[0]
+    micro = update_of(corpus, Selection(1.0, is_masked=False)).micro_batches[0]
     target_NK = teacher.targets(micro).distribution_NK.double()
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     student_NK = model.concept_logits(hidden_ND).detach().double().softmax(-1)

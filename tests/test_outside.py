@@ -30,7 +30,7 @@ import fit_dictionary
 import train
 from mlsm import export, outside
 from mlsm.checkpoint import MODEL_FILE, fingerprint, read_json, read_tensors, write_json
-from mlsm.heads import load_encoder, load_run
+from mlsm.run import load_encoder, load_run
 from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer, renumbered_json
 

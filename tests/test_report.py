@@ -15,9 +15,10 @@ from small_runs import random_run
 from mlsm import report
 from mlsm.checkpoint import write_json
 from mlsm.config import TrainConfig
-from mlsm.evaluation import paper, run_view
-from mlsm.evaluation.run_facts import RunFacts, compute_row, duration, learning_rows, read_facts
-from mlsm.heads import load_run
+from mlsm.evaluation import paper
+from mlsm.pages import run_view
+from mlsm.pages.run_facts import RunFacts, compute_row, duration, learning_rows, read_facts
+from mlsm.run import load_run
 
 HOSTILE = "a<script>alert(1)</script>&\"'$\\frac{$"
 VOID = {"meta", "link", "img"}

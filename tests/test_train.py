@@ -24,8 +24,8 @@ import fit_dictionary
 import train
 from mlsm import checkpoint, cli
 from mlsm.checkpoint import MODEL_FILE, fingerprint, read_json, read_tensors
-from mlsm.heads import load_run
 from mlsm.log import Meter, read_metrics
+from mlsm.run import load_run
 
 CONCEPT_OBJECTIVES = ("mlsm", "lsm", "lsm15", "mlm+mlsm")
 

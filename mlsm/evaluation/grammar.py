@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from mlsm.chance import generator_for
+from mlsm.seeds import generator_for
 from mlsm.tokenizer import NUM_SPECIALS, Tokenizer
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""What a run predicts on text it was not trained on: hidden words, and the concepts of its teacher.
+"""What a run predicts on text it was not trained on: masked words, and the concepts of its teacher.
 
 Legend: N selected positions, V vocabulary, K concepts.
 """
@@ -14,20 +14,21 @@ import torch
 from torch.nn import functional as F
 
 from mlsm import distributed
-from mlsm.chance import generator_for
 from mlsm.data import Corpus, Selection, unigram_log_probabilities
-from mlsm.heads import LanguageModel, Run
+from mlsm.model import LanguageModel
+from mlsm.run import Run
+from mlsm.seeds import generator_for
 from mlsm.targets import Teacher
 from mlsm.tokenizer import Tokenizer
 
-MASKED = Selection(share=0.15, is_hidden=True)
+MASKED = Selection(share=0.15, is_masked=True)
 MOST_NATS = 700.0  # of a float64 exponential
-SEED = 2024  # of the hidden positions: the same for every run
+SEED = 2024  # of the masked positions: the same for every run
 NUM_SHOWN, PIECES_AROUND = 8, 12  # of the predictions that people read
 
 
 class WordScores(NamedTuple):
-    """Prediction of hidden tokens."""
+    """Prediction of masked tokens."""
 
     accuracy: float
     perplexity: float
@@ -42,13 +43,13 @@ class ConceptScores(NamedTuple):
 
 @torch.no_grad()
 def score_words(run: Run, corpus: Corpus, token_budget: int) -> WordScores:
-    """15 % of the held-out tokens hidden and predicted: by the token head, or the vocabulary rows without
+    """15 % of the held-out tokens masked and predicted: by the token head, or the vocabulary rows without
     one.
     """
     device = next(run.model.parameters()).device
     update = corpus.heldout_update(token_budget, MASKED, SEED)
     if not update.num_selected:
-        raise ValueError("too little text was held out to hide a word in")
+        raise ValueError("too little text was held out to mask a word in")
     loss, num_correct = 0.0, 0
     for micro in distributed.share(update.micro_batches):
         micro = micro.to(device)
@@ -64,12 +65,12 @@ def score_words(run: Run, corpus: Corpus, token_budget: int) -> WordScores:
 
 @torch.no_grad()
 def predictions(model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, share: float) -> str:
-    """A Markdown table for people: a hidden token in each of some held-out sequences, and what the model
+    """A Markdown table for people: a masked token in each of some held-out sequences, and what the model
     takes it for.
     """
     sequences = corpus.heldout[:: max(1, len(corpus.heldout) // NUM_SHOWN)][:NUM_SHOWN]
     [micro] = corpus.cut(
-        sequences, sys.maxsize, Selection(share, is_hidden=True), generator_for("shown", SEED)
+        sequences, sys.maxsize, Selection(share, is_masked=True), generator_for("shown", SEED)
     ).micro_batches
     micro = micro.to(next(model.parameters()).device)
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
@@ -80,7 +81,7 @@ def predictions(model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, shar
         for probabilities, ids in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
     ]
     places_N = micro.selected_N.tolist()
-    lines = ["| text | hidden | predicted |", "| --- | --- | --- |"]
+    lines = ["| text | masked | predicted |", "| --- | --- | --- |"]
     for first, stop in pairwise(micro.inputs.cu_seqlens.tolist()):
         n = next((n for n, place in enumerate(places_N) if first <= place < stop), None)
         if n is None:

@@ -23,7 +23,7 @@ from mlsm.checkpoint import file_digest, write_text
 from mlsm.evaluation.jsonl import Example, read_examples
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.subject import Subject
-from mlsm.heads import LanguageModel
+from mlsm.model import LanguageModel
 from mlsm.tokenizer import SEP_ID, UNK_ID, Tokenizer
 
 TIES = {"wrong": 0.0, "half": 0.5, "correct": 1.0}

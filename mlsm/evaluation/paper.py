@@ -101,7 +101,7 @@ def quoted_rows(size: str) -> dict[str, dict[str, float]]:
 
 
 def quoted_compute(size: str) -> dict[str, dict[str, str]]:
-    """A row a phase of Table 1, under the columns of `mlsm.evaluation.run_facts.compute_row`."""
+    """A row a phase of Table 1, under the columns of `mlsm.pages.run_facts.compute_row`."""
     return {
         f"phase {phase} (quoted: {size} words, Table 1)": {
             "phase": phase,

@@ -19,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.heads import LanguageModel, Run
+from mlsm.model import LanguageModel
+from mlsm.run import Run
 from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlsm.checkpoint import fingerprint
-from mlsm.heads import LanguageModel, Run
+from mlsm.model import LanguageModel
+from mlsm.run import Run
 from mlsm.tokenizer import Tokenizer
 
 RANDOM_SEED = 12

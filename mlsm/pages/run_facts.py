@@ -17,8 +17,8 @@ from mlsm.checkpoint import MODEL_FILE, read_json
 from mlsm.dictionary import Dictionary
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.minimal_pairs import SUITES
-from mlsm.heads import run_config
 from mlsm.log import read_metrics
+from mlsm.run import run_config
 
 PHASES = {"mlm": "1", "token-head": "3"}
 LATENT = "2"  # every other objective

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mlsm.chance import generator_for, seed_for
 from mlsm.data import Corpus, MicroBatch, Selection
-from mlsm.evaluation.concept_use import Codes, codes_by_concept
-from mlsm.heads import LanguageModel
+from mlsm.model import LanguageModel
+from mlsm.pages.concept_use import Codes, codes_by_concept
+from mlsm.seeds import generator_for, seed_for
 from mlsm.targets import Teacher
 from mlsm.tokenizer import CLS_ID, SEP_ID
 
@@ -218,7 +218,7 @@ class Sentence(NamedTuple):
 
 @torch.no_grad()
 def read_sentence(readers: Readers, ids: list[int], longest: int, token_budget: int) -> Sentence:
-    """Concepts of every token; a student that learnt from hidden tokens has each of them hidden once.
+    """Concepts of every token; a student that learnt from masked tokens has each of them masked once.
 
     Raises ValueError for a text without tokens, or of more than `longest` with the two at its ends.
     """
@@ -228,9 +228,9 @@ def read_sentence(readers: Readers, ids: list[int], longest: int, token_budget: 
         raise ValueError(f"--text has {len(ids)} tokens, the model reads {longest - 2} at most")
     row = torch.tensor([CLS_ID, *ids, SEP_ID])
     places = list(range(1, len(ids) + 1))
-    # a position at a time where tokens are hidden, so that every other one is seen
-    at_once = max(1, token_budget // len(row)) if readers.selection.is_hidden else 1
-    groups = [[p] for p in places] if readers.selection.is_hidden else [places]
+    # a position at a time where tokens are masked, so that every other one is seen
+    at_once = max(1, token_budget // len(row)) if readers.selection.is_masked else 1
+    groups = [[p] for p in places] if readers.selection.is_masked else [places]
     parts: dict[str, list[np.ndarray]] = {}
     for first in range(0, len(groups), at_once):
         chosen = groups[first : first + at_once]

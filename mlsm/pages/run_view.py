@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlsm.evaluation.report import over_seeds
-from mlsm.evaluation.run_facts import (
+from mlsm.evaluation.subject import recipe
+from mlsm.evaluation.summary import over_seeds
+from mlsm.evaluation.tables import Cell, Rows, as_html, draw_grammar
+from mlsm.pages.run_facts import (
     ASKED_FOR,
     FOUND,
     RunFacts,
@@ -25,8 +27,6 @@ from mlsm.evaluation.run_facts import (
     settings_rows,
     subtask_rows,
 )
-from mlsm.evaluation.subject import recipe
-from mlsm.evaluation.tables import Cell, Rows, as_html, draw_grammar
 
 TEMPLATE = Path(__file__).with_name("run_page.html")
 MEASURES = {

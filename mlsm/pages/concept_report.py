@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from mlsm.chance import seed_for
-from mlsm.evaluation import concept_use as use
-from mlsm.evaluation.concept_reading import Reading, Sentence
 from mlsm.evaluation.tables import Rows
+from mlsm.pages import concept_use as use
+from mlsm.pages.concept_reading import Reading, Sentence
+from mlsm.seeds import seed_for
 from mlsm.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 NUM_TOKENS, NUM_NEIGHBOURS, NUM_TOKEN_CONCEPTS = 12, 5, 6  # listed of each concept; of each token

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlsm.chance import generator_for
 from mlsm.data import MicroBatch, Selection
 from mlsm.masking import select
+from mlsm.seeds import generator_for
 from mlsm.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 SHOWN_CHARACTERS = 40  # of a line that is wrong

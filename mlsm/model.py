@@ -1,0 +1,70 @@
+"""The language model of all three phases: the encoder and the heads that read it.
+
+Words and concepts share one transform (dense, GELU, LayerNorm): the concept rows stand beside the vocabulary
+rows, which are tied to the word embeddings. The token head of the third phase maps concept logits to words.
+All heads take the hidden states of selected positions only.
+
+Legend: N selected positions, D width, V vocabulary, K concepts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlsm.config import ModelConfig
+from mlsm.deberta import Encoder, LayerNorm, init_weights_
+from mlsm.seeds import generator_for
+from mlsm.sequences import Sequences
+from mlsm.tokenizer import PAD_ID
+
+
+class LanguageModel(nn.Module):
+    """A DeBERTa encoder with vocabulary rows and, in later phases, concept rows and a token head."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.transform = nn.Linear(config.width, config.width)
+        self.transform_norm = LayerNorm(config.width)
+        self.vocabulary_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.concepts = nn.Linear(config.width, config.num_concepts) if config.num_concepts else None
+        self.token_head = nn.Linear(config.num_concepts, config.vocab_size) if config.has_token_head else None
+        init_weights_(self, config.init_std, generator_for("weights", seed))
+        with torch.no_grad():
+            self.encoder.words.weight[PAD_ID] = 0.0
+            if self.token_head is not None:
+                # A convex problem: random weights would only be noise to unlearn.
+                self.token_head.weight.zero_()
+
+    def hidden_at(self, sequences: Sequences, selected_N: Tensor) -> Tensor:
+        """Transformed last hidden states (N, D) at flat positions."""
+        hidden_ND = self.encoder(sequences, selected_N)
+        return self.transform_norm(F.gelu(self.transform(hidden_ND)))
+
+    def vocabulary_rows(self) -> tuple[Tensor, Tensor]:
+        """Weight (V, D), tied to the word embeddings, and bias (V) of the logits of words."""
+        return self.encoder.words.weight, self.vocabulary_bias
+
+    def vocabulary_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits (N, V) of words by the vocabulary rows."""
+        return F.linear(hidden_ND, *self.vocabulary_rows())
+
+    def concept_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits (N, K) of the latent concepts. Raises ValueError on a model without them."""
+        if self.concepts is None:
+            raise ValueError("this model has no concept head; train one with --objective lsm")
+        return self.concepts(hidden_ND)
+
+    def token_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits (N, V) of words by the token head if there is one, else by the vocabulary rows."""
+        if self.token_head is None:
+            return self.vocabulary_logits(hidden_ND)
+        return self.token_head(self.concept_logits(hidden_ND))
+
+    def freeze_all_but_token_head_(self) -> None:
+        """Third phase: only the linear layer from concepts to words learns."""
+        for name, weight in self.named_parameters():
+            weight.requires_grad_(name.startswith("token_head."))

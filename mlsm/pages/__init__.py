@@ -1,0 +1,1 @@
+"""What can be looked at: concepts and runs as tables, pictures and pages of one file."""
