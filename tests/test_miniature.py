@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,9 +135,16 @@ def test_a_signal_stops_the_study_and_waits_for_its_commands(number: signal.Sign
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
             assert process.stdout
             process.stdout.readline()
-            threading.Timer(0.3, lambda: os.kill(os.getpid(), number)).start()
-            if number == signal.SIGINT:  # a terminal tells both
-                threading.Timer(0.3, process.terminate).start()
+
+            def tell() -> None:
+                while process not in miniature._running:
+                    time.sleep(0.01)
+                time.sleep(0.3)
+                os.kill(os.getpid(), number)
+                if number == signal.SIGINT:  # a terminal tells both
+                    process.terminate()
+
+            threading.Thread(target=tell).start()
             with pytest.raises(KeyboardInterrupt):
                 miniature._finished(process)
     finally:
