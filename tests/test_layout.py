@@ -1,6 +1,7 @@
 """The layout keeps its promises: imports go down, every module has a floor and a line in the README."""
 
 import ast
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -79,3 +80,11 @@ def test_the_readme_maps_every_module() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [name for name, path in modules().items() if f"`{path.relative_to(ROOT)}`" not in readme]
     assert not missing
+
+
+def test_nothing_committed_is_a_link() -> None:
+    """A link is to a place on one machine."""
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git clone")
+    assert not [line for line in listed.stdout.splitlines() if line.startswith("120000")]
