@@ -1,7 +1,7 @@
 """Evaluate finished runs side by side.
 
     python evaluate.py runs/teacher runs/lsm-random runs/token-head-lsm-random --tasks demo
-    python evaluate.py runs/lsm-random --tasks blimp,supplement,ewok,glue --data evaluation_data --paper 10M
+    python evaluate.py runs/token-head-lsm-random --tasks blimp,supplement,ewok,glue --paper 10M
 
 The table goes to the screen, with a row of means for runs that differ in their seed only; each run gets its
 own numbers in results.json and results.md, its predictions in evaluation/, and with the demo the last run
@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mlsm import cli
-from mlsm.checkpoint import read_json, write_json, write_text
+from mlsm.checkpoint import fingerprint, write_json, write_text
 from mlsm.config import TrainConfig, from_json
 from mlsm.data import Corpus
 from mlsm.directory import check_writable, only_process
@@ -29,8 +29,8 @@ from mlsm.evaluation import finetune, glue, minimal_pairs, paper, summary
 from mlsm.evaluation.grammar import demo_pairs
 from mlsm.evaluation.heldout import MASKED, score_concepts, score_unigram, score_words
 from mlsm.evaluation.pseudo_likelihood import REDUCTIONS, score_sentences
-from mlsm.evaluation.subject import Subject, of_run, random_twin, recipe
-from mlsm.evaluation.tables import Cell, as_text, draw
+from mlsm.evaluation.subject import Lineage, Subject, lineage, of_run, random_twin, row_names
+from mlsm.evaluation.tables import Cell, Spread, as_text, columns_of, draw
 from mlsm.log import progress, say
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import choose_device
@@ -106,13 +106,14 @@ def fine_tuned(
     subject: Subject, data: finetune.TaskData, tasks: Sequence[str], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Tasks that share a training, as results.json holds them, by task."""
-    settings = args.settings
+    settings = finetune.Settings(max_epochs=args.max_epochs)
     results = finetune.score_seeds(subject, data, settings, args.seeds, progress)
     for seed, result in results.items():
         if result.failure:
             say(f"{subject.name}: {data.trained_on}, seed {seed} failed: {result.failure}")
     if num_truncated := results[args.seeds[0]].num_truncated:
-        say(f"{data.trained_on}: {num_truncated} examples cut to {settings.max_length} tokens")
+        longest = min(settings.max_length, subject.model.config.max_positions)
+        say(f"{data.trained_on}: {num_truncated} examples cut to {longest} tokens")
     return {task: summary.glue_result(task, results, settings) for task in tasks}
 
 
@@ -127,30 +128,31 @@ def evaluate(
     for name in tasks:
         if name in minimal_pairs.SUITES:
             done[name] = zero_shot(subject, name, args)
-            keep(subject.folder, subject.name, done)
+            keep(subject.folder, subject.name, subject.weights, done)
     for trained_on, data in trainings.items():
         rows = [name for name in tasks if name in glue.TASKS and glue.TASKS[name].trained_on == trained_on]
         done["glue"] = done.get("glue", {}) | fine_tuned(subject, data, rows, args)
-        keep(subject.folder, subject.name, done)
+        keep(subject.folder, subject.name, subject.weights, done)
     return done
 
 
-def keep(folder: Path, name: str, new: dict[str, Any]) -> None:
-    """Add to a run's results.json and write its results.md anew."""
-    path = folder / "results.json"
-    results = read_json(path) if path.exists() else {}
-    try:
-        glue_rows = results.get("glue", {}) | new.get("glue", {})
-        results |= new | ({"glue": glue_rows} if glue_rows else {})
-        told = summary.markdown(name, results)
-        write_json(path, results)  # a lone surrogate is no text
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no results of this program ({error!r}); remove it") from None
-    write_text(folder / "results.md", told)
+def keep(folder: Path, name: str, weights: str, new: dict[str, Any]) -> None:
+    """Add to a run's results.json, or begin it anew if it is of other weights, and write its results.md."""
+    results = summary.read_results(folder)
+    if results.get("weights", weights) != weights:
+        results = {}
+    if glue_rows := results.get("glue", {}) | new.get("glue", {}):
+        new = new | {"glue": glue_rows}
+    results |= {"weights": weights} | new
+    write_json(folder / summary.RESULTS_FILE, results)
+    write_text(folder / "results.md", summary.markdown(name, results))
 
 
 def read_trainings(tasks: Sequence[str], data: Path) -> dict[str, finetune.TaskData]:
-    """The data of every GLUE training, all read before the first one starts, so that mistakes show early."""
+    """The data of every GLUE training; files of pairs are checked, too: mistakes show before any work."""
+    for name in tasks:
+        if name in minimal_pairs.SUITES:
+            minimal_pairs.check_suite(minimal_pairs.SUITES[name], data)
     asked: dict[str, list[str]] = {}
     for name in tasks:
         if name in glue.TASKS:
@@ -160,35 +162,35 @@ def read_trainings(tasks: Sequence[str], data: Path) -> dict[str, finetune.TaskD
     }
 
 
-def show_demo(runs: Sequence[Run], device: torch.device) -> None:
+def show_demo(runs: Mapping[str, Run], lineages: Mapping[str, Lineage], device: torch.device) -> None:
     """The demo's table on the screen, and its picture in the last run."""
     rows: dict[str, dict[str, float]] = {}
-    baselines: dict[str, float] = {}
-    for run in runs:
-        rows[run.directory.name], baseline = demo(run, device)
-        baselines |= baseline
-        keep(run.directory, run.directory.name, {"demo": rows[run.directory.name], "demo baseline": baseline})
-    rows["baseline"] = baselines
-    picture = runs[-1].directory / "demo.png"
-    draw(picture, [run.directory for run in runs], rows)
-    shown: dict[str, dict[str, Cell]] = {
-        n: {c: v for c, v in r.items() if not c.startswith("pairs: ")} for n, r in rows.items()
-    }
-    shown |= summary.over_seeds(shown, {run.directory.name: recipe(run.config) for run in runs})
-    print(as_text(shown, "Held-out text and minimal pairs"))
+    baselines: dict[str, dict[str, float]] = {}
+    for name, run in runs.items():
+        rows[name], baselines[name] = demo(run, device)
+        results = {"demo": rows[name], "demo baseline": baselines[name]}
+        keep(run.directory, name, fingerprint(run.directory), results)
+    directories = {name: run.directory for name, run in runs.items()}
+    picture = list(directories.values())[-1] / "demo.png"
+    draw(picture, directories, rows)
+    shown = summary.demo_rows(rows, baselines)
+    print(as_text(shown | summary.over_seeds(shown, lineages), "Held-out text and minimal pairs"))
     print("\nbaseline: words by their frequency, the best constant distribution over concepts, chance")
+    print("concept KL: at masked tokens for students that learnt from those, else at every token")
     print(f"picture: {picture}")
 
 
-def show_tasks(subjects: Sequence[Subject], tasks: Sequence[str], args: argparse.Namespace) -> None:
+def show_tasks(
+    subjects: Sequence[Subject],
+    lineages: Mapping[str, Lineage],
+    tasks: Sequence[str],
+    trainings: dict[str, finetune.TaskData],
+    args: argparse.Namespace,
+) -> None:
     """Suites and GLUE: the table on the screen."""
-    trainings = read_trainings(tasks, args.data)
-    for name in tasks:
-        if name in minimal_pairs.SUITES:
-            minimal_pairs.check_suite(minimal_pairs.SUITES[name], args.data)
     measured = {subject.name: evaluate(subject, tasks, trainings, args) for subject in subjects}
     rows: dict[str, dict[str, Cell]] = {name: summary.row(results) for name, results in measured.items()}
-    rows |= summary.over_seeds(rows, args.recipes)
+    rows |= summary.over_seeds(rows, lineages)
     if args.baseline:
         majority = {
             task: glue.majority_score(data.training, items, task)
@@ -198,15 +200,13 @@ def show_tasks(subjects: Sequence[Subject], tasks: Sequence[str], args: argparse
         }
         rows["chance, or the majority class"] = summary.floor_row(measured[subjects[0].name], majority)
     if args.paper:
-        columns = {column for cells in rows.values() for column in cells}
-        for name, quoted in paper.quoted_rows(args.paper).items():
-            if cells := {column: value for column, value in quoted.items() if column in columns}:
-                rows[name] = dict(cells)
-    print(
-        as_text(
-            rows, f"Score {args.score}, ties {args.ties}; mean ±sd (seeds, of fine-tuning or of the runs)"
-        )
-    )
+        rows |= paper.quoted_rows(args.paper, columns_of(rows))
+    title = []
+    if set(tasks) & minimal_pairs.SUITES.keys():
+        title.append(f"score {args.score}, ties {args.ties}" + ", official prefix" * args.prefix)
+    if any(isinstance(cell, Spread) for cells in rows.values() for cell in cells.values()):
+        title.append("mean ±sd (seeds, of fine-tuning or of the runs)")
+    print(as_text(rows, "Tasks: " + "; ".join(title)))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -277,29 +277,29 @@ def _seeds(text: str) -> list[int]:
 def main(argv: list[str]) -> None:
     """Read the command line, evaluate every run, report."""
     args = parser().parse_args(argv)
-    args.settings = finetune.Settings(max_epochs=args.max_epochs)
+    finetune.Settings(max_epochs=args.max_epochs)  # refused here, if it must be
     tasks = chosen_tasks(args.tasks)
     _say_idle(args, tasks)
+    others = [task for task in tasks if task != "demo"]
     device = choose_device(args.device)
     directories = list(dict.fromkeys(Path(name) for name in args.runs))
-    runs = [load_run(directory, device) for directory in directories]
+    names = row_names(directories)
+    runs = {name: load_run(directory, device) for name, directory in zip(names, directories, strict=True)}
+    lineages = {name: lineage(run.config) for name, run in runs.items()}
     for directory in directories:
         check_writable(directory)
+        summary.read_results(directory)
     with contextlib.ExitStack() as held:
         for directory in {directory.resolve(): directory for directory in directories}.values():
             held.enter_context(only_process(directory))
+        trainings = read_trainings(others, args.data)
         if "demo" in tasks:
-            show_demo(runs, device)
-        if others := [task for task in tasks if task != "demo"]:
-            names = [directory.name for directory in directories]
-            subjects = [
-                of_run(run, name if names.count(name) == 1 else str(run.directory))
-                for run, name in zip(runs, names, strict=True)
-            ]
-            args.recipes = {s.name: recipe(run.config) for s, run in zip(subjects, runs, strict=True)}
+            show_demo(runs, lineages, device)
+        if others:
+            subjects = [of_run(run, name) for name, run in runs.items()]
             if args.baseline:
-                subjects.append(random_twin(runs[0]))
-            show_tasks(subjects, others, args)
+                subjects.append(random_twin(runs[names[0]]))
+            show_tasks(subjects, lineages, others, trainings, args)
 
 
 if __name__ == "__main__":

@@ -226,7 +226,7 @@ def _in_one_line(error: Exception) -> str:
         return "the disk is full; free some space and run the command again (train.py: with --resume)"
     line, half = " ".join(str(error).split()), LONGEST_LINE // 2
     if _is_out_of_memory(error):
-        line = f"out of memory: lower --token-budget, or take a smaller model ({line})"
+        line = f"out of memory: take a smaller model, or for train.py a lower --token-budget ({line})"
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
 
 

@@ -26,7 +26,7 @@ def check_writable(directory: Path) -> None:
         nearest = next(p for p in (directory, *directory.absolute().parents) if p.exists())
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
-        raise ValueError(f"cannot write in {directory}: {error.strerror}; name another --output") from None
+        raise ValueError(f"cannot write in {directory}: {error.strerror}; name another directory") from None
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def only_process(directory: Path) -> Iterator[None]:
                 file.seek(0)
                 raise ValueError(
                     f"{directory} is in use by process {file.read()}; wait for it to end, "
-                    "or train with another --output"
+                    "or name another directory"
                 ) from None
             say(f"{directory} cannot be locked ({error.strerror}): start no second process in it")
         file.truncate(0)

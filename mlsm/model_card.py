@@ -159,8 +159,8 @@ def _results(directory: Path) -> str:
             + ", ".join(f"{n.removeprefix('heldout_').replace('_', ' ')} {v:.4g}" for n, v in values.items())
             + "."
         )
-    if (directory / "results.json").exists():
-        measured = summary.markdown(full_name(directory), read_json(directory / "results.json"))
+    if results := summary.read_results(directory):
+        measured = summary.markdown(full_name(directory), results)
         parts.append(measured.replace("## ", "### ").strip())
     return "\n\n".join(parts)
 

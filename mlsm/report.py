@@ -16,7 +16,8 @@ from mlsm import cli
 from mlsm.checkpoint import write_text
 from mlsm.directory import check_writable
 from mlsm.evaluation import paper, summary
-from mlsm.evaluation.subject import recipe
+from mlsm.evaluation.subject import lineage, row_names
+from mlsm.evaluation.tables import Rows, columns_of
 from mlsm.pages import run_view
 from mlsm.pages.run_facts import read_facts
 
@@ -46,27 +47,15 @@ def main(argv: list[str]) -> None:
     output = args.output or directories[-1] / FILE
     if output.is_dir():
         raise ValueError(f"{output} is a directory; --output names a file")
-    names = [directory.name for directory in directories]
-    runs = [
-        read_facts(directory, name if names.count(name) == 1 else str(directory))
-        for directory, name in zip(directories, names, strict=True)
-    ]
+    runs = [read_facts(*these) for these in zip(directories, row_names(directories), strict=True)]
     check_writable(output.parent)
     tasks = {run.name: row for run in runs if (row := summary.row(run.results))}
-    tasks |= summary.over_seeds(tasks, {run.name: recipe(run.config) for run in runs if run.name in tasks})
-    columns = {column for row in tasks.values() for column in row}
-    quoted = {
-        name: {column: value for column, value in row.items() if column in columns}
-        for name, row in paper.quoted_rows(args.paper).items()
+    tasks |= summary.over_seeds(tasks, {run.name: lineage(run.config) for run in runs if run.name in tasks})
+    quoted: dict[str, Rows] = {
+        "tasks": paper.quoted_rows(args.paper, columns_of(tasks)),
+        "compute": paper.quoted_compute(args.paper),
     }
-    write_text(
-        output,
-        run_view.page(
-            runs,
-            tasks,
-            {"tasks": {n: r for n, r in quoted.items() if r}, "compute": paper.quoted_compute(args.paper)},
-        ),
-    )
+    write_text(output, run_view.page(runs, tasks, quoted))
     print(f"written: {output}")
 
 

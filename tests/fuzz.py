@@ -258,7 +258,7 @@ def read_run() -> None:
     load_run(Path("run"))
     flags = ["--output=student", "--num-steps=1", "--batch-size=4", "--objective=lsm"]
     train.main([*flags, "--teacher=run", "--dictionary=dictionary.safetensors"])
-    evaluate.keep(Path("run"), "run", {"demo": {"minimal pairs": 0.5}})
+    evaluate.keep(Path("run"), "run", "weights", {"demo": {"minimal pairs": 0.5}})
 
 
 def read_weights() -> None:
@@ -316,7 +316,7 @@ def read_evaluation_data() -> None:
 def keep_results() -> None:
     import evaluate
 
-    evaluate.keep(Path("run"), "run", {"demo": {"minimal pairs": 0.5}})
+    evaluate.keep(Path("run"), "run", "weights", {"demo": {"minimal pairs": 0.5}})
 
 
 def _silent(_: str) -> None:

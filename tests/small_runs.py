@@ -53,7 +53,7 @@ def random_run(
         "preset": "tiny",
         "model": dataclasses.asdict(config),
         "data": dataclasses.asdict(DataConfig()),
-        "train": dataclasses.asdict(TrainConfig()),
+        "train": dataclasses.asdict(TrainConfig(seed=seed)),
         "tokenizer": tokenizer.fingerprint,
         "concepts": None,
     }

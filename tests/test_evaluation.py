@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,12 @@ def test_evaluate_writes_table_numbers_and_picture(teacher: Path, capsys: pytest
     assert math.isfinite(results["word perplexity"])
     assert (words / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert "| token-head-lsm-random |" in (words / "results.md").read_text()
+    elsewhere = teacher.parent / "elsewhere" / "teacher"
+    shutil.copytree(teacher, elsewhere)
+    evaluate.main([str(teacher), str(elsewhere), "--tasks=demo"])
+    shown = capsys.readouterr().out
+    assert f"\n{teacher}  " in shown
+    assert f"\n{elsewhere}  " in shown
 
 
 def test_tables_align_and_leave_unknown_cells_empty() -> None:

@@ -221,6 +221,35 @@ def test_mnli_mm_is_scored_with_the_model_of_mnli(
     )
 
 
+def test_what_a_training_can_score_besides_is_scored_at_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"premise": "A.", "hypothesis": "B.", "label": number % 3} for number in range(6)]
+    for task, part in (("mnli", "train"), ("mnli", "valid"), ("mnli-mm", "valid")):
+        write_lines(task_file(tmp_path, task, part), rows)
+    trained = []
+    plain = finetune.fine_tune
+    monkeypatch.setattr(finetune, "fine_tune", lambda *args: trained.append(1) or plain(*args))
+    for tasks in ("mnli", "mnli,mnli-mm", "mnli-mm"):
+        evaluate.main([str(run), f"--data={tmp_path}", f"--tasks={tasks}", "--seeds=7", "--max-epochs=1"])
+    assert trained == [1]
+
+
+def test_a_text_may_be_empty(tmp_path: Path) -> None:
+    """As two questions of QQP's training set are."""
+    write_lines(task_file(tmp_path, "qqp", "train"), [{"question1": "Q?", "question2": "", "label": 0}])
+    [item] = read_items(tmp_path, "qqp", "train")
+    assert encode_item(small_tokenizer(), item.segments, 64)[0][-2:] == [SEP_ID, SEP_ID]
+
+
+def test_a_gradient_that_is_not_finite_is_no_result(run: Path) -> None:
+    model = Classifier(load_run(run).model.encoder, 2, 0.02, seed=12)
+    model.classifier.bias.register_hook(lambda gradient: gradient * float("nan"))
+    rows = [Row([CLS_ID, 7, SEP_ID], 0), Row([CLS_ID, 8, SEP_ID], 1)]
+    with finetune.tqdm(disable=True) as bar, pytest.raises(finetune.Diverged, match="gradient nan"):
+        finetune.fine_tune(model, rows, [rows], Settings(max_epochs=1), 12, bar)
+
+
 def test_the_best_epoch_and_patience(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.5, 0.6, 0.6005, 0.55, 0.6008, 0.9])
     monkeypatch.setattr(finetune, "selecting_metric", lambda *_: next(values))
@@ -253,6 +282,8 @@ def test_a_seed_that_fails_is_reported_and_not_averaged_away(
     captured = capsys.readouterr()
     assert "mine: cola, seed 13 failed: the loss became nan" in captured.err
     assert "(1, 1 failed)" in captured.out
+    evaluate.main([str(run), f"--data={data}", "--tasks=cola", "--seeds=13", "--max-epochs=1"])
+    assert "failed (1)" in capsys.readouterr().out
     assert json.loads((run / "results.json").read_text())["glue"]["cola"]["failed"] == [13]
     assert "| CoLA | 13 | failed |" in (run / "results.md").read_text()
 
@@ -267,6 +298,9 @@ def test_the_average_needs_all_rows_without_failures() -> None:
 
     assert row(results(""))["GLUE avg."] == pytest.approx(0.6)
     assert "GLUE avg." not in row(results("the loss became nan"))
+    of_other_seeds = results("")
+    of_other_seeds["glue"]["rte"]["seeds"].pop(13)
+    assert "GLUE avg." not in row(of_other_seeds)
     incomplete = results("")
     del incomplete["glue"]["wsc"]
     assert "GLUE avg." not in row(incomplete)

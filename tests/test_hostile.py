@@ -112,7 +112,7 @@ def test_an_output_that_cannot_be_written_is_found_first(
     """Not even a prerequisite is built: `nowhere` would be the next complaint."""
     (tmp_path / "a-file").write_text("in the way")
     output = tmp_path / place  # an absolute place stays itself
-    with pytest.raises(ValueError, match=r"cannot write in .*; name another --output"):
+    with pytest.raises(ValueError, match=r"cannot write in .*; name another directory"):
         train.main(["--objective=lsm", "--teacher=nowhere", f"--output={output}"])
     with pytest.raises(ValueError, match=r"cannot write in"):
         fit_dictionary.main(["--teacher=nowhere", f"--output={output / 'dictionary.safetensors'}"])
@@ -364,7 +364,7 @@ def test_what_else_stands_in_a_checkpoint_is_not_told(shared: Path, tmp_path: Pa
 def test_results_with_a_lone_surrogate_are_refused(place: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(f'{{"{place}": {{"\\ud800": 0.5}}}}')
     with pytest.raises(ValueError, match=r"results\.json holds no results of this program"):
-        evaluate.keep(tmp_path, "run", {"demo": {"minimal pairs": 0.5}})
+        evaluate.keep(tmp_path, "run", "weights", {"demo": {"minimal pairs": 0.5}})
 
 
 def test_a_loss_scale_is_put_back_or_begins_anew() -> None:

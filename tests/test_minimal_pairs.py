@@ -1,5 +1,6 @@
 """Zero-shot suites: scores by hand, averages, ties, resumption, and every kind of bad file."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -14,11 +15,15 @@ from small_text import sentences
 from torch import Tensor, nn
 
 import evaluate
+from mlsm.config import TrainConfig
 from mlsm.evaluation import minimal_pairs
+from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.jsonl import read_examples
 from mlsm.evaluation.minimal_pairs import SUITES, Scores, SubTask, accuracy, read_suite, summarize
-from mlsm.evaluation.paper import quoted_rows
+from mlsm.evaluation.paper import EWOK_TIES_CORRECT, GLUE_AVERAGE, quoted_rows
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
+from mlsm.evaluation.subject import Lineage, lineage
+from mlsm.evaluation.summary import over_seeds
 from mlsm.evaluation.tables import Spread, as_text
 from mlsm.run import load_run
 from mlsm.sequences import Sequences
@@ -207,6 +212,61 @@ def test_runs_that_differ_in_their_seed_get_a_row_of_means(
     assert shown.count("mean of") == 1
 
 
+def config_of(*, objective: str = "lsm", seed: int = 12, init: str = "random", lam: float = 0.05) -> dict:
+    concepts = {"objective": "lsm", "layer": 12, "k": 4, "lam": lam, "teacher": "gone"}
+    train = dataclasses.asdict(TrainConfig(objective=objective, seed=seed, init=init))
+    return {"model": {}, "data": {}, "train": train, "concepts": concepts | {"teacher_fingerprint": "t"}}
+
+
+def test_only_runs_that_were_made_alike_with_other_seeds_are_averaged(tmp_path: Path) -> None:
+    def means(**configs: dict) -> list[str]:
+        rows = {name: {"BLiMP": 0.5} for name in configs}
+        return list(over_seeds(rows, {name: lineage(config) for name, config in configs.items()}))
+
+    assert means(a=config_of(), b=config_of(seed=13)) == ["mean of a, b"]
+    assert not means(a=config_of(), b=config_of())  # as of two checkpoints of a run
+    assert not means(a=config_of(), b=config_of(seed=13), c=config_of(seed=13))
+    assert not means(a=config_of(), b=config_of(seed=13, lam=0.2))
+    assert not means(a=config_of(), b=config_of(seed=13, init="teacher"))
+    students = [random_run(tmp_path / name, seed=seed) for name, seed in (("s1", 1), ("s2", 2))]
+    heads = [config_of(objective="token-head", init=str(student)) for student in students]
+    assert means(a=heads[0], b=heads[1]) == ["mean of a, b"]  # one seed, but that of their students differs
+    record = json.loads((students[1] / "config.json").read_text())
+    record["train"]["num_steps"] = 7
+    (students[1] / "config.json").write_text(json.dumps(record))
+    heads[1] = config_of(objective="token-head", init=str(students[1]))
+    assert not means(a=heads[0], b=heads[1])
+
+
+def test_means_of_runs_leave_out_what_has_none() -> None:
+    failed = Spread(math.nan, math.nan, 0, [12, 13])
+    rows = {
+        name: {"CoLA": failed, "RTE": Spread(mean, 0.1, 4, [16]), "ppl": math.inf}
+        for name, mean in {"a": 0.4, "b": 0.6}.items()
+    }
+    [mean] = over_seeds(rows, {"a": Lineage("same", (1,)), "b": Lineage("same", (2,))}).values()
+    assert mean["RTE"] == Spread(0.5, pytest.approx(math.sqrt(0.02)), 2, [16, 16])
+    assert mean["ppl"].mean == math.inf  # type: ignore[union-attr]
+    assert "CoLA" not in mean
+
+
+def test_random_weights_of_a_run_with_a_token_head_can_tell_words_apart(data: Path, tmp_path: Path) -> None:
+    run = random_run(tmp_path / "head", num_concepts=4)
+    evaluate.main([str(run), f"--data={data}", "--tasks=blimp", "--baseline"])
+    results = json.loads((run / "evaluation" / "random-weights" / "results.json").read_text())
+    assert results["blimp"]["num_ties"] < results["blimp"]["num_pairs"]
+
+
+def test_results_of_other_weights_are_not_kept(data: Path, tmp_path: Path) -> None:
+    run = random_run(tmp_path / "mine")
+    evaluate.main([str(run), f"--data={data}", "--tasks=blimp"])
+    evaluate.main([str(run), f"--data={data}", "--tasks=supplement"])
+    assert json.loads((run / "results.json").read_text()).keys() >= {"blimp", "supplement"}
+    random_run(run, seed=1)
+    evaluate.main([str(run), f"--data={data}", "--tasks=supplement"])
+    assert "blimp" not in json.loads((run / "results.json").read_text())
+
+
 def test_a_stopped_evaluation_continues_with_the_next_file(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,15 +364,20 @@ def test_tasks_must_be_known(run: Path) -> None:
 
 def test_quoted_rows_have_the_averages_the_paper_prints() -> None:
     for size, count in (("10M", 19), ("100M", 16)):
-        rows = quoted_rows(size)
+        rows = quoted_rows(
+            size, [*(t.title for t in (*TASKS.values(), *SUITES.values())), GLUE_AVERAGE, EWOK_TIES_CORRECT]
+        )
         assert len(rows) == count
         for name, row in rows.items():
             if "Table 2" in name or "Table 3" in name:
                 values = list(row.values())
                 assert sum(values[:-1]) / 11 == pytest.approx(values[-1], abs=0.0016), name
     assert rows["LSM (quoted: 100M words, Table 5)"]["EWoK"] == 0.522
+    assert all(row.keys() == {"BLiMP"} for row in quoted_rows("10M", ["BLiMP"]).values())
 
 
 def test_a_cell_over_seeds_shows_spread_and_failures() -> None:
     text = as_text({"run": {"CoLA": Spread(0.5, 0.012, 4, [13])}}, "Title")
     assert "0.500 ±0.012 (4, 1 failed)" in text
+    text = as_text({"run": {"CoLA": Spread(0.5, 0.0, 1), "RTE": Spread(math.nan, math.nan, 0, [12, 13])}}, "")
+    assert "0.500 (1)  failed (2)" in text

@@ -16,6 +16,8 @@ from mlsm import report
 from mlsm.checkpoint import write_json
 from mlsm.config import TrainConfig
 from mlsm.evaluation import paper
+from mlsm.evaluation.finetune import SeedResult, Settings
+from mlsm.evaluation.summary import glue_result
 from mlsm.pages import run_view
 from mlsm.pages.run_facts import RunFacts, compute_row, duration, learning_rows, read_facts
 from mlsm.run import load_run
@@ -138,11 +140,39 @@ def test_the_page_holds_everything_itself_and_runs_nothing(tmp_path: Path) -> No
     assert (runs[-1] / "report.html").read_text(encoding="utf-8") == text  # the same page for the same runs
 
 
+def suite_of(average: float, subtasks: dict[str, float]) -> dict:
+    parts = {"groups": {}, "num_pairs": 1, "num_ties": 0, "score": "mean", "ties": "wrong", "prefix": False}
+    return {"average": average, "subtasks": subtasks, "average_by_ties": {"correct": average}, **parts}
+
+
+DAMAGED = ([], {"blimp": 3}, {"glue": {"cola": {}}}, {"glue": {"nothing": {"mean": 1}}}, {"demo": {"a": []}})
+
+
+@pytest.mark.parametrize("results", DAMAGED)
+def test_damaged_results_are_named(results: object, tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    write_json(run / "results.json", results)
+    with pytest.raises(ValueError, match=r"results\.json holds no results of this program"):
+        report.main([str(run)])
+
+
+def test_baselines_that_differ_have_a_row_each(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / name) for name in ("first", "second")]
+    for run, kl in zip(runs, (4.98, 5.86), strict=True):
+        write_json(run / "results.json", {"demo": {"concept KL": 2.0}, "demo baseline": {"concept KL": kl}})
+    page = written(*map(str, runs))
+    assert "baseline of first4.980" in page.text
+    assert "baseline of second5.860" in page.text
+
+
 def test_the_papers_rows_stand_beside_what_was_measured(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
-    suite = {"average": 0.5, "subtasks": {"anaphora": 0.5}, "average_by_ties": {"correct": 0.625}}
-    glue = {"mean": 0.5, "deviation": 0.1, "num_seeds": 2, "failed": [13]}
-    glue["seeds"] = {"12": {"scores": 0.5}, "13": {"scores": None}}
+    suite = suite_of(0.5, {"anaphora": 0.5})
+    seeds = {
+        seed: SeedResult({} if failure else {"cola": 0.5}, 1, failure, 0)
+        for seed, failure in ((12, ""), (13, "the loss became nan"))
+    }
+    glue = glue_result("cola", seeds, Settings())
     write_json(run / "results.json", {"blimp": suite, "glue": {"cola": glue}})
     page = written(str(run), "--paper", "100M", "--output", str(tmp_path / "page.html"))
     for told in ("LSM, third phase (quoted: 100M words, Table 4)", "0.684", "0.541", "about 50 h", "failed"):
@@ -157,7 +187,7 @@ def test_runs_that_differ_in_their_seed_get_a_row_of_means(tmp_path: Path) -> No
         config = json.loads((run / "config.json").read_text())
         config["train"] |= {"seed": int(1000 * score)} | ({"num_steps": 999} if run.name == "other" else {})
         write_json(run / "config.json", config)
-        suite = {"average": score, "subtasks": {}, "average_by_ties": {}}
+        suite = suite_of(score, {})
         demo = {"word accuracy": score / 2, "pairs: a": 0.5}
         write_json(run / "results.json", {"blimp": suite, "demo": demo})
     page = written(*map(str, runs))

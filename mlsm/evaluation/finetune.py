@@ -1,8 +1,9 @@
 """Fine-tuning of a backbone on one classification task with one seed, with the organisers' settings.
 
-A fresh head reads the first position: dropout(0) - dense - GELU - dropout(0.1) - classifier. The concept and
-token heads of a run take no part. After each epoch the validation set is scored and the best epoch is kept:
-by F1 if there are two labels, else by accuracy. Float32 throughout.
+A fresh head reads the first position: dropout(0) - dense - GELU - dropout(0.1) - classifier, also where
+the model was trained without dropout. The concept and token heads of a run take no part. After each epoch the
+validation set is scored and the best epoch is kept: by F1 if there are two labels, else by accuracy.
+Float32 throughout.
 
 Legend: B sequences, D width, C labels.
 """
@@ -28,7 +29,6 @@ from mlsm.deberta import Encoder, init_weights_
 from mlsm.evaluation.glue import TASKS, Item, accuracy, encode_item, f1, read_items, task_file
 from mlsm.evaluation.subject import Subject
 from mlsm.evaluation.tables import Spread
-from mlsm.optim import clip_gradients_
 from mlsm.seeds import generator_for, seed_for
 from mlsm.sequences import Sequences
 
@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
 
 
 class Diverged(Exception):
-    """A loss that is not finite: this seed has no result."""
+    """A loss or gradient that is not finite: this seed has no result."""
 
 
 class Classifier(nn.Module):
@@ -110,41 +110,30 @@ def fine_tune(
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed_for("fine-tuning", seed))  # dropout draws from the global generator
-        return _fine_tune(model, training, validations, settings, seed, bar)
-
-
-def _fine_tune(
-    model: Classifier,
-    training: Sequence[Row],
-    validations: Sequence[Sequence[Row]],
-    settings: Settings,
-    seed: int,
-    bar: tqdm,
-) -> Outcome:
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    num_steps = settings.max_epochs * num_updates(training, settings)
-    step, since_improvement, best = 0, 0, Outcome(0, [], [])
-    selected_by: list[float] = []
-    for epoch in range(1, settings.max_epochs + 1):
-        for batch in _batches(training, settings.batch_size, seed, epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * (1 - step / num_steps)
-            _update(model, optimizer, batch, settings.clip_norm)
-            step += 1
-            bar.update()
-        predicted = [predict(model, rows) for rows in validations]
-        value = selecting_metric(predicted[0], [row.label for row in validations[0]], model)
-        bar.set_postfix_str(f"epoch {epoch}: {value:.3f}")
-        best_value = max(selected_by, default=-1.0)
-        since_improvement = 0 if value > best_value + settings.threshold else since_improvement + 1
-        selected_by.append(value)
-        if value > best_value:
-            best = Outcome(epoch, selected_by, predicted)
-        if since_improvement >= settings.patience:
-            break
-    return best
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        num_steps = settings.max_epochs * num_updates(training, settings)
+        step, since_improvement, best = 0, 0, Outcome(0, [], [])
+        selected_by: list[float] = []
+        for epoch in range(1, settings.max_epochs + 1):
+            for batch in _batches(training, settings.batch_size, seed, epoch):
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.learning_rate * (1 - step / num_steps)
+                _update(model, optimizer, batch, settings.clip_norm)
+                step += 1
+                bar.update()
+            predicted = [predict(model, rows) for rows in validations]
+            value = selecting_metric(predicted[0], [row.label for row in validations[0]], model)
+            bar.set_postfix_str(f"epoch {epoch}: {value:.3f}")
+            best_value = max(selected_by, default=-1.0)
+            since_improvement = 0 if value > best_value + settings.threshold else since_improvement + 1
+            selected_by.append(value)
+            if value > best_value:
+                best = Outcome(epoch, selected_by, predicted)
+            if since_improvement >= settings.patience:
+                break
+        return best
 
 
 def num_updates(training: Sequence[Row], settings: Settings) -> int:
@@ -176,9 +165,9 @@ def _update(
         loss = F.cross_entropy(model(_sequences(rows, device)), labels_B, reduction="sum") / len(batch)
         loss.backward()
         total += loss.detach()
-    if not torch.isfinite(total):
-        raise Diverged(f"the loss became {float(total)}")
-    clip_gradients_(model.parameters(), clip_norm)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    if not torch.isfinite(total + norm):
+        raise Diverged(f"the loss became {float(total)}, the norm of its gradient {float(norm)}")
     optimizer.step()
     optimizer.zero_grad()
 
@@ -227,10 +216,16 @@ class TaskData(NamedTuple):
 
 
 def read_task_data(data: Path, trained_on: str, tasks: Sequence[str]) -> TaskData:
-    """The files of a training and of the tasks that are scored with it. Raises ValueError naming file and
-    line of what cannot be used.
+    """The files of a training, of the tasks asked for, and of those that it can score besides, which need no
+    other training when they are asked for later. Raises ValueError naming file and line of what cannot be
+    used.
     """
-    scored = list(dict.fromkeys((trained_on, *tasks)))
+    siblings = [
+        name
+        for name, task in TASKS.items()
+        if task.trained_on == trained_on and task_file(data, name, "valid").exists()
+    ]
+    scored = list(dict.fromkeys((trained_on, *tasks, *siblings)))
     files = [task_file(data, trained_on, "train"), *(task_file(data, task, "valid") for task in scored)]
     training = read_items(data, trained_on, "train")
     validations = {task: read_items(data, task, "valid") for task in scored}

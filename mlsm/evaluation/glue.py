@@ -98,9 +98,12 @@ def task_file(data: Path, task: str, part: str) -> Path:
 
 
 def read_items(data: Path, task: str, part: str) -> list[Item]:
-    """Raises ValueError naming file and line of what cannot be used, also of a label out of range."""
+    """Raises ValueError naming file and line of what cannot be used, also of a label out of range. A text may
+    be empty: two questions of QQP's training set are.
+    """
     path, row = task_file(data, task, part), TASKS[task]
-    examples = read_examples(path, {**dict.fromkeys(row.fields, str), "label": int})
+    fields = {**dict.fromkeys(row.fields, str), "label": int}
+    examples = read_examples(path, fields, may_be_empty=True)
     for example in examples:
         label = example.values["label"]
         if not 0 <= label < row.num_labels:

@@ -1,6 +1,6 @@
 """Task files as the organisers hand them out: JSON lines. Whatever is wrong is said with file and line.
 
-A byte order mark, CRLF line ends and blank lines are read over.
+A byte order mark, CRLF line ends and blank lines are ignored.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ class Example(NamedTuple):
     values: dict[str, Any]
 
 
-def read_examples(path: Path, fields: Mapping[str, type]) -> list[Example]:
-    """The lines of a file, each with at least these fields, of these types; texts are not empty.
+def read_examples(path: Path, fields: Mapping[str, type], *, may_be_empty: bool = False) -> list[Example]:
+    """The lines of a file, each with at least these fields, of these types; texts are not empty unless they
+    `may_be`.
 
     Raises ValueError naming file and line.
     """
@@ -34,7 +35,7 @@ def read_examples(path: Path, fields: Mapping[str, type]) -> list[Example]:
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             if text:
-                examples.append(Example(number, _checked(json.loads(text), fields)))
+                examples.append(Example(number, _checked(json.loads(text), fields, may_be_empty)))
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
         except json.JSONDecodeError as error:
@@ -48,7 +49,7 @@ def read_examples(path: Path, fields: Mapping[str, type]) -> list[Example]:
     return examples
 
 
-def _checked(values: Any, fields: Mapping[str, type]) -> dict[str, Any]:
+def _checked(values: Any, fields: Mapping[str, type], may_be_empty: bool) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"a line must be an object with fields, got {values!r}")
     for name, kind in fields.items():
@@ -57,6 +58,6 @@ def _checked(values: Any, fields: Mapping[str, type]) -> dict[str, Any]:
         value: Any = values[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{name} must be {_KINDS[kind]}, got {value!r}")
-        if isinstance(value, str) and not value.strip():
+        if isinstance(value, str) and not value.strip() and not may_be_empty:
             raise ValueError(f"{name} is empty")
     return values

@@ -176,31 +176,24 @@ def score_suite(
     scores = distributed.of_first(scores)
     missing = [s for s in subtasks if s.name not in scores]
     if missing:
-        known: dict[Text, Score] = {}  # texts that several files share
         with progress(_num_copies(missing)) as bar:
             for subtask in missing:
-                scores[subtask.name] = score_pairs(subject.model, subtask.pairs, token_budget, bar, known)
+                scores[subtask.name] = score_pairs(subject.model, subtask.pairs, token_budget, bar)
                 _store(folder, subtask, origins[subtask.name], scores[subtask.name])
     return scores
 
 
 def _num_copies(subtasks: Sequence[SubTask]) -> int:
-    texts = {text for s in subtasks for pair in s.pairs for text in (pair.good, pair.bad)}
-    return sum(len(text.scored) for text in texts)
+    texts = [{text for pair in s.pairs for text in (pair.good, pair.bad)} for s in subtasks]
+    return sum(len(text.scored) for these in texts for text in these)
 
 
 def score_pairs(
-    model: LanguageModel,
-    pairs: Sequence[Pair],
-    token_budget: int,
-    bar: tqdm | None = None,
-    known: dict[Text, Score] | None = None,
+    model: LanguageModel, pairs: Sequence[Pair], token_budget: int, bar: tqdm | None = None
 ) -> list[Scores]:
-    """Scores in the order of the pairs; texts in `known` are not computed again, new ones are added to it."""
-    known = {} if known is None else known
-    new = [text for pair in pairs for text in (pair.good, pair.bad) if text not in known]
-    known |= zip(new, score_texts(model, new, token_budget, bar), strict=True)
-    return [Scores(known[pair.good], known[pair.bad]) for pair in pairs]
+    """Scores in the order of the pairs."""
+    scores = iter(score_texts(model, [t for p in pairs for t in (p.good, p.bad)], token_budget, bar))
+    return [Scores(good, bad) for good, bad in zip(scores, scores, strict=True)]
 
 
 def _origin(weights: str, subtask: SubTask, has_prefix: bool) -> dict[str, object]:

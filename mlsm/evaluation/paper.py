@@ -6,7 +6,10 @@ They were measured with the official pipeline on models of other sizes and corpo
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from mlsm.evaluation.glue import TASKS
+from mlsm.evaluation.tables import Cell
 
 SIZES = ("10M", "100M")
 
@@ -82,8 +85,10 @@ GLUE_AVERAGE = "GLUE avg."
 EWOK_TIES_CORRECT = "EWoK, ties correct"
 
 
-def quoted_rows(size: str) -> dict[str, dict[str, float]]:
-    """Rows of Tables 2-5 for a corpus of 10M or 100M words; each name says that it is quoted, and whence."""
+def quoted_rows(size: str, columns: Collection[str]) -> dict[str, dict[str, Cell]]:
+    """Rows of Tables 2-5 for a corpus of 10M or 100M words, as far as they have these columns; each name says
+    that it is quoted, and whence.
+    """
     glue = (*(task.title for task in TASKS.values()), GLUE_AVERAGE)
     tables = {
         "Table 2": (_TABLE_2, glue),
@@ -91,13 +96,14 @@ def quoted_rows(size: str) -> dict[str, dict[str, float]]:
         "Table 4": (_TABLE_4, ("BLiMP", "supplement", EWOK_TIES_CORRECT)),
         "Table 5": (_TABLE_5, (GLUE_AVERAGE, "BLiMP", "supplement", "EWoK")),
     }
-    rows = {}
-    for title, (table, columns) in tables.items():
+    rows: dict[str, dict[str, Cell]] = {}
+    for title, (table, printed) in tables.items():
         for line in table[size].strip().splitlines():
             name, *values = line.split()
             label = f"{name.replace(',', ', ').replace('_', ' ')} (quoted: {size} words, {title})"
-            rows[label] = dict(zip(columns, map(float, values), strict=True))
-    return rows
+            cells = dict(zip(printed, map(float, values), strict=True))
+            rows[label] = {column: value for column, value in cells.items() if column in columns}
+    return {label: cells for label, cells in rows.items() if cells}
 
 
 def quoted_compute(size: str) -> dict[str, dict[str, str]]:

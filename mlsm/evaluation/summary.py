@@ -5,18 +5,37 @@ Legend of results.json: a key a task; zero-shot suites and GLUE carry the settin
 
 from __future__ import annotations
 
+import json
+import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from mlsm.checkpoint import read_json
 from mlsm.evaluation.finetune import SeedResult, Settings, spread
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.minimal_pairs import SUITES, TIES, Scores, SubTask, summarize
 from mlsm.evaluation.paper import EWOK_TIES_CORRECT, GLUE_AVERAGE
+from mlsm.evaluation.subject import Lineage
 from mlsm.evaluation.tables import Cell, Spread, as_markdown
 
+RESULTS_FILE = "results.json"
 CHANCE = 0.5  # of a minimal pair
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of a run, empty without one. Raises ValueError if it cannot be told as a table."""
+    path = folder / RESULTS_FILE
+    results = read_json(path) if path.exists() else {}
+    try:
+        markdown(folder.name, results)
+        json.dumps(results, ensure_ascii=False).encode()  # a lone surrogate is no text
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no results of this program ({error!r}); remove it") from None
+    return results
 
 
 def suite_result(
@@ -61,35 +80,63 @@ def row(results: Mapping[str, Any]) -> dict[str, Cell]:
         cells[EWOK_TIES_CORRECT] = results["ewok"]["average_by_ties"]["correct"]
     glue = results.get("glue", {})
     for name, task in TASKS.items():
-        if glue.get(name, {}).get("mean") is not None:
-            parts = glue[name]
-            cells[task.title] = Spread(parts["mean"], parts["deviation"], parts["num_seeds"], parts["failed"])
+        if parts := glue.get(name):
+            if parts["mean"] is None:
+                cells[task.title] = Spread(math.nan, math.nan, 0, parts["failed"])
+            else:
+                cells[task.title] = Spread(
+                    parts["mean"], parts["deviation"], parts["num_seeds"], parts["failed"]
+                )
     is_complete = all(name in glue and not glue[name]["failed"] for name in TASKS)
-    if is_complete:
+    measured_by = {json.dumps([parts["settings"], sorted(parts["seeds"])]) for parts in glue.values()}
+    if is_complete and len(measured_by) == 1:
         cells[GLUE_AVERAGE] = statistics.fmean(glue[name]["mean"] for name in TASKS)
     return cells
 
 
 def over_seeds(
-    rows: Mapping[str, Mapping[str, Cell]], recipes: Mapping[str, str]
+    rows: Mapping[str, Mapping[str, Cell]], lineages: Mapping[str, Lineage]
 ) -> dict[str, dict[str, Cell]]:
-    """A row of means and deviations for every two or more rows of one recipe; `recipes` by row."""
-    by_recipe: dict[str, list[str]] = {}
-    for name, recipe in recipes.items():
-        by_recipe.setdefault(recipe, []).append(name)
+    """A row of means and deviations for every two or more rows of one recipe and of seeds that differ."""
+    by_recipe: dict[str, dict[tuple[int, ...], str]] = {}
+    num_rows: Counter[str] = Counter()
+    for name, (recipe, seeds) in lineages.items():
+        by_recipe.setdefault(recipe, {})[seeds] = name
+        num_rows[recipe] += 1
     means: dict[str, dict[str, Cell]] = {}
-    for names in by_recipe.values():
-        if len(names) > 1:
+    for recipe, by_seeds in by_recipe.items():
+        names = list(by_seeds.values())
+        if 1 < len(names) == num_rows[recipe]:
             shared = [column for column in rows[names[0]] if all(column in rows[name] for name in names)]
-            means["mean of " + ", ".join(names)] = {
-                column: _spread([rows[name][column] for name in names]) for column in shared
-            }
+            spreads = {column: _spread([rows[name][column] for name in names]) for column in shared}
+            means["mean of " + ", ".join(names)] = {c: s for c, s in spreads.items() if s is not None}
     return means
 
 
-def _spread(cells: Sequence[Cell]) -> Spread:
+def _spread(cells: Sequence[Cell]) -> Spread | None:
+    """None if a cell has no mean, as of a task whose every seed failed."""
     values = [cell.mean if isinstance(cell, Spread) else cell for cell in cells]
-    return Spread(statistics.fmean(values), statistics.stdev(values), len(values))
+    failed = [seed for cell in cells if isinstance(cell, Spread) for seed in cell.failed]
+    if any(map(math.isnan, values)):
+        return None
+    deviation = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    return Spread(statistics.fmean(values), deviation, len(values), failed)
+
+
+def demo_rows(
+    rows: Mapping[str, Mapping[str, float]], baselines: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, Cell]]:
+    """The demo's rows without the single phenomena, and one baseline where those of all runs agree, else one
+    a run.
+    """
+    shown: dict[str, dict[str, Cell]] = {
+        name: {column: value for column, value in row.items() if not column.startswith("pairs: ")}
+        for name, row in rows.items()
+    }
+    common = {column: value for baseline in baselines.values() for column, value in baseline.items()}
+    if all(baseline.items() <= common.items() for baseline in baselines.values()):
+        return shown | {"baseline": dict(common)}
+    return shown | {f"baseline of {name}": dict(baseline) for name, baseline in baselines.items()}
 
 
 def floor_row(results: Mapping[str, Any], majority: Mapping[str, float]) -> dict[str, Cell]:

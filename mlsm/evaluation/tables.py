@@ -15,7 +15,7 @@ class Spread(NamedTuple):
     """A metric over seeds."""
 
     mean: float
-    deviation: float  # sample standard deviation; 0 of a single seed
+    deviation: float  # sample standard deviation; 0 of a single seed, and not shown then
     num_seeds: int  # that finished
     failed: Sequence[int] = ()  # seeds without a result
 
@@ -37,8 +37,11 @@ def _cell(value: Cell | str | None) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, Spread):
+        if not value.num_seeds:
+            return f"failed ({len(value.failed)})"
         failed = f", {len(value.failed)} failed" if value.failed else ""
-        return f"{value.mean:.3f} ±{value.deviation:.3f} ({value.num_seeds}{failed})"
+        deviation = f" ±{value.deviation:.3f}" if value.num_seeds > 1 else ""
+        return f"{value.mean:.3f}{deviation} ({value.num_seeds}{failed})"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
@@ -87,8 +90,10 @@ def as_html(rows: Rows, caption: str, quoted: Collection[str] = ()) -> str:
     return f"<div class=scroll><table>{title}{head}<tbody>\n{body}</tbody></table></div>"
 
 
-def draw(path: Path, runs: Sequence[Path], rows: Mapping[str, Mapping[str, float]]) -> None:
-    """One picture: the loss of each run over its updates, and the accuracy of minimal pairs by phenomenon."""
+def draw(path: Path, runs: Mapping[str, Path], rows: Mapping[str, Mapping[str, float]]) -> None:
+    """One picture: the loss of each run (by its name) over its updates, and the accuracy of minimal pairs by
+    phenomenon.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -101,16 +106,16 @@ def draw(path: Path, runs: Sequence[Path], rows: Mapping[str, Mapping[str, float
     pyplot.close(figure)
 
 
-def _draw_losses(axes: Any, runs: Sequence[Path]) -> None:
+def _draw_losses(axes: Any, runs: Mapping[str, Path]) -> None:
     styles = ["-", "--", ":", "-."]
-    for number, run in enumerate(runs):
+    for number, (title, run) in enumerate(runs.items()):
         metrics = [m for m in read_metrics(run) if "cross_entropy" in m or "concept_kl" in m]
         measure = "concept_kl" if any("concept_kl" in m for m in metrics) else "cross_entropy"
         name = "KL to the concepts" if measure == "concept_kl" else "cross-entropy of words"
         shown = [(m["step"], m[measure]) for m in metrics if measure in m]
         if shown:
             style = styles[number % len(styles)]
-            axes.plot(*zip(*shown, strict=True), style, color="black", label=f"{run.name}: {name}")
+            axes.plot(*zip(*shown, strict=True), style, color="black", label=f"{title}: {name}")
     axes.set(xlabel="update", ylabel="training loss (nats a token)", title="Learning")
     _legend_below(axes)
 

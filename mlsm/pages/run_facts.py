@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from mlsm.checkpoint import MODEL_FILE, read_json
+from mlsm.checkpoint import MODEL_FILE
 from mlsm.dictionary import Dictionary
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.minimal_pairs import SUITES
+from mlsm.evaluation.summary import read_results
 from mlsm.log import read_metrics
 from mlsm.run import run_config
 
@@ -39,7 +40,7 @@ class RunFacts(NamedTuple):
 
 def read_facts(run: Path, name: str) -> RunFacts:
     """Raises ValueError if `run` is no run, or one of its files is damaged."""
-    config, metrics, results = run_config(run), read_metrics(run), run / "results.json"
+    config, metrics = run_config(run), read_metrics(run)
     heldout = {key: value for line in metrics for key, value in line.items() if key.startswith("heldout_")}
     training = [line for line in metrics if not any(key.startswith("heldout_") for key in line)]
     return RunFacts(
@@ -47,7 +48,7 @@ def read_facts(run: Path, name: str) -> RunFacts:
         config,
         training,
         heldout,
-        read_json(results) if results.exists() else {},
+        read_results(run),
         _sizes(run / MODEL_FILE),
     )
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlsm.evaluation.subject import recipe
-from mlsm.evaluation.summary import over_seeds
-from mlsm.evaluation.tables import Cell, Rows, as_html, draw_grammar
+from mlsm.evaluation.subject import lineage
+from mlsm.evaluation.summary import demo_rows, over_seeds
+from mlsm.evaluation.tables import Rows, as_html, draw_grammar
 from mlsm.pages.run_facts import (
     ASKED_FOR,
     FOUND,
@@ -89,12 +89,9 @@ def _results(runs: Sequence[RunFacts], tasks: Rows, quoted: Rows) -> list[str]:
         run.name: run.results["demo"] for run in runs if "demo" in run.results
     }
     if demo:
-        baseline = {k: v for run in runs for k, v in run.results.get("demo baseline", {}).items()}
-        shown: dict[str, Mapping[str, Cell]] = {
-            name: {column: value for column, value in row.items() if not column.startswith("pairs: ")}
-            for name, row in {**demo, "baseline": baseline}.items()
-        }
-        shown |= over_seeds(shown, {run.name: recipe(run.config) for run in runs if run.name in demo})
+        baselines = {run.name: run.results.get("demo baseline", {}) for run in runs if run.name in demo}
+        shown = demo_rows(demo, baselines)
+        shown |= over_seeds(shown, {run.name: lineage(run.config) for run in runs if run.name in demo})
         parts += [
             as_html(shown, "Held-out text and minimal pairs of a small grammar"),
             _image(
