@@ -120,8 +120,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write checkpoints/step-N, then remove all but the newest `keep`: a run directory of its own, which
-    whatever takes a finished run can load. Returns it.
+    """Write checkpoints/step-N, a run directory of its own, which whatever takes a finished run can load;
+    returns it. Then remove those of later steps, which are damaged (or the run would have resumed there), and
+    of the others all but the newest `keep`.
     """
 
     def fill(work: Path) -> None:
@@ -132,7 +133,9 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
     final = write_directory(run / "checkpoints" / f"step-{checkpoint.step}", fill)
     if distributed.is_first():
-        for _, old in _checkpoints(run)[keep:]:
+        found = _checkpoints(run)
+        num_later = sum(step > checkpoint.step for step, _ in found)
+        for _, old in found[:num_later] + found[num_later + keep :]:
             shutil.rmtree(old, ignore_errors=True)
     return final
 

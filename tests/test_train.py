@@ -336,6 +336,25 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert all(torch.equal(weight, again[name]) for name, weight in whole.items())
 
 
+def test_damaged_checkpoints_do_not_push_out_the_one_just_written(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    facts = {"words_seen": 0, "skipped_updates": 0}
+
+    def save(step: int, keep: int) -> None:
+        weights = {"weight": torch.full((2,), float(step))}
+        checkpoint.save_checkpoint(tmp_path, checkpoint.Checkpoint(step, weights, {}, facts), keep)
+
+    (tmp_path / "config.json").write_text("{}")
+    for step in (200, 300):
+        save(step, keep=2)
+    (folder / "step-300" / MODEL_FILE).write_bytes(b"")
+    save(250, keep=1)  # after a resume at 200
+    assert {path.name for path in folder.iterdir()} == {"step-250"}
+    newest = checkpoint.load_newest(tmp_path, print)
+    assert newest is not None
+    assert newest.step == 250
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
