@@ -137,6 +137,7 @@ def train(plan: Plan, should_resume: bool) -> None:
                 save(done)
             if stop:
                 raise cli.Stopped(stop, f"stopped after update {done}; continue with --resume")
+        model.eval()
         heldout = heldout_values(model, corpus, objective, teacher, config) if len(corpus.heldout) else {}
         if heldout:
             log.write(config.num_steps, {f"heldout_{name}": value for name, value in heldout.items()})
@@ -153,16 +154,13 @@ def train(plan: Plan, should_resume: bool) -> None:
 def heldout_values(
     model: LanguageModel, corpus: Corpus, objective: Objective, teacher: Teacher | None, config: TrainConfig
 ) -> dict[str, float]:
-    """What the objective reports on the held-out sequences, in eval mode, the student in float32."""
-    was_training = model.training
-    model.eval()
+    """What the objective reports on the held-out sequences; the model, in eval mode, runs in float32."""
     device = next(model.parameters()).device
     update = corpus.heldout_update(config.token_budget, objective.selection(config.mask_share), config.seed)
     meter = Meter()
     for micro in distributed.share(update.micro_batches):
         meter.add(objective.loss(model, micro.to(device), teacher, config).parts)
     meter.add_counts(update.num_selected, update.num_tokens)
-    model.train(was_training)
     values = meter.read()
     del values["seconds"], values["tokens_per_s"]
     return values

@@ -24,6 +24,9 @@ import fit_dictionary
 import train
 from mlsm import checkpoint, cli
 from mlsm.checkpoint import MODEL_FILE, fingerprint, read_json, read_tensors
+from mlsm.config import DataConfig, from_json
+from mlsm.data import Corpus
+from mlsm.evaluation.heldout import predictions
 from mlsm.log import Meter, read_metrics
 from mlsm.run import load_run
 
@@ -103,7 +106,10 @@ def test_what_is_logged(teacher: Path, student: Path, tmp_path: Path) -> None:
     assert json.loads(texts["config/text_summary"].strip("`json\n")) == read_json(
         tmp_path / "run/config.json"
     )
-    rows = texts["predictions/text_summary"].splitlines()[2:]
+    run, data = load_run(tmp_path / "run"), read_json(tmp_path / "run/config.json")["data"]
+    shown = predictions(run.model, run.tokenizer, Corpus(from_json(DataConfig, data), run.tokenizer), 0.15)
+    assert texts["predictions/text_summary"] == shown  # without dropout
+    rows = shown.splitlines()[2:]
     assert len(rows) == 6  # sequences held out
     assert all(row.count("[?]") == 1 and row.count(",") >= 2 for row in rows)
 
