@@ -43,7 +43,7 @@ from torch import Tensor
 CHUNK = 16_384
 """Signals solved at a time: bounds the buffers for c and the residual whatever N is."""
 MAX_PASSES = 20
-"""Only a tolerance below the resolution of float32 gets here."""
+"""Of descent; only a tolerance below the resolution of float32 takes so many."""
 
 # Tiles of the two products; from the compile check (no spills, shared memory of every target), not from
 # timings.
@@ -149,7 +149,7 @@ def _descend_kernel(
     codes_ptr,  # (N, K), read and written
     gap_ptr,  # (N,), written: of the codes as they were read
     steps_ptr,  # (N,) int32, read and written
-    open_ptr,  # (R,) int32, written: whether that gap is above the tolerance
+    open_ptr,  # (R,) int32, written: whether that gap is above the tolerance, and updates are left
     tol,
     max_updates,
     D,
@@ -180,8 +180,8 @@ def _descend_kernel(
 
     gap = _gap(c_K, a_K, lam, residual_energy)
     tl.store(gap_ptr + n, gap)
-    tl.store(open_ptr + r, (gap > tol * 0.5 * energy).to(tl.int32))
     num_updates = tl.load(steps_ptr + n)
+    tl.store(open_ptr + r, ((gap > tol * 0.5 * energy) & (num_updates < max_updates)).to(tl.int32))
     before = num_updates
     largest = resolution + 1.0
     while (gap > target) & (largest > resolution) & (num_updates < max_updates):
@@ -260,7 +260,7 @@ def _solve_chunk_(
     rows_R = torch.arange(num_signals, device=signals_ND.device)
     residual_RD = signals_ND  # of codes that are zero
     c_NK = signals_ND.new_empty(num_signals, num_atoms)
-    for _ in range(MAX_PASSES):
+    for limit in (*[max_updates] * MAX_PASSES, 0):  # the last pass only verifies
         num_open = len(rows_R)
         c_RK = c_NK[:num_open]
         _direction_kernel[_product_grid(num_open, num_atoms)](
@@ -272,7 +272,7 @@ def _solve_chunk_(
         _descend_kernel[(num_open,)](
             signals_ptr=signals_ND, c_ptr=c_RK, residual_ptr=residual_RD, gram_ptr=gram_KK,
             diagonal_ptr=diagonal_K, lam_ptr=lam_N, rows_ptr=rows_R, codes_ptr=codes_NK, gap_ptr=gap_N,
-            steps_ptr=steps_N, open_ptr=open_R, tol=tol, max_updates=max_updates, D=width, K=num_atoms,
+            steps_ptr=steps_N, open_ptr=open_R, tol=tol, max_updates=limit, D=width, K=num_atoms,
             CHECK_EVERY=CHECK_EVERY, BLOCK_D=triton.next_power_of_2(width), BLOCK_K=block_k, **options,
         )  # fmt: skip
         rows_R = rows_R[open_R.bool()]

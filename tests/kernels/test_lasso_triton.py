@@ -137,6 +137,24 @@ def test_a_signal_that_was_stopped_early_says_so(device, caplog, monkeypatch):
     torch.testing.assert_close(2 * result.gap_N.cpu().double(), gap_N, atol=2e-6, rtol=1e-5)
 
 
+def test_a_signal_without_updates_left_is_verified_once(device, monkeypatch):
+    grid, launches = lasso_triton._product_grid, []
+    monkeypatch.setattr(lasso_triton, "_product_grid", lambda *shape: launches.append(shape) or grid(*shape))
+    _, _, result = solve(common_direction, 2, 16, 50, 0.05, device, tol=1e-5, max_steps=3)
+    assert (result.steps_N == 3).all()
+    assert launches == [(2, 50), (2, 16), (2, 50)]  # a pass, the residual, the verification
+
+
+def test_the_gap_after_the_last_pass_is_that_of_the_code(device, monkeypatch):
+    """A wrong Gram matrix moves the code in every pass, and passes run out before it is good."""
+    monkeypatch.setattr(lasso_triton, "MAX_PASSES", 2)
+    wrong_KK = 1.01 * torch.eye(30, device=device)
+    signals_ND, dictionary_DK, result = solve(gaussian, 3, 16, 30, 0.05, device, gram_KK=wrong_KK)
+    gap_N = relative_gap(signals_ND, dictionary_DK, 0.05, result.codes_NK)
+    assert gap_N.min() > 1e-2
+    torch.testing.assert_close(2 * result.gap_N.cpu().double(), gap_N, atol=2e-6, rtol=1e-5)
+
+
 def test_the_coder_survives_torch_compile(device):
     signals_ND, dictionary_DK = (t.to(device) for t in gaussian(2, 8, 20))
 
