@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kernels.lasso_reference import largest_step
+from kernels.lasso_reference import gram, largest_step
 
 NUM_FOR_DICTIONARY = 100_000
 NUM_MOST = 16_384  # signals of a coding problem
@@ -56,9 +56,8 @@ def coding_problem(width: int, num_atoms: int, num_signals: int) -> tuple[Tensor
         )
         np.save(path, np.ascontiguousarray(learnt_DK, dtype=np.float32))
     dictionary_DK = torch.from_numpy(np.load(path))
-    wide_DK = dictionary_DK.double()
     signals_ND = rows_ND[NUM_FOR_DICTIONARY : NUM_FOR_DICTIONARY + num_signals].contiguous()
-    return signals_ND, dictionary_DK, (wide_DK.mT @ wide_DK).float(), largest_step(dictionary_DK)
+    return signals_ND, dictionary_DK, gram(dictionary_DK), largest_step(dictionary_DK)
 
 
 def _rows(width: int) -> Tensor:

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kernels.lasso_reference import gram
+
 SOURCE = Path(__file__).with_suffix(".c")
 
 # Not -ffast-math: it would switch the whole process to flushing denormals when the library is loaded. These
@@ -112,13 +114,8 @@ def nonneg_descent(
     library = load_library()
     if isinstance(library, str):
         raise RuntimeError(library)
-    if (
-        gram_KK is None
-    ):  # In float64, so that no setting of the process (a bf16 BLAS) reaches the certificate.
-        wide_DK = dictionary_DK.double()
-        gram_KK = (wide_DK.mT @ wide_DK).float()
-    signals_ND, dictionary_DK = signals_ND.contiguous(), dictionary_DK.contiguous()
-    gram_KK, lam_N = gram_KK.contiguous(), lam_N.contiguous()
+    signals_ND, dictionary_DK, lam_N = signals_ND.contiguous(), dictionary_DK.contiguous(), lam_N.contiguous()
+    gram_KK = gram(dictionary_DK) if gram_KK is None else gram_KK.contiguous()
     num_signals, width = signals_ND.shape
     num_atoms = dictionary_DK.shape[1]
     codes_NK = torch.empty(num_signals, num_atoms)

@@ -17,6 +17,13 @@ CHECK_EVERY = 10
 """Steps between two computations of the gap, which costs as much as a step."""
 
 
+def gram(dictionary_DK: Tensor) -> Tensor:
+    """D^T D. Computed in float64, so that no setting of the process (tf32 products, a bf16 BLAS) reaches the
+    codes."""
+    wide_DK = dictionary_DK.double()
+    return (wide_DK.mT @ wide_DK).to(dictionary_DK.dtype)
+
+
 def largest_step(dictionary_DK: Tensor) -> float:
     """1 / L, L the largest eigenvalue of D^T D: the longest step with which FISTA converges. Computed in
     float64."""

@@ -40,6 +40,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.lasso_reference import gram
+
 CHUNK = 16_384
 """Signals solved at a time: bounds the buffers for c and the residual whatever N is."""
 MAX_PASSES = 20
@@ -219,11 +221,8 @@ def nonneg_triton(
     max_updates: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, gaps and numbers of coordinate updates. Everything contiguous float32 on one device."""
-    if gram_KK is None:  # In float64, so that no setting of the process (tf32 products) reaches the codes.
-        wide_DK = dictionary_DK.double()
-        gram_KK = (wide_DK.mT @ wide_DK).float()
-    signals_ND, dictionary_DK = signals_ND.contiguous(), dictionary_DK.contiguous()
-    gram_KK, lam_N = gram_KK.contiguous(), lam_N.contiguous()
+    signals_ND, dictionary_DK, lam_N = signals_ND.contiguous(), dictionary_DK.contiguous(), lam_N.contiguous()
+    gram_KK = gram(dictionary_DK) if gram_KK is None else gram_KK.contiguous()
     diagonal_K = gram_KK.diagonal().contiguous()
     atoms_KD = dictionary_DK.mT.contiguous()
     num_signals = len(signals_ND)

@@ -7,10 +7,10 @@ of single atoms, so that it is matrix work (`update_atoms_`). The sums forget ol
 made with worse atoms (`kept_share`).
 
 What belongs to the atoms and not to a batch of signals (Gram matrix, step size, fingerprint) is computed
-here, once.
+once and kept with them.
 
 Shape suffixes: N signals, D width of a signal, K atoms, B atoms of a block, J dead atoms. float32 throughout;
-the step size in float64.
+the Gram matrix and the step size computed in float64.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kernels.lasso import LassoResult, nonneg_lasso
+from kernels.lasso_reference import gram, largest_step
 from mlsm import distributed
 from mlsm.checkpoint import parse_json, write_tensors
 from mlsm.config import MOST_ATOMS
@@ -63,7 +64,6 @@ class Dictionary:
     """Atoms with everything that coding and later phases need to know about them."""
 
     atoms_DK: Tensor
-    gram_KK: Tensor
     step: float
     """1 / L with L the largest eigenvalue of D^T D, rounded to the safe side."""
     lam: float
@@ -85,12 +85,13 @@ class Dictionary:
             )
 
     @classmethod
-    def of(
-        cls, atoms_DK: Tensor, lam: float, *, layer: int, teacher: str, statistics: Statistics | None = None
-    ) -> Self:
+    def of(cls, atoms_DK: Tensor, lam: float, *, layer: int, teacher: str) -> Self:
         atoms_DK = atoms_DK.contiguous()
-        gram_KK = atoms_DK.mT @ atoms_DK
-        return cls(atoms_DK, gram_KK, safe_step(atoms_DK), lam, layer, teacher, statistics)
+        return cls(atoms_DK, largest_step(atoms_DK), lam, layer, teacher)
+
+    @cached_property
+    def gram_KK(self) -> Tensor:
+        return gram(self.atoms_DK)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -100,7 +101,7 @@ class Dictionary:
         return digest.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> Self:
-        return dataclasses.replace(self, atoms_DK=self.atoms_DK.to(device), gram_KK=self.gram_KK.to(device))
+        return dataclasses.replace(self, atoms_DK=self.atoms_DK.to(device))
 
     def code(
         self, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto", max_steps: int | None = None
@@ -145,7 +146,7 @@ class Dictionary:
             with safe_open(path, framework="pt") as file:
                 about = {n: parse_json(v.encode(), n) for n, v in (file.metadata() or {}).items()}
                 shape = file.get_slice("atoms_DK").get_shape()
-                if len(shape) != 2 or shape[1] > MOST_ATOMS:  # before a Gram matrix is made of them
+                if len(shape) != 2 or shape[1] > MOST_ATOMS:  # before anything is made of them
                     raise ValueError(f"atoms of shape {shape}")
                 atoms_DK = file.get_tensor("atoms_DK")
             statistics = about["statistics"] and Statistics(**about["statistics"])
@@ -159,7 +160,6 @@ class Dictionary:
                 raise ValueError("atoms must be finite")
             found = cls(
                 atoms_DK,
-                atoms_DK.mT @ atoms_DK,
                 about["step"],
                 about["lam"],
                 about["layer"],
@@ -182,16 +182,6 @@ class Dictionary:
                 f"fit one with fit_dictionary.py --layer {layer}"
             )
         return found
-
-
-def safe_step(atoms_DK: Tensor) -> float:
-    """1 / L, L the largest eigenvalue of D^T D (the same as of D D^T: the smaller one is decomposed)."""
-    atoms_DK = atoms_DK.double().cpu()
-    width, num_atoms = atoms_DK.shape
-    small = atoms_DK @ atoms_DK.mT if width < num_atoms else atoms_DK.mT @ atoms_DK
-    largest = float(torch.linalg.eigvalsh(small)[-1])
-    # The coder's float32 products err by about 1e-7 of L; a step that is too long by as much could diverge.
-    return 1 / (max(largest, 1e-12) * (1 + 1e-6))
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     ["kernels.backend", "kernels.dropout"],
     ["kernels.attention_reference", "kernels.attention_strided", "kernels.attention_triton"],
-    ["kernels.lasso_reference", "kernels.lasso_descent", "kernels.lasso_triton"],
+    ["kernels.lasso_reference"],
+    ["kernels.lasso_descent", "kernels.lasso_triton"],
     ["kernels.lasso", "kernels.attention"],
     ["mlsm.config", "mlsm.seeds", "mlsm.sequences", "mlsm.linear_loss", "mlsm.distributed"],
     ["mlsm.tokenizer", "mlsm.checkpoint", "mlsm.huggingface"],
