@@ -64,7 +64,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
                 yield update
                 bar.update()
 
-    learnt = learn_dictionary(
+    atoms_DK = learn_dictionary(
         sample_ND,
         config.k,
         config.lam,
@@ -76,7 +76,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
         progress=shown,
     )
     teacher = fingerprint(directory)
-    dictionary = Dictionary.of(learnt.atoms_DK, config.lam, layer=layer, teacher=teacher)
+    dictionary = Dictionary.of(atoms_DK, config.lam, layer=layer, teacher=teacher)
     dictionary = dictionary.measured(heldout_ND, solver=config.solver)
     dictionary.save(path)
     statistics = dictionary.statistics

@@ -83,7 +83,7 @@ def ours(batch_size: int = 1000, seed: int = 0, **changes: Any) -> Callable[[Ten
             batch_size=batch_size,
             generator=torch.Generator().manual_seed(seed),
             **changes,
-        ).atoms_DK
+        )
 
     return train
 

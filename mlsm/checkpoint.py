@@ -140,9 +140,9 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return final
 
 
-def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> Path:
+def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write checkpoints/words-N (words-10M), kept for good. Training does not resume from it, so it is a
-    checkpoint without an optimizer. Returns its directory.
+    checkpoint without an optimizer.
     """
 
     def fill(work: Path) -> None:
@@ -151,7 +151,7 @@ def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], s
         _seal(work, step, state)
 
     name = f"{words // 1_000_000}M" if words % 1_000_000 == 0 else str(words)
-    return write_directory(run / "checkpoints" / f"words-{name}", fill)
+    write_directory(run / "checkpoints" / f"words-{name}", fill)
 
 
 def _copy_run_files(run: Path, directory: Path) -> None:

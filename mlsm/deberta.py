@@ -98,9 +98,11 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward block, each followed by dropout, residual and LayerNorm (post-LN)."""
 
+    attention_type: type[Attention] = Attention
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention = Attention(config)
+        self.attention = self.attention_type(config)
         self.attention_norm = LayerNorm(config.width)
         self.up = nn.Linear(config.width, config.ffn_width)
         self.down = nn.Linear(config.ffn_width, config.width)
@@ -110,8 +112,8 @@ class Layer(nn.Module):
     def forward(
         self, x_TD: Tensor, table_RD: Tensor, sequences: Sequences, at_N: Tensor | None = None
     ) -> Tensor:
-        """States (T, D) of all tokens, or (N, D) of those `at` some positions: what no one reads is not
-        computed.
+        """Hidden states of all tokens (T, D), or only of those at the flat positions `at_N` (N, D); after
+        attention nothing is computed for the others.
         """
         mixed_TD = self.attention(x_TD, table_RD, sequences)
         if at_N is not None:
@@ -123,6 +125,8 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Word embeddings, `depth` layers that share one table of relative positions; no absolute positions."""
 
+    layer_type: type[Layer] = Layer
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.max_positions = config.max_positions
@@ -130,7 +134,7 @@ class Encoder(nn.Module):
         self.words = nn.Embedding(config.vocab_size, config.width)
         self.word_norm = LayerNorm(config.width)
         self.distances = nn.Embedding(2 * config.max_positions, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        self.layers = nn.ModuleList(self.layer_type(config) for _ in range(config.depth))
         self.dropout = Dropout(config.dropout)
 
     def forward(

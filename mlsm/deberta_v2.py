@@ -69,18 +69,17 @@ class Attention(deberta.Attention):
 class Layer(deberta.Layer):
     """v1's, with the attention above."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        self.attention = Attention(config)
+    attention_type = Attention
 
 
 class Encoder(deberta.Encoder):
     """v1's, with the layers above and a table that is spread over the distances."""
 
+    layer_type = Layer
+
     def __init__(self, config: ModelConfig, layout: Layout) -> None:
         super().__init__(config)
         self.layout = layout
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.distances = nn.Embedding(2 * layout.span, config.width)
         self.table_norm = deberta.LayerNorm(config.width) if layout.is_table_normed else nn.Identity()
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -216,15 +216,6 @@ def measure(
     )
 
 
-class LearntAtoms(NamedTuple):
-    atoms_DK: Tensor
-    """Contiguous, on the device of learning; no norm above 1."""
-    num_draws: int
-    """Signals coded on the way, repetitions counted."""
-    num_replaced: int
-    """How many times an unused atom was replaced by a signal."""
-
-
 @torch.no_grad()
 def learn_dictionary(
     sample_ND: Tensor,
@@ -238,8 +229,9 @@ def learn_dictionary(
     tol: float = 1e-2,
     solver: str = "auto",
     progress: Callable[[range], Iterable[int]] = iter,
-) -> LearntAtoms:
-    """Atoms that lower Eq. 1 on a sample of unit-norm signals; the same for the same generator state.
+) -> Tensor:
+    """Atoms (D, K) that lower Eq. 1 on a sample of unit-norm signals; no norm above 1, contiguous, on the
+    device of learning, the same for the same generator state.
 
     The sample may be larger than the device's memory (a memory-mapped CPU tensor): mini-batches are moved to
     `device`, by default the sample's own. Signals are drawn without replacement, pass after pass. `progress`
@@ -265,7 +257,6 @@ def learn_dictionary(
     code_gram_KK = atoms_KD.new_zeros(num_atoms, num_atoms)
     code_signal_KD = torch.zeros_like(atoms_KD)
     idle_K = torch.zeros(num_atoms, dtype=torch.long, device=device)
-    num_replaced = 0
     for update in progress(range(num_updates)):
         rows = distributed.share(next(batches))
         signals_ND = sample_ND[rows.to(sample_ND.device)].to(device, torch.float32)
@@ -289,8 +280,7 @@ def learn_dictionary(
             signals_ND, error_N = distributed.joined(signals_ND), distributed.joined(error_N)
             replace_atoms_(atoms_KD, code_gram_KK, code_signal_KD, dead_J, signals_ND, error_N)
             idle_K[dead_J] = 0
-            num_replaced += len(dead_J)
-    return LearntAtoms(atoms_KD.mT.contiguous(), num_updates * batch_size, num_replaced)
+    return atoms_KD.mT.contiguous()
 
 
 def kept_share(update: int) -> float:

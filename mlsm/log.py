@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.checkpoint import parse_json
+from mlsm.checkpoint import parse_json, write_text
 
 SECONDS_BETWEEN_LINES = 15.0  # of a progress bar that is not on a terminal
 
@@ -126,9 +126,8 @@ class Meter:
         for sums in by_rank:
             self.add(sums)
         values = {name: self._reduced(name, total) for name, total in self._sums.items()}
-        coding_s = (
-            self._coding_time.read() if self._coding_time else None
-        )  # waits for a GPU: before the clock
+        # Waits for a GPU, so before the clock.
+        coding_s = self._coding_time.read() if self._coding_time else None
         seconds = time.perf_counter() - self._since
         values |= {"seconds": seconds, "tokens_per_s": self._num_tokens / seconds}
         if coding_s is not None:
@@ -157,9 +156,7 @@ class RunLog:
         kept = [
             m for m in read_metrics(run) if m["step"] <= step and not any("heldout" in name for name in m)
         ]
-        draft = self._path.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        draft.replace(self._path)
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 -- open as long as the run
         self._board = SummaryWriter(str(run), purge_step=step + 1)
         settings = (run / "config.json").read_text(encoding="utf-8")
@@ -193,7 +190,7 @@ class RunLog:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last line that was cut off by a kill is left out. Raises ValueError
-    naming another line that is none.
+    naming any other malformed line.
     """
     path = run / "metrics.jsonl"
     if not path.exists():

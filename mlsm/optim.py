@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -37,18 +36,14 @@ def set_learning_rate_(optimizer: torch.optim.Optimizer, step: int, config: Trai
     return rate
 
 
-def clip_gradients_(weights: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale the gradients so that their norm is at most `max_norm`; returns the norm before."""
-    return nn.utils.clip_grad_norm_(weights, max_norm)
-
-
 def step_(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_norm: float) -> float:
     """Unscale, clip, step, clear the gradients; returns their norm before clipping.
 
     Where the norm is not finite, no weight changes (and an fp16 loss scale shrinks).
     """
     scaler.unscale_(optimizer)
-    norm = float(clip_gradients_((w for g in optimizer.param_groups for w in g["params"]), clip_norm))
+    weights = [w for group in optimizer.param_groups for w in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(weights, clip_norm))
     if math.isfinite(norm):
         scaler.step(optimizer)
     scaler.update()
