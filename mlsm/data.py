@@ -2,8 +2,8 @@
 
 A corpus is encoded once into one stream of ids in which every line ends with [SEP]. A training sequence is
 [CLS] and a slice of that stream, so an index of (start, stop) offsets is all that `pairs` and `packed` differ
-in, and a corpus of 100M words costs the memory of its index. Pairs may span two files: one pair a file, at
-most.
+in, and a corpus of 100M words costs the memory of its index. A pair may span two files, at most once per
+boundary.
 
 Legend: T tokens of a micro-batch, N selected positions, S sequences of a corpus.
 """
@@ -163,7 +163,7 @@ def encode_corpus(config: DataConfig, tokenizer: Tokenizer, say: Callable[[str],
 
 
 def _load_text(directory: Path, vocab_size: int) -> EncodedText:
-    """Raises ValueError if the files are damaged: a wrong id would end far from here."""
+    """Raises ValueError if the files are damaged: a wrong id would surface far from its cause."""
     try:
         text = EncodedText(*(_load_array(directory / f"{name}.npy") for name in EncodedText._fields))
         num_ids, stops = len(text.ids), text.line_stops

@@ -43,10 +43,9 @@ _is_waiting = False  # the main thread, for other ranks
 
 @contextlib.contextmanager
 def job(give_up: Callable[[ConnectionError], None]) -> Iterator[None]:
-    """For a `with` block, be one of torchrun's processes, by its environment. Raises ConnectionError, here
-    and in every function below, if another process ends. One whose machine has vanished leaves its
-    connections open: within a minute `give_up` is called, from a thread of its own, and is to end this
-    process, as the main thread waits where nothing wakes it.
+    """Join torchrun's job for the `with` block. If another process ends, this and every function below raises
+    ConnectionError. If a machine vanishes with its connections open, `give_up` is called from another thread
+    within a minute and must end the process, because the main thread may be blocked.
     """
     global _group
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -69,8 +68,8 @@ def job(give_up: Callable[[ConnectionError], None]) -> Iterator[None]:
 
 
 def _beat(pulse: Any, has_ended: threading.Event, give_up: Callable[[ConnectionError], None]) -> None:
-    """Meet the other ranks' hearts again and again until all have ended, however long the main threads work.
-    What computes or writes for long leaves other threads their turn.
+    """Heartbeat: all-reduce with the other ranks every few seconds until all have ended. Long computations
+    and writes release the GIL, so this thread keeps beating.
     """
     num_ended = 0
     while num_ended < size():
@@ -135,7 +134,7 @@ def local_rank() -> int | None:
 
 
 def ends_first() -> bool:
-    """Whether no rank has said yet why the job ends. Asking is as good as saying: it is true once."""
+    """Claim the right to say why the job ends: True for the first caller only."""
     if _group is None:
         return True
     try:

@@ -54,7 +54,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path, fingerprint: str | None = None) -> Tokenizer:
         """From either kind of file. Raises ValueError with the path if it is missing, not a tokenizer, or not
-        that of the fingerprint; nothing is parsed of one that is not.
+        that of the fingerprint. The file is parsed only if its fingerprint matches.
         """
         try:
             kind, model = JsonTokenizer if path.suffix == ".json" else cls, path.read_bytes()
@@ -264,9 +264,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
     if faults:
         raise faults[0]
     trained = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]
-    trained.normalizer_spec.ClearField(
-        "normalization_rule_tsv"
-    )  # a path; the rules themselves are compiled in
+    # A path; the rules themselves are compiled in.
+    trained.normalizer_spec.ClearField("normalization_rule_tsv")
     for piece in trained.pieces:
         piece.score = round(piece.score / SCORE_UNIT) * SCORE_UNIT
     return Tokenizer(trained.SerializeToString(deterministic=True))
