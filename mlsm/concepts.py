@@ -30,10 +30,11 @@ from mlsm.log import progress, say
 from mlsm.objectives import OBJECTIVES
 from mlsm.optim import choose_device
 from mlsm.pages import concept_report, concept_view
-from mlsm.pages.concept_reading import Readers, Reading, read, read_sentence, sample
+from mlsm.pages.concept_reading import Readers, Reading, read, read_sentence
 from mlsm.pages.tagged import read_tagged
 from mlsm.plan import find_dictionary, load_teacher
 from mlsm.run import load_run, model_config, run_config
+from mlsm.seeds import generator_for
 from mlsm.targets import EVERY_TOKEN
 from mlsm.tokenizer import run_tokenizer
 
@@ -62,8 +63,12 @@ def concepts(args: argparse.Namespace) -> None:
     if args.corpus:
         data = dataclasses.replace(data, corpus=tuple(args.corpus))
     corpus = Corpus(data, tokenizer, say)
-    batches = sample(
-        corpus, readers.selection, num_tokens=args.num_tokens, token_budget=TOKEN_BUDGET, seed=args.seed
+    batches = corpus.sample(
+        [corpus.heldout, corpus.training],
+        readers.selection,
+        num_selected=args.num_tokens,
+        token_budget=TOKEN_BUDGET,
+        generator=generator_for("concept sample", args.seed),
     )
     reading = _read(readers, batches, args.num_tokens, "concepts")
     about = {

@@ -348,6 +348,7 @@ class Corpus:
         with distributed.first_alone():
             self.text = encode_corpus(config, tokenizer, say)
         index = {"pairs": index_pairs, "packed": index_packed}[config.sequence_mode]
+        self.max_length = config.max_length
         self.index = index(self.text, config.max_length)
         num_sequences = len(self.index.starts_S)
         num_heldout = min(int(num_sequences * config.heldout_share), MOST_HELDOUT)
@@ -410,15 +411,8 @@ class Corpus:
 
         Positions are drawn before sorting, so they do not depend on the budget.
         """
-        starts, stops = self.index.starts_S[sequences], self.index.stops_S[sequences]
-        ids = np.asarray(self.text.ids)  # the same memory; a slice of a memmap takes 30 microseconds
-        rows = []
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            row = np.empty(stop - start + 1, np.int64)
-            row[0], row[1:], row[-1] = CLS_ID, ids[start:stop], SEP_ID
-            rows.append(torch.from_numpy(row))
+        rows, selected = self._rows(sequences, selection.share, generator)
         lengths = torch.tensor([len(row) for row in rows])
-        selected = select(torch.cat(rows), selection.share, generator).split(lengths.tolist())
         by_length = torch.argsort(lengths, descending=True, stable=True).tolist()
         micro_batches = []
         while by_length:
@@ -433,6 +427,44 @@ class Corpus:
             num_tokens=int(lengths.sum()),
             num_words=int(self.index.words_S[sequences].sum()),
         )
+
+    def sample(
+        self,
+        parts: Iterable[np.ndarray],
+        selection: Selection,
+        *,
+        num_selected: int,
+        token_budget: int,
+        generator: torch.Generator,
+    ) -> Iterator[MicroBatch]:
+        """Micro-batches with `num_selected` selected positions (fewer if there are not as many): the
+        sequences of the first part in random order, then those of the next. They are not sorted by length,
+        so that any stretch of the positions is a fair sample, too.
+        """
+        at_once = max(1, token_budget // self.max_length)
+        for part in parts:
+            order = part[torch.randperm(len(part), generator=generator).numpy()]
+            for first in range(0, len(order), at_once):
+                rows, selected = self._rows(order[first : first + at_once], selection.share, generator)
+                micro = MicroBatch.of(rows, selected, selection)
+                yield micro._replace(selected_N=micro.selected_N[:num_selected])
+                num_selected -= len(micro.selected_N)
+                if num_selected <= 0:
+                    return
+
+    def _rows(
+        self, sequences: np.ndarray, share: float, generator: torch.Generator
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The ids of each sequence, and True at its positions to learn from."""
+        starts, stops = self.index.starts_S[sequences], self.index.stops_S[sequences]
+        ids = np.asarray(self.text.ids)  # the same memory; a slice of a memmap takes 30 microseconds
+        rows = []
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            row = np.empty(stop - start + 1, np.int64)
+            row[0], row[1:], row[-1] = CLS_ID, ids[start:stop], SEP_ID
+            rows.append(torch.from_numpy(row))
+        lengths = [len(row) for row in rows]
+        return rows, list(select(torch.cat(rows), share, generator).split(lengths))
 
 
 def unigram_log_probabilities(text: EncodedText) -> Tensor:

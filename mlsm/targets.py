@@ -27,7 +27,6 @@ from mlsm.optim import Precision
 from mlsm.seeds import generator_for
 
 EVERY_TOKEN = Selection(share=1.0, is_masked=False)
-SEQUENCES_A_BLOCK = 256  # read at once while states are collected
 
 
 class Targets(NamedTuple):
@@ -82,33 +81,25 @@ def sample_states(
     device: torch.device,
     bar: tqdm,
 ) -> Tensor:
-    """Unit-norm states (N, D) of all ordinary tokens of sequences drawn at random, on the CPU; N <=
-    num_tokens. Ranks share the work, and each gets all the states.
+    """Unit-norm states (N, D) of all ordinary tokens of sequences drawn at random, in the order drawn, on the
+    CPU; N <= num_tokens. Ranks share the work, and each gets all the states.
     """
-    order = torch.randperm(len(corpus.training), generator=generator_for("sample", seed)).numpy()
-    micro_batches = (
-        micro
-        for first in range(0, len(order), SEQUENCES_A_BLOCK)
-        for micro in corpus.cut(
-            corpus.training[order[first : first + SEQUENCES_A_BLOCK]],
-            token_budget,
-            EVERY_TOKEN,
-            generator_for("unused"),
-        ).micro_batches
+    micro_batches = corpus.sample(
+        [corpus.training],
+        EVERY_TOKEN,
+        num_selected=num_tokens,
+        token_budget=token_budget,
+        generator=generator_for("sample", seed),
     )
     blocks: list[Tensor] = []
-    num_collected = 0
     for number, micro in enumerate(micro_batches):
         if distributed.is_mine(number):
             with precision.autocast():
                 block_ND = unit_states(encoder, micro.to(device), layer).cpu()
         else:
             block_ND = torch.zeros(len(micro.selected_N), encoder.words.embedding_dim)
-        blocks.append(block_ND[: num_tokens - num_collected])
-        num_collected += len(blocks[-1])
-        bar.update(len(blocks[-1]))
-        if num_collected == num_tokens:
-            break
+        blocks.append(block_ND)
+        bar.update(len(block_ND))
     sample_ND = torch.cat(blocks)
     distributed.sum_(sample_ND)
     return sample_ND

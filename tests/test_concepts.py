@@ -22,7 +22,7 @@ from mlsm.evaluation.heldout import SEED, score_concepts
 from mlsm.evaluation.tables import as_text
 from mlsm.log import progress
 from mlsm.pages import concept_report, concept_use, concept_view
-from mlsm.pages.concept_reading import Readers, read, read_sentence, sample
+from mlsm.pages.concept_reading import Readers, read, read_sentence
 from mlsm.pages.concept_use import Codes
 from mlsm.pages.tagged import read_tagged
 from mlsm.run import load_run
@@ -207,7 +207,9 @@ def readers_of(student: Path) -> tuple[Readers, Corpus]:
 
 def test_what_is_read_is_what_the_models_say(student: Path) -> None:
     readers, corpus = readers_of(student)
-    batches = list(sample(corpus, readers.selection, num_tokens=300, token_budget=200, seed=0))
+    parts, generator = [corpus.heldout, corpus.training], torch.Generator()
+    some = corpus.sample(parts, readers.selection, num_selected=300, token_budget=200, generator=generator)
+    batches = list(some)
     with progress(300, "") as bar:
         reading = read(readers, batches, bar)
     assert len(reading.places_N) == 300
@@ -232,10 +234,9 @@ def test_agreement_is_that_of_the_evaluation(students: dict[str, Path]) -> None:
     readers, corpus = readers_of(students["lsm"])
     assert readers.teacher is not None
     expected = score_concepts(load_run(students["lsm"]), readers.teacher, corpus, EVERY_TOKEN, 500)
-    num_heldout = corpus.heldout_update(500, EVERY_TOKEN, SEED).num_selected
-    batches = sample(corpus, EVERY_TOKEN, num_tokens=num_heldout, token_budget=500, seed=0)
-    with progress(num_heldout, "") as bar:
-        told = read(readers, batches, bar).agreement
+    heldout = corpus.heldout_update(500, EVERY_TOKEN, SEED)
+    with progress(heldout.num_selected, "") as bar:
+        told = read(readers, heldout.micro_batches, bar).agreement
     assert told is not None
     assert told.kl == pytest.approx(expected.student, rel=1e-4)
     assert told.constant_kl == pytest.approx(expected.constant, rel=1e-4)

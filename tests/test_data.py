@@ -117,6 +117,27 @@ def test_micro_batches_keep_the_budget_and_waste_little(tmp_path: Path) -> None:
     assert sum(sizes) < 1.1 * update.num_tokens
 
 
+def test_a_sample_is_fair_wherever_it_is_cut(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, [" ".join(sentences(1 + n % 4, seed=n)) for n in range(400)])
+    parts = [np.array([], int), corpus.heldout, corpus.training]
+
+    def drawn(**changes: int) -> list[MicroBatch]:
+        settings = {"num_selected": 10**9, "token_budget": 10**9} | changes
+        return list(corpus.sample(parts, EVERYTHING, generator=torch.Generator(), **settings))
+
+    heldout, training = drawn()
+    update = corpus.heldout_update(10**9, EVERYTHING, 0)
+    assert sorted(heldout.text.cu_seqlens.diff()) == sorted(update.micro_batches[0].text.cu_seqlens.diff())
+    lengths = training.text.cu_seqlens.diff().double()
+    assert len(lengths) == len(corpus.training)
+    for part in lengths.split(len(lengths) // 4)[:4]:
+        assert float(part.mean()) == pytest.approx(float(lengths.mean()), rel=0.1)
+    small = drawn(token_budget=500, num_selected=5000)
+    assert max((len(m.text.cu_seqlens) - 1) * m.text.max_length for m in small) <= 500
+    assert sum(len(micro.selected_N) for micro in small) == 5000
+    assert sum(len(m.text.cu_seqlens) - 1 for m in small) > len(corpus.heldout)
+
+
 def test_an_epoch_reads_every_training_sequence_once(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, heldout_share=0.1)
     size = len(corpus.training)

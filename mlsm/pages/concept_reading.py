@@ -9,7 +9,7 @@ Legend: N selected positions, M weights kept, K concepts, C strongest concepts o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,15 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mlsm.data import Corpus, MicroBatch, Selection
+from mlsm.data import MicroBatch, Selection
 from mlsm.model import LanguageModel
 from mlsm.pages.concept_use import Codes, codes_by_concept
-from mlsm.seeds import generator_for, seed_for
 from mlsm.targets import Teacher
 from mlsm.tokenizer import CLS_ID, SEP_ID
 
 LEAST_PROBABILITY = 0.01  # of a concept that counts as predicted
-SEQUENCES_A_BLOCK = 256  # cut into micro-batches at once
 NUM_COMPARED = 5  # strongest concepts of a position that teacher and student are compared by
 
 
@@ -81,26 +79,6 @@ class Reading(NamedTuple):
     @property
     def sequences_N(self) -> np.ndarray:
         return np.searchsorted(self.sequence_starts, self.places_N, side="right")
-
-
-def sample(
-    corpus: Corpus, selection: Selection, *, num_tokens: int, token_budget: int, seed: int
-) -> Iterator[MicroBatch]:
-    """Micro-batches with `num_tokens` selected positions (fewer if the corpus is smaller): held-out sequences
-    first, then others, both in an order drawn by the seed.
-    """
-    draw = np.random.default_rng(seed_for("concept sample", seed))
-    for part in (corpus.heldout, corpus.training):
-        order = draw.permutation(part)
-        for first in range(0, len(order), SEQUENCES_A_BLOCK):
-            generator = generator_for("concept positions", seed, int(order[first]))
-            update = corpus.cut(order[first : first + SEQUENCES_A_BLOCK], token_budget, selection, generator)
-            for number in draw.permutation(len(update.micro_batches)):  # which are sorted by length
-                micro = update.micro_batches[number]
-                yield micro._replace(selected_N=micro.selected_N[:num_tokens])
-                num_tokens -= len(micro.selected_N)
-                if num_tokens <= 0:
-                    return
 
 
 class _Sums:
