@@ -96,7 +96,7 @@ def page(found: Findings, picture: str) -> str:
     seeds, names = ", ".join(map(str, study.seeds)), ", ".join(Path(name).stem for name in study.corpus)
     command = f"--budget {study.budget} --preset {study.preset} --glue {','.join(study.glue)}"
     about = f"""A teacher of {study.num_updates:,} updates and {num_students} students of a tenth of them,
-    preset `{study.preset}`, on {len(study.corpus)} files of text ({names}). {study.batch_size} sequences an
+    preset `{study.preset}`, on {len(study.corpus)} files of text ({names}). {study.batch_size} sequences per
     update, learning rate {study.learning_rate:g}, 5% of the updates to warm up, 15% of the tokens masked or
     selected. BLiMP and its supplement: the first {study.pairs_a_file} pairs of each file; {tasks}: at most
     {study.examples_a_task:,} examples to train on, {study.max_epochs} epochs, seeds {seeds}. Commands took
@@ -211,7 +211,7 @@ def _dictionary_cells(found: Findings, name: str) -> dict[str, Cell | str]:
     dictionary = Dictionary.load(found.runs[name].config["concepts"]["dictionary"])
     statistics_ = dictionary.statistics
     assert statistics_ is not None, "fit_dictionary.py measures every dictionary"
-    return {"non-zeros a code": statistics_.mean_nonzeros, "energy explained": statistics_.explained_share}
+    return {"non-zeros per code": statistics_.mean_nonzeros, "energy explained": statistics_.explained_share}
 
 
 def _coding_cells(found: Findings, name: str) -> dict[str, Cell | str]:
@@ -284,8 +284,12 @@ def _mean(spread: Spread | None) -> float | None:
     return spread.mean if spread else None
 
 
-def _verdict(count: int, total: int) -> str:
-    return "yes" if count == total else "no" if count == 0 else "in part"
+def _verdict(holds: Sequence[bool]) -> str:
+    return "yes" if all(holds) else "in part" if any(holds) else "no"
+
+
+def _sentences(said: Sequence[str]) -> str:
+    return " ".join(f"{text[0].upper()}{text[1:]}." for text in said)
 
 
 def _telling(among: Sequence[Measure], said: list[str]) -> Iterator[tuple[Measure, float, float]]:
@@ -300,49 +304,50 @@ def _telling(among: Sequence[Measure], said: list[str]) -> Iterator[tuple[Measur
             yield measure, floor, goal
         else:
             values = f"the teacher has {goal:.3f} and random weights {floor:.3f}"
-            said.append(f"{measure.title} cannot tell, {values}")
+            said.append(f"{measure.title}: **cannot tell**, {values}")
 
 
 def close_to_the_teacher(found: Findings) -> str:
     """Table 3: students from random weights, between random weights and the teacher."""
     said: list[str] = []
-    verdicts = []
     for measure, floor, goal in _telling(measures(found), said):
         values = {objective: measure.of(f"{objective}-random") for objective in TITLES}
         if (lsm := values["lsm"]) is None or (mlsm := values["mlsm"]) is None:
             continue
         ways = {TITLES[o]: (v - floor) / (goal - floor) for o, v in values.items() if v is not None}
-        said.append(f"{measure.title}: " + ", ".join(f"{name} {way:.0%}" for name, way in ways.items()))
-        verdicts += [lsm - floor >= CLOSE * (goal - floor), mlsm - floor < BEHIND * (lsm - floor)]
+        verdict = _verdict([lsm - floor >= CLOSE * (goal - floor), mlsm - floor < BEHIND * (lsm - floor)])
+        told = ", ".join(f"{name} {way:.0%}" for name, way in ways.items())
+        said.append(f"{measure.title}: {told}: **{verdict}**")
     if not said:
         return "Not measured yet."
-    verdict = _verdict(sum(verdicts), len(verdicts)) if verdicts else "cannot be told at this size"
     return (
-        f"Of the way from random weights to the teacher: {'; '.join(said)}. Close is {CLOSE:.0%} of the way, "
-        f"behind less than {BEHIND:.0%} of LSM's: **{verdict}**."
+        f"Of the way from random weights to the teacher, close is {CLOSE:.0%}, and behind less than "
+        f"{BEHIND:.0%} of LSM's. {_sentences(said)}"
     )
 
 
 def words_restored(found: Findings) -> str:
     """Table 4: students from the teacher, after the third phase."""
     said: list[str] = []
-    verdicts, num_lost = [], 0
     for measure, floor, goal in _telling([m for m in measures(found) if m.key], said):
-        told = []
+        told, is_there, was_there = [], [], []
         for objective, name in TITLES.items():
             before = found.value(f"{objective}-teacher", measure.key)
-            if before is not None and (after := measure.of(f"{objective}-teacher")) is not None:
-                told.append(f"{name} {before:.3f} to {after:.3f}")
-                verdicts.append(after - floor >= CLOSE * (goal - floor))
-                num_lost += before - floor < CLOSE * (goal - floor)
-        students = f"students from it, without and with the head, {', '.join(told)}"
-        said.append(f"{measure.title}: the teacher {goal:.3f}, {students}")
+            if before is None or (after := measure.of(f"{objective}-teacher")) is None:
+                continue
+            told.append(f"{name} {before:.3f} to {after:.3f}")
+            is_there.append(after - floor >= CLOSE * (goal - floor))
+            was_there.append(before - floor >= CLOSE * (goal - floor))
+        if told:
+            said.append(
+                f"{measure.title}: the teacher {goal:.3f}, students from it, without and with the head, "
+                f"{', '.join(told)}: **{_verdict(is_there)}**; "
+                f"{sum(was_there)} of {len(told)} already without it"
+            )
     if not said:
         return "Not measured yet."
-    verdict = _verdict(sum(verdicts), len(verdicts)) if verdicts else "cannot be told at this size"
     return (
-        f"{'; '.join(said)}. At least {CLOSE:.0%} of the way from random weights to the teacher: "
-        f"{sum(verdicts)} of {len(verdicts)}, and without the head {len(verdicts) - num_lost}: **{verdict}**."
+        f"Restored is at least {CLOSE:.0%} of the way from random weights to the teacher. {_sentences(said)}"
     )
 
 

@@ -193,8 +193,35 @@ def test_the_first_verdict(
     monkeypatch.setattr(found, "value", lambda name, what: values.get(name) if what == "blimp" else None)
     assert miniature_report.close_to_the_teacher(found).endswith(f"**{verdict}**.")
     values["teacher"] = 0.51
-    assert "BLiMP cannot tell" in miniature_report.close_to_the_teacher(found)
-    assert miniature_report.words_restored(found).endswith("head 0: **cannot be told at this size**.")
+    assert "BLiMP: **cannot tell**" in miniature_report.close_to_the_teacher(found)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        ((0.0, 0.0, 0.0), (0.19, 0.2, 0.21), "**yes**; 0 of 3 already without it."),
+        ((0.0, 0.19, 0.2), (0.19, 0.2, 0.21), "**yes**; 2 of 3 already without it."),
+        ((0.0, 0.0, 0.0), (0.1, 0.2, 0.1), "**in part**; 0 of 3 already without it."),
+        ((0.0, 0.0, 0.0), (0.1, 0.1, 0.1), "**no**; 0 of 3 already without it."),
+    ],
+)
+def test_the_second_verdict(
+    before: tuple[float, ...],
+    after: tuple[float, ...],
+    verdict: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each measure has its own: masked words say nothing about BLiMP."""
+    words = {"teacher": 0.2}
+    for objective, without, with_head in zip(miniature_report.TITLES, before, after, strict=True):
+        words |= {f"{objective}-teacher": without, f"{objective}-teacher-words": with_head}
+    values = {"blimp": {"teacher": 0.51, "random weights": 0.5}, "word accuracy": words}
+    found = nothing_yet(tmp_path, 100)
+    monkeypatch.setattr(found, "value", lambda name, what: values[what].get(name))
+    said = miniature_report.words_restored(found)
+    assert "BLiMP: **cannot tell**, the teacher has 0.510" in said
+    assert said.endswith(verdict)
 
 
 def test_differences_within_the_noise_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
