@@ -43,7 +43,10 @@ def linear_cross_entropy(
     if targets.shape not in shapes:
         raise ValueError(f"targets must be {' or '.join(str(tuple(s)) for s in shapes)}, got {targets.shape}")
     size = max(1, chunk_elements // len(weight_VD))
-    return LinearLoss(*_LinearCrossEntropy.apply(inputs_ND, weight_VD, bias_V, targets, size))
+    needs_gradients = torch.is_grad_enabled()  # inside the function it is off, whatever the caller's is
+    return LinearLoss(
+        *_LinearCrossEntropy.apply(inputs_ND, weight_VD, bias_V, targets, size, needs_gradients)
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -51,10 +54,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets: Tensor, size: int
+        ctx: Any,
+        inputs_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor,
+        targets: Tensor,
+        size: int,
+        needs_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
         gradients = [
-            torch.zeros_like(x) if needed else None
+            torch.zeros_like(x) if needed and needs_gradients else None
             for x, needed in zip((inputs_ND, weight_VD, bias_V), ctx.needs_input_grad, strict=False)
         ]
         total = torch.zeros((), device=inputs_ND.device, dtype=weight_VD.dtype)
@@ -71,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 mass_C = target.sum(-1)
                 total += torch.xlogy(target, target).sum() - torch.sum(target * logits_CV)
                 total += torch.dot(mass_C, log_partition_C)
-            if not any(ctx.needs_input_grad):
+            if all(gradient is None for gradient in gradients):
                 continue
             gradient_CV = logits_CV.sub_(log_partition_C[:, None]).exp_()
             if target.ndim == 1:
@@ -91,4 +100,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if g is None else g * outer[0] for g in ctx.saved_tensors)
-        return *gradients, None, None
+        return *gradients, None, None, None

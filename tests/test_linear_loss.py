@@ -51,8 +51,17 @@ def test_frozen_inputs_get_no_gradient() -> None:
     linear_cross_entropy(inputs.detach(), weight, bias, CLASSES).total.backward()
     assert inputs.grad is None
     assert weight.grad is not None
+
+
+def test_without_autograd_nothing_is_computed_for_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    plain = torch.zeros_like
+    monkeypatch.setattr(torch, "zeros_like", lambda x: made.append(x.shape) or plain(x))
     with torch.no_grad():
-        assert not linear_cross_entropy(inputs, weight, bias, CLASSES).total.requires_grad
+        assert not linear_cross_entropy(*problem(), CLASSES).total.requires_grad
+    assert not made
+    linear_cross_entropy(*problem(), CLASSES)
+    assert made == [(N, D), (V, D), (V,)]
 
 
 def test_no_position_is_no_loss() -> None:
