@@ -15,11 +15,11 @@ LEVELS = 1 << 16
 def dropout(x: Tensor, p: float) -> Tensor:
     """`x` with each element zero with probability `p` (to 2^-17), else divided by 1 - p.
 
-    Draws from torch's generator. On a GPU this is PyTorch's own.
+    Draws from torch's generator. On a GPU and in compiled code this is PyTorch's own.
     """
     if p == 0.0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a compiler refuses `random_`
         return F.dropout(x, p)
     num_dropped = min(round(p * LEVELS), LEVELS - 1)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)

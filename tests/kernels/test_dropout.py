@@ -43,3 +43,13 @@ def test_it_follows_the_seed_and_leaves_everything_at_zero_probability() -> None
     assert torch.equal(first, second)
     assert not torch.equal(first, dropout(x, 0.4))
     assert dropout(x, 0.0) is x
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_it_can_be_compiled(p: float) -> None:
+    """A layer is compiled whole, with its dropout."""
+    compiled = torch.compile(lambda x: dropout(x, p), fullgraph=True, backend="aot_eager")
+    torch.manual_seed(6)
+    ratio = compiled(torch.ones(1000))
+    assert abs(float((ratio == 0).float().mean()) - p) < 0.06  # four standard deviations
+    torch.testing.assert_close(ratio[ratio != 0], torch.full_like(ratio[ratio != 0], 1 / (1 - p)))
