@@ -62,7 +62,7 @@ Loss = Callable[[MicroBatch], Tensor]
 
 
 class Side(NamedTuple):
-    """One way to make an update: a model and its loss summed over a micro-batch."""
+    """One way to make an update: a model and its loss summed over a micro-batch of a CPU's memory."""
 
     objective: str
     name: str
@@ -82,7 +82,7 @@ class RealSignals(Dictionary):
 
 def our_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
     model = LanguageModel(config).to(device)
-    return model, lambda micro: OBJECTIVES["mlm"].loss(model, micro, None, TrainConfig()).loss
+    return model, lambda micro: OBJECTIVES["mlm"].loss(model, micro.to(device), None, TrainConfig()).loss
 
 
 def our_lsm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
@@ -92,7 +92,8 @@ def our_lsm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]
     encoder = LanguageModel(config, seed=1).encoder.eval().to(device)
     teacher = Teacher(encoder, dictionary.to(device), choose_precision("auto", device))
     student = LanguageModel(dataclasses.replace(config, num_concepts=K)).to(device)
-    return student, lambda micro: OBJECTIVES["lsm"].loss(student, micro, teacher, TrainConfig()).loss
+    train = TrainConfig()
+    return student, lambda micro: OBJECTIVES["lsm"].loss(student, micro.to(device), teacher, train).loss
 
 
 def published_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
@@ -154,14 +155,16 @@ def run_side(
     model, loss = side.build(config, device)
     optimizer = adamw(model.train(), TrainConfig())
     speeds, processor_s, operations = [], [], []
-    sizes = [SEQUENCES_TO_WARM_UP] + [SEQUENCES if device.type == "cpu" else SEQUENCES_ON_A_GPU] * rounds
+    sizes = [SEQUENCES_TO_WARM_UP] + [SEQUENCES] * rounds
+    if device.type == "cuda":  # a smaller update would leave kernels to choose and memory to reserve
+        sizes = [SEQUENCES_ON_A_GPU] * (1 + rounds)
     for number, size in enumerate(sizes, first):
         update = make_update(corpus, number, side, size, token_budget)
         _finish(device)
         started, started_processor = time.perf_counter(), time.process_time()
         for micro in update.micro_batches:
             with precision.autocast():
-                summed = loss(micro.to(device))
+                summed = loss(micro)
             (summed / update.num_selected).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -7,19 +7,27 @@ the model of the same size that is best supported.
 Legend: B sequences, L positions (padded), N selected positions, D width, V vocabulary, K concepts.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BertConfig, BertForMaskedLM, DebertaConfig, DebertaForMaskedLM, DebertaModel
-from transformers.modeling_outputs import MaskedLMOutput
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DebertaConfig,
+    DebertaForMaskedLM,
+    DebertaModel,
+    PreTrainedModel,
+)
 
 from mlsm.config import ModelConfig
 from mlsm.data import MicroBatch
 from mlsm.export import huggingface_config
+from mlsm.sequences import moved
 from mlsm.tokenizer import PAD_ID
 
 FISTA_STEPS = 100
@@ -48,9 +56,12 @@ class Padded(NamedTuple):
     mask_BL: Tensor
     selected_BL: Tensor
 
+    def to(self, device: torch.device) -> Padded:
+        return Padded(*(moved(tensor, device) for tensor in self))
+
 
 def padded(micro: MicroBatch) -> Padded:
-    """The same sequences in a rectangle."""
+    """The same sequences in a rectangle; on a CPU, as a data loader makes it."""
     lengths = micro.text.cu_seqlens.diff().tolist()
     selected_T = torch.zeros_like(micro.text.ids_T, dtype=torch.bool)
     selected_T[micro.selected_N] = True
@@ -84,9 +95,9 @@ def bert(config: ModelConfig) -> BertForMaskedLM:
     )
 
 
-def masked_lm_loss(model: Callable[..., MaskedLMOutput], micro: MicroBatch) -> Tensor:
+def masked_lm_loss(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
     """Cross-entropy summed over the masked tokens; logits are computed everywhere."""
-    batch = padded(micro)
+    batch = padded(micro).to(model.device)
     logits_BLV = model(input_ids=batch.inputs_BL, attention_mask=batch.mask_BL).logits
     return F.cross_entropy(logits_BLV[batch.selected_BL], batch.ids_BL[batch.selected_BL], reduction="sum")
 
@@ -104,7 +115,7 @@ def concept_loss(
 
     The dense solver takes the same time for any signal; it is given real ones, which ours gets too.
     """
-    batch = padded(micro)
+    batch = padded(micro).to(student.device)
     with torch.no_grad():
         states_BLD = teacher(input_ids=batch.ids_BL, attention_mask=batch.mask_BL).last_hidden_state
         states_ND = F.normalize(states_BLD[batch.selected_BL], dim=1)

@@ -31,7 +31,7 @@ from mlsm.checkpoint import file_digest, write_text, write_whole
 from mlsm.config import EMBEDDED_CORPUS, DataConfig
 from mlsm.masking import mask, select
 from mlsm.seeds import generator_for, seed_for
-from mlsm.sequences import Sequences
+from mlsm.sequences import Sequences, moved
 from mlsm.tokenizer import CLS_ID, PAD_ID, SAMPLE_BYTES, SEP_ID, Tokenizer, train_tokenizer
 
 CHARACTERS_A_BLOCK = 2_000_000  # encoded at once; bounds memory, enough to keep the cores busy
@@ -317,9 +317,9 @@ class MicroBatch(NamedTuple):
         return self.text.ids_T[self.selected_N]
 
     def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(
-            self.text.to(device), self.inputs.to(device), self.selected_N.to(device, non_blocking=True)
-        )
+        text, inputs_T = self.text.to(device), self.inputs.ids_T
+        inputs = text if inputs_T is self.text.ids_T else text._replace(ids_T=moved(inputs_T, device))
+        return MicroBatch(text, inputs, moved(self.selected_N, device))
 
 
 class Update(NamedTuple):

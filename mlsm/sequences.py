@@ -35,7 +35,13 @@ class Sequences(NamedTuple):
         return self.cu_seqlens[:-1].long()
 
     def to(self, device: torch.device) -> Sequences:
-        return self._replace(
-            ids_T=self.ids_T.to(device, non_blocking=True),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
-        )
+        return self._replace(ids_T=moved(self.ids_T, device), cu_seqlens=moved(self.cu_seqlens, device))
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. A GPU gets it from pinned memory: with any other the host may wait until the
+    GPU has done all its work.
+    """
+    if device.type == "cuda" and tensor.is_cpu:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -10,7 +10,6 @@ from small_text import sentences, write_corpus
 
 from mlsm.config import DataConfig
 from mlsm.data import Corpus, MicroBatch, Selection, Update, corpus_tokenizer, unigram_log_probabilities
-from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, SEP_ID
 
 MASKED = Selection(0.15, is_masked=True)
@@ -222,8 +221,10 @@ def test_bad_corpora_are_refused(tmp_path: Path) -> None:
         asked(make_corpus(tmp_path), 0, batch_size=400)
 
 
-def test_micro_batches_move_whole() -> None:
-    text = Sequences.of([torch.zeros(2, dtype=torch.long)])
-    moved = MicroBatch(text, text, torch.zeros(2, dtype=torch.long)).to(torch.device("meta"))
-    tensors = [moved.selected_N, *moved.text[:2], *moved.inputs[:2]]
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_micro_batches_move_whole_and_no_tensor_twice(is_masked: bool) -> None:
+    row, selected = torch.full((5,), 7), torch.tensor([True, False, True, False, False])
+    micro = MicroBatch.of([row], [selected], Selection(0.5, is_masked)).to(torch.device("meta"))
+    tensors = [micro.selected_N, *micro.text[:2], *micro.inputs[:2]]
     assert all(x.device.type == "meta" for x in tensors)
+    assert len({id(x) for x in tensors}) == 3 + is_masked
