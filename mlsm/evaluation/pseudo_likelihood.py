@@ -5,11 +5,13 @@ p(token) over its tokens. The masked copies of thousands of sentences are batche
 token budget, so memory is bounded whatever the sentences; equal copies are computed once, and the last layer
 and the logits at the masked position only. Float32 throughout.
 
-Legend: N masked copies in a batch, D width, V vocabulary.
+Legend: N masked copies in a batch, A scores asked for of them, D width, V vocabulary, T scores of all
+sentences.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -58,7 +60,7 @@ class _Copy(NamedTuple):
 
     ids: tuple[int, ...]  # with [CLS], [MASK] and [SEP]
     position: int  # of the mask
-    asked_by: list[int]  # sentences
+    asked_by: list[tuple[int, int]]  # the token that is masked, and the place of its score among all scores
 
 
 @torch.no_grad()
@@ -82,37 +84,38 @@ def token_log_probabilities(
     starts = [0] * len(rows) if num_visible is None else num_visible
     num_scored = [len(row) - 2 - start for row, start in zip(rows, starts, strict=True)]
     scores_T = torch.zeros(sum(num_scored))
-    scores = scores_T.split(num_scored)  # views
+    places = [*itertools.accumulate(num_scored, initial=0)]  # of each sentence's first score
     everyone = range(len(rows))
     batches = (
         batch
         for first in everyone[::SENTENCES_A_BLOCK]
         for batch in _batches(
-            _masked_copies(rows, starts, everyone[first : first + SENTENCES_A_BLOCK]), token_budget
+            _masked_copies(rows, starts, places, everyone[first : first + SENTENCES_A_BLOCK]), token_budget
         )
     )
     for number, batch in enumerate(batches):
         if distributed.is_mine(number):
-            for copy, log_probability_V in zip(batch, _at_masks(model, batch), strict=True):
-                for sentence in copy.asked_by:
-                    target = rows[sentence][copy.position]
-                    scores[sentence][copy.position - 1 - starts[sentence]] = log_probability_V[target]
+            log_probability_NV = _at_masks(model, batch)
+            asked = [(n, *who) for n, copy in enumerate(batch) for who in copy.asked_by]
+            n_A, token_A, place_A = torch.tensor(asked).unbind(1)
+            scores_T[place_A] = log_probability_NV[n_A, token_A].cpu()
         if bar is not None:
             bar.update(sum(len(copy.asked_by) for copy in batch))
     distributed.sum_(scores_T)
-    return list(scores)
+    return list(scores_T.split(num_scored))
 
 
 def _masked_copies(
-    rows: Sequence[tuple[int, ...]], starts: Sequence[int], block: Sequence[int]
+    rows: Sequence[tuple[int, ...]], starts: Sequence[int], places: Sequence[int], block: Sequence[int]
 ) -> list[_Copy]:
     """Of the sentences of a block, longest first."""
     copies: dict[tuple[tuple[int, ...], int], _Copy] = {}
     for sentence in block:
         row = rows[sentence]
-        for position in range(1 + starts[sentence], len(row) - 1):
+        for place, position in enumerate(range(1 + starts[sentence], len(row) - 1), places[sentence]):
             ids = (*row[:position], MASK_ID, *row[position + 1 :])
-            copies.setdefault((ids, position), _Copy(ids, position, [])).asked_by.append(sentence)
+            copy = copies.setdefault((ids, position), _Copy(ids, position, []))
+            copy.asked_by.append((row[position], place))
     return sorted(copies.values(), key=lambda copy: -len(copy.ids))
 
 
@@ -125,12 +128,12 @@ def _batches(copies: Sequence[_Copy], token_budget: int) -> Iterator[Sequence[_C
 
 
 def _at_masks(model: LanguageModel, batch: Sequence[_Copy]) -> Tensor:
-    """log p of each word at the mask of each copy (N, V), on the CPU."""
+    """log p of each word at the mask of each copy (N, V), on the model's device."""
     device = next(model.parameters()).device
     sequences = Sequences.of([torch.tensor(copy.ids) for copy in batch])
     selected_N = sequences.first_B + torch.tensor([copy.position for copy in batch])
     hidden_ND = model.hidden_at(sequences.to(device), selected_N.to(device))
-    return model.token_logits(hidden_ND).float().log_softmax(-1).cpu()
+    return model.token_logits(hidden_ND).float().log_softmax(-1)
 
 
 def score_texts(
