@@ -49,8 +49,8 @@ MAX_PASSES = 20
 
 # Tiles of the two products; from the compile check (no spills, shared memory of every target), not from
 # timings.
-PRODUCT_TILE = {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_I": 32}
-PRODUCT_OPTIONS = {"num_warps": 8, "num_stages": 2}
+PRODUCT_TILE = {"BLOCK_R": 128, "BLOCK_C": 64, "BLOCK_I": 32}
+PRODUCT_OPTIONS = {"num_warps": 8, "num_stages": 3}
 
 
 def descend_options(num_atoms: int) -> tuple[int, dict[str, int]]:
@@ -59,7 +59,7 @@ def descend_options(num_atoms: int) -> tuple[int, dict[str, int]]:
     return block, {"num_warps": min(32, max(1, block // 512)), "num_stages": 1}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # which shrinks from pass to pass
 def _residual_kernel(
     signals_ptr,  # (N, D)
     codes_ptr,  # (N, K)
@@ -95,7 +95,7 @@ def _residual_kernel(
     tl.store(residual_ptr + r[:, None] * D + d[None, :], signals_RC - sum_RC, mask=inside_RC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def _direction_kernel(
     residual_ptr,  # (R, D)
     dictionary_ptr,  # (D, K)
@@ -229,12 +229,13 @@ def nonneg_triton(
     codes_NK = signals_ND.new_zeros(num_signals, dictionary_DK.shape[1])
     gap_N = signals_ND.new_zeros(num_signals)
     steps_N = torch.zeros(num_signals, dtype=torch.int32, device=signals_ND.device)
-    for first in range(0, num_signals, CHUNK):
-        part = slice(first, first + CHUNK)
-        _solve_chunk_(
-            signals_ND[part], dictionary_DK, atoms_KD, lam_N[part], tol, gram_KK, diagonal_K, max_updates,
-            codes_NK[part], gap_N[part], steps_N[part],
-        )  # fmt: skip
+    with torch.cuda.device_of(signals_ND):  # Triton launches on the current device
+        for first in range(0, num_signals, CHUNK):
+            part = slice(first, first + CHUNK)
+            _solve_chunk_(
+                signals_ND[part], dictionary_DK, atoms_KD, lam_N[part], tol, gram_KK, diagonal_K, max_updates,
+                codes_NK[part], gap_N[part], steps_N[part],
+            )  # fmt: skip
     return codes_NK, gap_N, steps_N
 
 
