@@ -1,7 +1,7 @@
 """Compile Triton kernels ahead of time for GPUs that this machine does not have, and refuse spills and too
 much memory.
 
-    python tests/kernels/aot.py tests/kernels/aot_lasso.py [--targets sm80,sm86,sm90,gfx942] [--more]
+    python tests/kernels/aot.py tests/kernels/aot_lasso.py [--targets sm80,gfx942] [--more]
 
 A specification file defines SPECS: for each kernel one launch as the program makes it; what takes too long
 for every test can wait in MORE. The interpreter accepts much that the compiler refuses, so every kernel has a
@@ -33,8 +33,11 @@ TARGETS = {  # with the shared memory a block may have, in bytes; the compiler d
     "sm80": (GPUTarget("cuda", 80, 32), 166_912),
     "sm86": (GPUTarget("cuda", 86, 32), 101_376),
     "sm90": (GPUTarget("cuda", 90, 32), 232_448),
+    "sm100": (GPUTarget("cuda", 100, 32), 232_448),
+    "sm120": (GPUTarget("cuda", 120, 32), 101_376),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 65_536),
 }
+USUAL = ("sm80", "sm86", "sm90", "gfx942")
 
 
 class Spec(NamedTuple):
@@ -90,7 +93,8 @@ def _measure_nvidia(kernel: Any, target: GPUTarget) -> Compiled:
         ptx, cubin = Path(directory, "kernel.ptx"), Path(directory, "kernel.cubin")
         ptx.write_text(kernel.asm["ptx"])
         name = f"sm_{target.arch}{'a' if target.arch >= 90 else ''}"
-        command = [knobs.nvidia.ptxas.path, "-v", f"--gpu-name={name}", str(ptx), "-o", str(cubin)]
+        ptxas = knobs.nvidia.ptxas_blackwell if target.arch >= 100 else knobs.nvidia.ptxas
+        command = [ptxas.path, "-v", f"--gpu-name={name}", str(ptx), "-o", str(cubin)]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers = re.search(r"Used (\d+) registers", said)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
@@ -124,7 +128,7 @@ def load_specs(path: Path, with_more: bool) -> list[Spec]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compile Triton kernels for GPUs that are not here.")
     parser.add_argument("specifications", type=Path, nargs="+", help="Python files that define SPECS")
-    parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--targets", default=",".join(USUAL), help="comma-separated (default: %(default)s)")
     parser.add_argument("--more", action="store_true", help="also what the files leave out of the tests")
     arguments = parser.parse_args()
     num_problems = 0

@@ -8,7 +8,7 @@ from kernels import lasso_triton
 from kernels.lasso import LARGEST_FOR_TRITON
 
 F32, I32, I64 = torch.float32, torch.int32, torch.int64
-NVIDIA, AMD = ("sm80", "sm86", "sm90"), ("gfx942",)
+NVIDIA, AMD = ("sm80", "sm86", "sm90", "sm100", "sm120"), ("gfx942",)
 
 SPECS = [
     Spec(
