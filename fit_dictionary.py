@@ -82,7 +82,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
     statistics = dictionary.statistics
     assert statistics is not None
     say(
-        f"{path}: {config.k} concepts, {statistics.mean_nonzeros:.1f} non-zeros a code, "
+        f"{path}: {config.k} concepts, {statistics.mean_nonzeros:.1f} non-zeros per code, "
         f"{statistics.explained_share:.1%} of the energy explained, "
         f"{statistics.unused_atoms} atoms unused by {statistics.num_signals} held-out states"
     )

@@ -1,4 +1,4 @@
-"""The sparse coder against its peers on real signals: tokens a second, and beside each the duality gap it
+"""The sparse coder against its peers on real signals: tokens per second, and beside each the duality gap it
 bought.
 
     pytest benchmarks/bench_lasso.py --benchmark-enable        writes results/lasso.md

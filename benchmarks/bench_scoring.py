@@ -4,7 +4,7 @@
 
 Presets `tiny` and `small` with random weights (the time does not depend on them); minimal pairs of our
 grammar, which is what is scored in practice, and lines of the embedded corpus, both at equal distances.
-minicons scores the exported model through transformers, a sentence a call or 16:
+minicons scores the exported model through transformers, one sentence per call or 16:
 it makes a batch of the masked copies of one sentence and computes the logits of every position.
 """
 
@@ -96,7 +96,11 @@ def minicons(size: int) -> Callable[[Run, Path], Callable[[list[str]], list[floa
     return make
 
 
-SCORERS = {"ours": ours, "minicons, a sentence a call": minicons(1), "minicons, 16 a call": minicons(16)}
+SCORERS = {
+    "ours": ours,
+    "minicons, one sentence per call": minicons(1),
+    "minicons, 16 per call": minicons(16),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

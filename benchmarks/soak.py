@@ -123,7 +123,7 @@ While a checkpoint is written one more file is open.
 
 After {warm_up:g} minutes of warming up; growth by least squares:
 
-{result_page.table(["", f"at minute {warm_up:g}", "at the end", "growth an hour"], summary)}
+{result_page.table(["", f"at minute {warm_up:g}", "at the end", "growth per hour"], summary)}
 
 {result_page.table(header, rows)}
 """

@@ -190,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="tagged text to hold concepts against: a word, a tab and its tag a line with an empty line "
-        "after each sentence, or a sentence a line of word/tag",
+        "after each sentence, or a sentence per line of word/tag",
     )
     made.add_argument(
         "--corpus", nargs="+", metavar="FILE", help="text to read (default: the text the run was trained on)"

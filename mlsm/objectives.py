@@ -43,7 +43,7 @@ def _concept_loss(model: LanguageModel, hidden_ND: Tensor, micro: MicroBatch, te
     parts = {
         "concept_kl": loss.total.detach(),
         "top_concept_accuracy": loss.num_agreeing,
-        "nonzeros_a_code": targets.num_uses_K.sum(),
+        "nonzeros_per_code": targets.num_uses_K.sum(),
         "dead_concepts": targets.num_uses_K,
         "gap_max": targets.worst_gap,
     }

@@ -57,7 +57,7 @@ def test_use_by_hand() -> None:
     told = concept_use.usage(codes_of(TOY_NK))
     assert told.share_K == pytest.approx([1.75 / 4, 1.75 / 4, 0.5 / 4, 0])
     assert told.activity_K.tolist() == [0.75, 0.75, 0.25, 0]
-    assert told.concepts_a_position == 7 / 4
+    assert told.concepts_per_position == 7 / 4
     entropy = -sum(p * np.log2(p) for p in told.share_K[:3])
     assert told.effective_concepts == pytest.approx(2**entropy)
 

@@ -417,7 +417,9 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data, "LONGEST_LINE", 100)
-    with pytest.raises(ValueError, match=r"0\.txt: line 2 has more than 100 bytes; put one sentence a line"):
+    with pytest.raises(
+        ValueError, match=r"0\.txt: line 2 has more than 100 bytes; put one sentence per line"
+    ):
         list(data.read_lines([Path(corpus_of(tmp_path, b"x\n" + b"y" * 101).corpus[0])]))
     assert len(list(data.read_lines([Path(corpus_of(tmp_path, b"x\n" + b"y" * 99 + b"\n").corpus[0])]))) == 2
 

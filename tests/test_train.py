@@ -85,13 +85,13 @@ def test_codes_of_a_few_steps_are_what_a_student_learns_where_asked(teacher: Pat
 def test_what_is_logged(teacher: Path, student: Path, tmp_path: Path) -> None:
     loop = {"step", "words_seen", "epoch", "skipped_updates", "learning_rate", "gradient_norm"}
     loop |= {"seconds", "tokens_per_s", "cross_entropy", "token_accuracy"}
-    coding = {"concept_kl", "top_concept_accuracy", "nonzeros_a_code", "dead_concepts", "gap_max"}
+    coding = {"concept_kl", "top_concept_accuracy", "nonzeros_per_code", "dead_concepts", "gap_max"}
     train.main([*student_flags(teacher, "mlm+mlsm", tmp_path / "run"), "--log-every=3"])
     lines = read_metrics(tmp_path / "run")
     assert [set(line) for line in lines[:2]] == [loop | coding | {"coding_share"}] * 2
     for line in lines[:2]:
         assert 0 < line["coding_share"] < 1
-        assert 1 <= line["nonzeros_a_code"] <= 24 - line["dead_concepts"]
+        assert 1 <= line["nonzeros_per_code"] <= 24 - line["dead_concepts"]
     assert lines[1]["words_seen"] > lines[0]["words_seen"] > 0
     page = (ROOT / "docs" / "running.md").read_text(encoding="utf-8").partition("| name | what it is |")[2]
     names = re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in page.split("\n") if "|" in line))

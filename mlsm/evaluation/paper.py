@@ -112,7 +112,7 @@ def quoted_compute(size: str) -> dict[str, dict[str, str]]:
         f"phase {phase} (quoted: {size} words, Table 1)": {
             "phase": phase,
             "updates": f"{updates:,}",
-            "sequences an update": "1,024",
+            "sequences per update": "1,024",
             "epochs": f"about {epochs}",
             "time": f"about {hours} h",
         }

@@ -27,7 +27,7 @@ from mlsm.sequences import Sequences
 from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 REDUCTIONS = ("mean", "sum")
-SENTENCES_A_BLOCK = 4096  # whose masked copies are made and sorted at once: bounds memory
+SENTENCES_PER_BLOCK = 4096  # whose masked copies are made and sorted at once: bounds memory
 
 
 class Text(NamedTuple):
@@ -88,9 +88,9 @@ def token_log_probabilities(
     everyone = range(len(rows))
     batches = (
         batch
-        for first in everyone[::SENTENCES_A_BLOCK]
+        for first in everyone[::SENTENCES_PER_BLOCK]
         for batch in _batches(
-            _masked_copies(rows, starts, places, everyone[first : first + SENTENCES_A_BLOCK]), token_budget
+            _masked_copies(rows, starts, places, everyone[first : first + SENTENCES_PER_BLOCK]), token_budget
         )
     )
     for number, batch in enumerate(batches):

@@ -116,7 +116,7 @@ def _draw_losses(axes: Any, runs: Mapping[str, Path]) -> None:
         if shown:
             style = styles[number % len(styles)]
             axes.plot(*zip(*shown, strict=True), style, color="black", label=f"{title}: {name}")
-    axes.set(xlabel="update", ylabel="training loss (nats a token)", title="Learning")
+    axes.set(xlabel="update", ylabel="training loss (nats per token)", title="Learning")
     _legend_below(axes)
 
 

@@ -29,13 +29,13 @@ SENTENCE_CONCEPTS, FEWEST_CONCEPTS = 40, 3  # columns of a heat map: at most, at
 SENTENCE_STRONGEST = 4  # concepts listed of each token of a sentence
 LEAST_PEAK = 0.03  # weight that earns a concept a column
 FOUND_AGAIN = 0.9  # cosine of an atom that counts as the same
-TOKENS_A_BLOCK = 4096
+TOKENS_PER_BLOCK = 4096
 
 MEANINGS = {
     "concepts used": "concepts with weight anywhere in the text",
     "dead concepts": "concepts without",
     "dense concepts": f"used at more than {use.DENSE_ACTIVITY:.0%} of the positions",
-    "concepts a token": "concepts a position uses, on average (of a student: those it gives 1 % or more)",
+    "concepts per token": "concepts a position uses, on average (of a student: those it gives 1 % or more)",
     "effective concepts": "2 to the entropy of the shares: as many, equally used, would be as diverse",
     "weight counted": "mean weight of a position in the concepts it uses; a student's other predictions, "
     "each below 1 %, count as no concept",
@@ -140,7 +140,7 @@ def _source(
         "concepts used": num_used,
         "dead concepts": codes.num_concepts - num_used,
         "dense concepts": int((told.activity_K > use.DENSE_ACTIVITY).sum()),
-        "concepts a token": told.concepts_a_position,
+        "concepts per token": told.concepts_per_position,
         "effective concepts": told.effective_concepts,
         "bits about the token": found.bits - chance.bits,
         "bits by chance": chance.bits,
@@ -287,8 +287,8 @@ def _contexts(
 def _token_concepts(profile_KV: np.ndarray) -> list[list[float]]:
     """For each token the concepts that have most of its weight, alternating with their share of it."""
     told: list[list[float]] = []
-    for first in range(0, profile_KV.shape[1], TOKENS_A_BLOCK):
-        block_VK = np.ascontiguousarray(profile_KV[:, first : first + TOKENS_A_BLOCK].T)
+    for first in range(0, profile_KV.shape[1], TOKENS_PER_BLOCK):
+        block_VK = np.ascontiguousarray(profile_KV[:, first : first + TOKENS_PER_BLOCK].T)
         told += _pairs(use.largest(use.in_shares(block_VK), NUM_TOKEN_CONCEPTS), LEAST_SHARE)
     return told
 

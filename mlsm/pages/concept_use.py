@@ -22,7 +22,7 @@ DENSE_ACTIVITY = 0.1
 CANDIDATES_AN_ITEM = 8
 """Strong positions looked at for each one listed; most of them stand in a sequence already listed."""
 
-ROWS_A_BLOCK = 128
+ROWS_PER_BLOCK = 128
 """Concepts whose labels are weighed at once: bounds the memory of float64 temporaries."""
 
 LEAST = 1e-30
@@ -67,7 +67,7 @@ class Usage(NamedTuple):
 
     share_K: np.ndarray  # of all weight
     activity_K: np.ndarray  # share of the positions that use it
-    concepts_a_position: float
+    concepts_per_position: float
     effective_concepts: float  # 2 to the entropy of share_K: as many, equally used, would be as diverse
 
 
@@ -110,9 +110,9 @@ def information(profile_KV: np.ndarray, counts_V: np.ndarray) -> Information:
     share_V = counts_V / counts_V.sum()
     log_share_V = np.log2(np.maximum(share_V, LEAST))
     bits, entropies, weights = [], [], []
-    for first in range(0, len(profile_KV) + 1, ROWS_A_BLOCK):
-        rows_V = profile_KV[first : first + ROWS_A_BLOCK].astype(np.float64)
-        if first + ROWS_A_BLOCK > len(profile_KV):
+    for first in range(0, len(profile_KV) + 1, ROWS_PER_BLOCK):
+        rows_V = profile_KV[first : first + ROWS_PER_BLOCK].astype(np.float64)
+        if first + ROWS_PER_BLOCK > len(profile_KV):
             rows_V = np.vstack([rows_V, rest_V])
         weights.append(rows_V.sum(1))
         rows_V /= np.maximum(weights[-1], LEAST)[:, None]

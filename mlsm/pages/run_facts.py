@@ -73,7 +73,7 @@ def compute_row(run: RunFacts) -> dict[str, str]:
         "phase": PHASES.get(objective, LATENT),
         "objective": objective,
         "updates": f"{step:,}" if step == planned else f"{step:,} of {planned:,}",
-        "sequences an update": f"{train['batch_size']:,}",
+        "sequences per update": f"{train['batch_size']:,}",
     }
     if "epoch" in last:
         row |= {"epochs": f"{last['epoch']:.3g}", "words seen": f"{last['words_seen']:,}"}
@@ -133,7 +133,7 @@ def dictionary_rows(runs: Iterable[RunFacts]) -> dict[str, dict[str, str]]:
         }
         if statistics := dictionary.statistics:
             rows[str(path)] |= {
-                "non-zeros a code": f"{statistics.mean_nonzeros:.1f}",
+                "non-zeros per code": f"{statistics.mean_nonzeros:.1f}",
                 "energy explained": f"{statistics.explained_share:.1%}",
                 "unused atoms": f"{statistics.unused_atoms:,}",
                 "measured on": f"{statistics.num_signals:,} held-out states",

@@ -1,6 +1,6 @@
 """Tagged text, read as micro-batches with the tag of every selected token.
 
-Two forms: a word, a tab and its tag a line, with an empty line after each sentence; or a sentence a line of
+Two forms: a word, a tab and its tag a line, with an empty line after each sentence; or a sentence per line of
 word/tag. Pieces of a word have its tag. A word is segmented by itself: no piece reaches over a space, so that
 is how it is segmented in its sentence.
 """
