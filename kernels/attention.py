@@ -64,7 +64,7 @@ def disentangled_attention(
         raise ValueError(f"dropout_p must be at least 0 and less than 1, got {dropout_p}")
     # any() and not "in", which a compiler with symbolic widths would leave undecided.
     has_kernel = any(width == head_width for width in WIDTHS_FOR_TRITON.get(q_THE.dtype, ()))
-    name = _choice(implementation, q_THE.device.type, q_THE.dtype, has_kernel)
+    name = _choice(implementation, q_THE.device.type, q_THE.device.index, q_THE.dtype, has_kernel)
     if name == "triton":
         from kernels import attention_triton  # here, so that a machine without triton can import this module
 
@@ -75,7 +75,7 @@ def disentangled_attention(
 
 
 @torch.compiler.assume_constant_result
-def _choice(wanted: str, device: str, dtype: torch.dtype, has_kernel: bool) -> str:
+def _choice(wanted: str, device: str, index: int | None, dtype: torch.dtype, has_kernel: bool) -> str:
     """The name of what to run. A compiler need not trace this: it guards on all that this depends on."""
 
     def triton_obstacle() -> str | None:
@@ -83,6 +83,12 @@ def _choice(wanted: str, device: str, dtype: torch.dtype, has_kernel: bool) -> s
             return "triton is not installed"
         if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return f"the tensors are on {device}, not on a GPU"
+        if device == "cuda" and not torch.version.hip:
+            capability = torch.cuda.get_device_capability(index)
+            if capability < (8, 0):  # without tensor cores that Triton can use the kernels spill
+                return (
+                    f"it needs a GPU of compute capability 8.0, this one has {'.'.join(map(str, capability))}"
+                )
         if not has_kernel:
             return f"it is for {dtype} heads of width {WIDTHS_FOR_TRITON.get(dtype, 'none')}"
         return None

@@ -62,11 +62,21 @@ BLOCKS = {2: {32: 32, 64: 32, 128: 16}, 4: {32: 16, 64: 16}}
 
 
 def launch_options(
-    dtype: torch.dtype, head_width: int, max_length: int, is_amd: bool = bool(torch.version.hip)
+    kernel: Any,
+    dtype: torch.dtype,
+    head_width: int,
+    max_length: int,
+    is_amd: bool = bool(torch.version.hip),
 ) -> dict[str, int]:
-    """Tile and threads of every kernel (a warp of AMD's has 64)."""
+    """Tile and threads of a kernel (a warp of AMD's has 64).
+
+    Triton lays the warps of a product side by side, and each takes 8 columns: BLOCK / 8 of them fill a tile,
+    more repeat the work of others. More are taken where the registers of these do not suffice.
+    """
     block = 16 if max_length <= 16 else BLOCKS[dtype.itemsize][head_width]
-    return {"BLOCK": block, "num_warps": 4 if is_amd else block // 4, "num_stages": 1}
+    needs_registers = dtype.itemsize == 4 or kernel is _distances_kernel
+    num_warps = 4 if is_amd else block // (4 if needs_registers else 8)
+    return {"BLOCK": block, "num_warps": num_warps, "num_stages": 1}
 
 
 @triton.jit
@@ -477,11 +487,11 @@ def _forward(
     max_length = rel_k_HRE.shape[1] // 2
     out_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype, device=q_THE.device)
     lse_HT = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=q_THE.device)
-    options = launch_options(q_THE.dtype, head_width, max_length)
-    _forward_kernel[(len(cu_seqlens) - 1, triton.cdiv(max_length, options["BLOCK"]), num_heads)](
-        **_shared_arguments(q_THE, k_THE, v_THE, rel_k_HRE, rel_q_HRE, cu_seqlens, seed, dropout_p),
-        out_ptr=out_THE, lse_ptr=lse_HT, **options,
-    )  # fmt: skip
+    shared = _shared_arguments(q_THE, k_THE, v_THE, rel_k_HRE, rel_q_HRE, cu_seqlens, seed, dropout_p)
+    options = launch_options(_forward_kernel, q_THE.dtype, head_width, max_length)
+    grid = (len(cu_seqlens) - 1, triton.cdiv(max_length, options["BLOCK"]), num_heads)
+    with torch.cuda.device_of(q_THE):  # Triton launches on the current device
+        _forward_kernel[grid](**shared, out_ptr=out_THE, lse_ptr=lse_HT, **options)
     return out_THE, lse_HT
 
 
@@ -514,26 +524,28 @@ def _backward(
     delta_HT = torch.empty_like(lse_HT)
     d_q_THE, d_k_THE, d_v_THE = (torch.empty_like(out_THE) for _ in range(3))
 
-    options = launch_options(q_THE.dtype, head_width, max_length)
-    _queries_kernel[(num_sequences, triton.cdiv(max_length, options["BLOCK"]), num_heads)](
-        **shared, out_ptr=out_THE, d_out_ptr=d_out_THE, lse_ptr=lse_HT, delta_ptr=delta_HT,
-        d_q_ptr=d_q_THE, **options,
-    )  # fmt: skip
-    _keys_kernel[(num_sequences, triton.cdiv(max_length, options["BLOCK"]), num_heads)](
-        **shared, d_out_ptr=d_out_THE, lse_ptr=lse_HT, delta_ptr=delta_HT, d_k_ptr=d_k_THE,
-        d_v_ptr=d_v_THE, **options,
-    )  # fmt: skip
-    num_blocks = 2 * triton.cdiv(max_length, options["BLOCK"])
-    num_parts = min(num_sequences, triton.cdiv(NUM_PROGRAMS, num_blocks * num_heads))
+    options = launch_options(_queries_kernel, q_THE.dtype, head_width, max_length)  # and keys
+    num_blocks = triton.cdiv(max_length, options["BLOCK"])
+    num_parts = min(num_sequences, triton.cdiv(NUM_PROGRAMS, 2 * num_blocks * num_heads))
     shape = (num_parts, *rel_k_HRE.shape)
     d_rel_k_PHRE, d_rel_q_PHRE = (
         torch.empty(shape, dtype=torch.float32, device=q_THE.device) for _ in range(2)
     )
-    shared["PRECISION"] = "ieee"  # of float32: the three tf32 products spill here
-    _distances_kernel[(num_blocks, num_parts, num_heads)](
-        **shared, d_out_ptr=d_out_THE, lse_ptr=lse_HT, delta_ptr=delta_HT, d_rel_k_ptr=d_rel_k_PHRE,
-        d_rel_q_ptr=d_rel_q_PHRE, B=num_sequences, **options,
-    )  # fmt: skip
+    with torch.cuda.device_of(q_THE):
+        _queries_kernel[(num_sequences, num_blocks, num_heads)](
+            **shared, out_ptr=out_THE, d_out_ptr=d_out_THE, lse_ptr=lse_HT, delta_ptr=delta_HT,
+            d_q_ptr=d_q_THE, **options,
+        )  # fmt: skip
+        _keys_kernel[(num_sequences, num_blocks, num_heads)](
+            **shared, d_out_ptr=d_out_THE, lse_ptr=lse_HT, delta_ptr=delta_HT, d_k_ptr=d_k_THE,
+            d_v_ptr=d_v_THE, **options,
+        )  # fmt: skip
+        options = launch_options(_distances_kernel, q_THE.dtype, head_width, max_length)
+        shared["PRECISION"] = "ieee"  # of float32: the three tf32 products spill here
+        _distances_kernel[(2 * num_blocks, num_parts, num_heads)](
+            **shared, d_out_ptr=d_out_THE, lse_ptr=lse_HT, delta_ptr=delta_HT, d_rel_k_ptr=d_rel_k_PHRE,
+            d_rel_q_ptr=d_rel_q_PHRE, B=num_sequences, **options,
+        )  # fmt: skip
     d_rel_k_HRE, d_rel_q_HRE = (x.sum(0).to(rel_k_HRE.dtype) for x in (d_rel_k_PHRE, d_rel_q_PHRE))
     return d_q_THE, d_k_THE, d_v_THE, d_rel_k_HRE, d_rel_q_HRE
 

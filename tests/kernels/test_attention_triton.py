@@ -2,8 +2,10 @@
 Interpreted where there is no GPU; bf16, which the interpreter gets wrong, is for GPUs only.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -227,11 +229,48 @@ def test_the_operators_keep_their_promises(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "has_kernel", "name"),
-    [("cuda", True, "triton"), ("cuda", False, "strided"), ("cpu", True, "strided")],
+    ("device", "capability", "has_kernel", "name"),
+    [
+        ("cuda", (8, 0), True, "triton"),
+        ("cuda", (7, 5), True, "strided"),
+        ("cuda", (9, 0), False, "strided"),
+        ("cpu", None, True, "strided"),
+    ],
 )
-def test_auto_takes_it_on_a_gpu_only(device: str, has_kernel: bool, name: str) -> None:
-    assert attention._choice("auto", device, torch.bfloat16, has_kernel) == name
+def test_auto_takes_it_on_a_gpu_only(
+    device: str,
+    capability: tuple[int, int] | None,
+    has_kernel: bool,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    assert attention._choice("auto", device, None, torch.bfloat16, has_kernel) == name
+
+
+def test_an_old_gpu_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    with pytest.raises(ValueError, match=r"it needs a GPU of compute capability 8\.0, this one has 7\.5"):
+        attention._choice("triton", "cuda", 0, torch.float16, has_kernel=True)
+
+
+def test_kernels_run_on_the_card_of_their_tensors(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    current, launched_on = [], []
+
+    @contextlib.contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for name in ("forward", "queries", "keys", "distances"):
+        kernel = mock.MagicMock()
+        kernel.__getitem__.return_value.side_effect = lambda **_: launched_on.extend(current)
+        monkeypatch.setattr(attention_triton, f"_{name}_kernel", kernel)
+    tensors = arguments(1, 32, [5], device)
+    fused(tensors, [5])
+    assert launched_on == [tensors[0].device] * 4
 
 
 @pytest.mark.parametrize(
