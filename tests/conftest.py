@@ -5,10 +5,8 @@ import os
 import pytest
 import torch
 
-# One process either interprets Triton kernels or compiles them, decided by the first import of triton (which
-# torch.compile imports too). Without a GPU the tests interpret.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+ENVIRONMENT = dict(os.environ)
+NUM_GPUS = torch.cuda.device_count()  # does not initialise CUDA, so that it can still be hidden
 
 # The tensors of the tests are small: a second thread costs more than it brings.
 torch.set_num_threads(1)
@@ -16,6 +14,27 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, help="how often test_kills.py kills each run (default: 20 and 5)")
+    parser.addoption(
+        "--gpu", action="store_true", help="run Triton kernels on the GPU (default: interpreted)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests see no GPU: commands would train on it, in its precision. One process either interprets Triton
+    kernels or compiles them, decided by the first import of triton (which torch.compile imports too).
+    """
+    if not config.getoption("gpu"):
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+    elif not NUM_GPUS:
+        raise pytest.UsageError("--gpu: torch sees no GPU")
+
+
+@pytest.fixture
+def gpu_environment() -> dict[str, str]:
+    """For a process of its own that sees the GPUs."""
+    if not NUM_GPUS:
+        pytest.skip("needs a GPU")
+    return ENVIRONMENT
 
 
 @pytest.fixture
