@@ -55,27 +55,17 @@ def train(plan: Plan, should_resume: bool) -> None:
     precision = choose_precision(config.amp, device)
     corpus = Corpus(plan.data, plan.tokenizer, say)
     selection = objective.selection(config.mask_share)
-    model = LanguageModel(plan.model, seed=config.seed)
     checkpoint = open_run(plan, corpus, should_resume)
     if (plan.directory / MODEL_FILE).exists():
         say(f"{plan.directory} is finished")
         return
-    if checkpoint is None and plan.train.init != "random":
-        source = init_directory(config)
-        say("initial weights: " + init_from_(model, run_weights(source), str(source)))
-    model.to(device).train(config.objective != "token-head")
-    model.encoder.recomputes_layers = config.activation_checkpointing
-    if config.compile:
-        model.encoder.compile_layers_()
-    if config.objective == "token-head":
-        model.freeze_all_but_token_head_()
+    model = build_model(plan, checkpoint, device)
     teacher = None
     if plan.dictionary is not None:
         teacher = load_teacher(Path(config.teacher), plan.dictionary, config, device)
     optimizer = adamw(model, config)
     state = {"words_seen": 0, "skipped_updates": 0}
     if checkpoint is not None:
-        load_weights_(model, checkpoint.model, "the checkpoint")
         load_optimizer_(optimizer, model, checkpoint.optimizer)
         load_scaler_(precision.scaler, checkpoint.state.get("scaler", {}))
         state = {name: checkpoint.state[name] for name in state}
@@ -137,17 +127,42 @@ def train(plan: Plan, should_resume: bool) -> None:
                 save(done)
             if stop:
                 raise cli.Stopped(stop, f"stopped after update {done}; continue with --resume")
-        model.eval()
-        heldout = heldout_values(model, corpus, objective, teacher, config) if len(corpus.heldout) else {}
-        if heldout:
-            log.write(config.num_steps, {f"heldout_{name}": value for name, value in heldout.items()})
-        if "cross_entropy" in heldout:
-            shown = predictions(model, plan.tokenizer, corpus, config.mask_share)
-            log.write_text("predictions", shown, config.num_steps)
+        heldout = log_heldout(plan, model, corpus, teacher, log)
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
-    say(
-        f"finished {plan.directory}: " + (f"held-out {_headline(heldout)}" if heldout else "no text held out")
-    )
+    say(f"finished {plan.directory}: {heldout}")
+
+
+def build_model(plan: Plan, checkpoint: Checkpoint | None, device: torch.device) -> LanguageModel:
+    """The model to train, with the weights of the checkpoint, or else those that a run begins with."""
+    config = plan.train
+    model = LanguageModel(plan.model, seed=config.seed)
+    if checkpoint is not None:
+        load_weights_(model, checkpoint.model, "the checkpoint")
+    elif config.init != "random":
+        source = init_directory(config)
+        say("initial weights: " + init_from_(model, run_weights(source), str(source)))
+    model.to(device).train(config.objective != "token-head")
+    model.encoder.recomputes_layers = config.activation_checkpointing
+    if config.compile:
+        model.encoder.compile_layers_()
+    if config.objective == "token-head":
+        model.freeze_all_but_token_head_()
+    return model
+
+
+def log_heldout(
+    plan: Plan, model: LanguageModel, corpus: Corpus, teacher: Teacher | None, log: RunLog
+) -> str:
+    """Write down what a trained model predicts on the text held out; returns it in a few words."""
+    if not len(corpus.heldout):
+        return "no text held out"
+    config = plan.train
+    values = heldout_values(model.eval(), corpus, OBJECTIVES[config.objective], teacher, config)
+    log.write(config.num_steps, {f"heldout_{name}": value for name, value in values.items()})
+    if "cross_entropy" in values:
+        shown = predictions(model, plan.tokenizer, corpus, config.mask_share)
+        log.write_text("predictions", shown, config.num_steps)
+    return f"held-out {_headline(values)}"
 
 
 @torch.no_grad()
