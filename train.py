@@ -48,14 +48,14 @@ from mlsm.seeds import seed_for
 from mlsm.targets import Teacher
 
 
-def train(plan: Plan, should_resume: bool) -> None:
+def train(plan: Plan) -> None:
     """Run the plan from its newest checkpoint (or the start) to the end, and write the finished model."""
     config, objective = plan.train, OBJECTIVES[plan.train.objective]
     device = choose_device(config.device)
     precision = choose_precision(config.amp, device)
     corpus = Corpus(plan.data, plan.tokenizer, say)
     selection = objective.selection(config.mask_share)
-    checkpoint = open_run(plan, corpus, should_resume)
+    checkpoint = open_run(plan, corpus)
     if (plan.directory / MODEL_FILE).exists():
         say(f"{plan.directory} is finished")
         return
@@ -224,7 +224,7 @@ def main(argv: list[str]) -> None:
     with distributed.first_alone():
         plan = make_plan(given)
     with only_process(plan.directory):
-        train(plan, given["resume"])
+        train(plan)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ SHARED_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_shar
 CODING = ("code_tolerance", "code_steps", "solver")
 # What may change when a run is resumed. Only the device touches what is learnt: by rounding and precision.
 # Of teacher and dictionary the fingerprints are compared, and not how their paths are written.
-RESUMABLE_CHANGES = {"device", "log_every", "teacher", "dictionary"}
+RESUMABLE_CHANGES = {"device", "log_every", "teacher", "dictionary", "cache_dir"}
 RESUMABLE_CHANGES |= {"checkpoint_every", "keep_checkpoints", "checkpoint_words"}
 
 
@@ -71,6 +71,9 @@ def make_plan(given: dict[str, Any]) -> Plan:
     init = given.get("init", "teacher" if needs_teacher else "random")
     directory = Path(given.get("output", _default_output(objective, init)))
     check_writable(directory)
+    has_work = _has_work(directory)
+    if has_work and not given["resume"]:
+        raise ValueError(f"{directory} holds a run: --resume continues it, --output names another directory")
     origin = _origin(given)
     saved: Any = run_config(origin) if origin else None
     preset_name = given.get("preset") or _preset_of(saved, given)
@@ -81,6 +84,8 @@ def make_plan(given: dict[str, Any]) -> Plan:
     model = cli.override(from_json(ModelConfig, saved["model"]) if has_saved_shape else preset.model, given)
     if data.max_length > model.max_positions:
         raise ValueError(f"max_length {data.max_length} is more than max_positions {model.max_positions}")
+    if has_work:  # what a tokenizer of other text would hide is told first
+        _check_same(directory, {"data": dataclasses.asdict(data), "train": dataclasses.asdict(train)})
     tokenizer = checked_tokenizer(origin) if origin else corpus_tokenizer(data, model.vocab_size, say)
     _say_idle(given, train, origin)
     if train.init not in ("random", "teacher"):
@@ -280,24 +285,17 @@ def _describe(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def open_run(plan: Plan, corpus: Corpus, should_resume: bool) -> Checkpoint | None:
+def open_run(plan: Plan, corpus: Corpus) -> Checkpoint | None:
     """Prepare the directory; returns the checkpoint to continue from. Raises ValueError if it holds another
     run.
     """
-    path, record = plan.directory / "config.json", _describe(plan, corpus)
-    has_work = _has_work(plan.directory)
-    if has_work and not should_resume:
-        raise ValueError(
-            f"{plan.directory} holds a run: --resume continues it, --output names another directory"
-        )
-    if has_work:
-        before = run_config(plan.directory)
-        for part in ("model", "data", "train", "tokenizer", "concepts"):
-            _check_same(plan.directory, part, before.get(part), record[part])
+    record = _describe(plan, corpus)
+    if _has_work(plan.directory):
+        _check_same(plan.directory, {part: record[part] for part in ("model", "tokenizer", "concepts")})
     plan.directory.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
+    write_json(plan.directory / "config.json", record)
     write_whole(plan.directory / plan.tokenizer.file_name, lambda p: p.write_bytes(plan.tokenizer.model))
-    return load_newest(plan.directory, say) if should_resume else None
+    return load_newest(plan.directory, say)
 
 
 def _has_work(run: Path) -> bool:
@@ -305,13 +303,16 @@ def _has_work(run: Path) -> bool:
     return (run / MODEL_FILE).exists() or any((run / "checkpoints").glob("step-*"))
 
 
-def _check_same(directory: Path, part: str, before: Any, now: Any) -> None:
-    if not isinstance(before, dict) or not isinstance(now, dict):
-        before, now = {part: before}, {part: now}
-    before, now = ({k: list(v) if isinstance(v, tuple) else v for k, v in d.items()} for d in (before, now))
-    for name in sorted(before):  # what only `now` has is a field younger than the run
-        if before[name] != now.get(name) and name not in RESUMABLE_CHANGES:
-            raise ValueError(
-                f"cannot resume {directory}: {name} was {before[name]} and is now {now.get(name)}; "
-                "resume with the same settings, or start another run with --output"
-            )
+def _check_same(directory: Path, parts: dict[str, Any]) -> None:
+    """Raise ValueError for a setting of these parts of a config.json that is not the one the run has."""
+    for part, now in parts.items():
+        before = run_config(directory).get(part)
+        if not isinstance(before, dict) or not isinstance(now, dict):
+            before, now = {part: before}, {part: now}
+        for name in sorted(before):  # what only `now` has is a field younger than the run
+            is_now = list(value) if isinstance(value := now.get(name), tuple) else value
+            if before[name] != is_now and name not in RESUMABLE_CHANGES:
+                raise ValueError(
+                    f"cannot resume {directory}: {name} was {before[name]} and is now {is_now}; "
+                    "resume with the same settings, or start another run with --output"
+                )

@@ -61,7 +61,8 @@ def flags(shared: Path, output: Path, *more: str) -> list[str]:
 def test_a_second_run_is_refused_with_the_process_that_holds_the_directory(
     shared: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), *flags(shared, tmp_path / "run", "--num-steps=100000")]
+    long = flags(shared, tmp_path / "run", "--num-steps=100000")
+    command = [sys.executable, str(ROOT / "train.py"), *long]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         deadline = time.monotonic() + 120
@@ -70,7 +71,7 @@ def test_a_second_run_is_refused_with_the_process_that_holds_the_directory(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         with pytest.raises(ValueError, match=rf"run is in use by process {first.pid} on \S+; wait"):
-            train.main(flags(shared, tmp_path / "run", "--resume"))
+            train.main([*long, "--resume"])
         first.send_signal(signal.SIGKILL)
         first.wait()
         with only_process(tmp_path / "run"):

@@ -406,6 +406,23 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(teacher: P
     assert (tmp_path / "run" / MODEL_FILE).stat().st_mtime_ns == stamp
 
 
+def test_a_run_in_the_way_is_found_before_text_is_prepared(teacher: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "other.txt", seed=9)
+    flags = [
+        "--objective=mlm",
+        f"--output={teacher}",
+        f"--corpus={corpus}",
+        f"--cache-dir={tmp_path / 'cache'}",
+    ]
+    with pytest.raises(ValueError, match="holds a run: --resume continues it"):
+        train.main([*flags, *NANO_FLAGS])
+    with pytest.raises(
+        ValueError, match=r"cannot resume .*: corpus was .*text\.txt'\] and is now .*other\.txt'\]"
+    ):
+        train.main([*flags, *NANO_FLAGS, "--resume"])
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_dictionary_of_another_teacher_is_refused(teacher: Path, tmp_path: Path) -> None:
     other = nano_teacher(tmp_path)
     weights = read_tensors(other / MODEL_FILE)
