@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlsm import cli, distributed, outside
-from mlsm.checkpoint import MODEL_FILE, fingerprint
+from mlsm.checkpoint import fingerprint
 from mlsm.config import PRESETS, DataConfig, DictionaryConfig
 from mlsm.data import Corpus
 from mlsm.dictionary import Dictionary, learn_dictionary
 from mlsm.directory import check_writable
 from mlsm.log import progress, say
 from mlsm.optim import choose_device, choose_precision
-from mlsm.plan import SHARED_FLAGS, text_of
+from mlsm.plan import teacher_directory, text_of
 from mlsm.run import load_encoder, run_config
 from mlsm.seeds import generator_for
 from mlsm.targets import sample_states
@@ -93,7 +93,10 @@ def flags() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.parser(__doc__ or "", {"dictionary": DictionaryConfig, "data": DataConfig})
     parser.add_argument(
-        "--output", default=argparse.SUPPRESS, help="file to write (default: in the teacher's directory)"
+        "--output",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="file to write (default: in the teacher's directory)",
     )
     return parser
 
@@ -103,15 +106,12 @@ def main(argv: list[str]) -> None:
     given = vars(flags().parse_args(argv))
     with distributed.first_alone():
         given = outside.brought_in(given, "teacher")
-        teacher = cli.override(DictionaryConfig(), given).teacher
+        teacher = Path(cli.override(DictionaryConfig(), given).teacher)
         output = Path(given["output"]) if "output" in given else None
         if output is not None and output.is_dir():
             raise ValueError(f"{output} is a directory; --output names a file")
-        check_writable(output.parent if output else Path(teacher))
-        if "teacher" not in given and not (Path(teacher) / MODEL_FILE).exists():
-            command = ["--objective", "mlm", "--resume", *cli.pass_along(given, *SHARED_FLAGS)]
-            cli.build_first("train.py", command, f"the teacher {teacher}")
-        saved = run_config(Path(teacher))
+        check_writable(output.parent if output else teacher)
+        saved = run_config(teacher_directory(given))
         preset = PRESETS[given.get("preset", saved["preset"])]()
         config = cli.override(preset.dictionary, given)
         data = text_of(saved, given)

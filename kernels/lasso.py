@@ -28,6 +28,8 @@ from kernels.backend import Candidate, choose, logger
 
 MAX_STEPS = {"fista": 20_000, "descent": 10_000_000, "triton": 1_000_000}
 """Default limit per signal, in the solver's own unit."""
+SOLVERS = ("auto", *MAX_STEPS)
+
 LARGEST_FOR_TRITON = 8192
 """Atoms: a code lives in the registers of one program, 16 atoms a thread; with more threads they spill."""
 

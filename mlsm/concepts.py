@@ -115,6 +115,11 @@ def make_readers(config: dict[str, Any], args: argparse.Namespace) -> Readers:
     if not is_named and not ((directory / MODEL_FILE).exists() and path.exists()):
         say(f"the student alone: no teacher at {directory} with the dictionary {path} (see --teacher)")
         return Readers(None, student, selection)
+    if not (args.dictionary or path.exists()):
+        raise ValueError(
+            f"no dictionary {path.name} in {directory}; is it the teacher of {args.run}? "
+            "(--dictionary names another)"
+        )
     teacher = load_teacher(directory, path, settings, device, origin["dictionary_fingerprint"])
     return Readers(teacher, student, selection)
 
@@ -130,10 +135,6 @@ def _other_atoms(path: Path | None, dictionary: Dictionary | None) -> np.ndarray
         return None
     if dictionary is None:
         raise ValueError("--compare needs the dictionary of the run, and it is not there (see --teacher)")
-    if not path.is_file():
-        raise ValueError(
-            f"no dictionary at {path}: --compare takes a file of fit_dictionary.py --output FILE"
-        )
     other = Dictionary.load(path, teacher=dictionary.teacher, layer=dictionary.layer)
     return other.atoms_DK.mT.numpy()
 
@@ -189,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
         "--tags",
         type=Path,
         metavar="FILE",
-        help="tagged text to hold concepts against: a word, a tab and its tag a line with an empty line "
+        help="tagged text to hold concepts against: a word, a tab and its tag per line with an empty line "
         "after each sentence, or a sentence per line of word/tag",
     )
     made.add_argument(

@@ -141,6 +141,8 @@ class Dictionary:
         cls, path: str | os.PathLike[str], *, teacher: str | None = None, layer: int | None = None
     ) -> Self:
         """From a file of `save`; ValueError if it is damaged, or not of the teacher and layer given here."""
+        if not Path(path).is_file():
+            raise ValueError(f"no dictionary at {path}: make one with fit_dictionary.py --output {path}")
         again = f"make it again with fit_dictionary.py or restore a copy: {path}"
         try:
             with safe_open(path, framework="pt") as file:

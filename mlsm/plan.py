@@ -99,7 +99,9 @@ def make_plan(given: dict[str, Any]) -> Plan:
     elif objective == "token-head":
         num_concepts = model.num_concepts
         if not num_concepts:
-            raise ValueError(f"{origin} has no concepts: train it with --objective lsm first")
+            raise ValueError(
+                f"{origin} predicts no concepts: --init takes a concept student, such as runs/lsm-random"
+            )
     model = dataclasses.replace(
         model,
         vocab_size=tokenizer.vocab_size,
@@ -141,17 +143,15 @@ def _say_idle(given: dict[str, Any], config: TrainConfig, origin: Path | None) -
 def _origin(given: dict[str, Any]) -> Path | None:
     """The run that lends its tokenizer, text and shape: the teacher, or the run to start from."""
     objective, init = given["objective"], given.get("init", "random")
+    if init not in ("random", "teacher") and not (Path(init) / MODEL_FILE).exists():
+        raise ValueError(f"no finished run at {init}; train it first, or name another with --init")
     if OBJECTIVES[objective].needs_teacher:
-        return _teacher_directory(given)
+        return teacher_directory(given)
     if objective == "token-head" and init in ("random", "teacher"):
         raise ValueError("token-head needs a concept student to start from: --init runs/lsm-random, say")
     if init == "teacher":
-        return _teacher_directory(given)
-    if init == "random":
-        return None
-    if not (Path(init) / MODEL_FILE).exists():
-        raise ValueError(f"no finished run at {init}; train it first, or name another with --init")
-    return Path(init)
+        return teacher_directory(given)
+    return None if init == "random" else Path(init)
 
 
 def _check_tokenizer(run: Path, tokenizer: Tokenizer) -> None:
@@ -171,11 +171,15 @@ def _default_output(objective: str, init: str) -> str:
     return f"runs/{objective}-{Path(init).name}"
 
 
-def _teacher_directory(given: dict[str, Any]) -> Path:
+def teacher_directory(given: dict[str, Any]) -> Path:
+    """The teacher named, or the default one, trained first if it is missing."""
     path = Path(given.get("teacher", DEFAULT_TEACHER))
     if not (path / MODEL_FILE).exists():
         if "teacher" in given:
-            raise ValueError(f"no teacher at {path}: train one with --objective mlm --output {path}")
+            raise ValueError(
+                f"no teacher at {path}: --teacher takes the directory of a finished run, or of a downloaded "
+                "DeBERTa"
+            )
         flags = ["--objective", "mlm", "--resume", *cli.pass_along(given, *SHARED_FLAGS)]
         cli.build_first("train.py", flags, f"the teacher {path}")
     return path

@@ -35,6 +35,8 @@ def run_config(run: Path) -> dict[str, Any]:
     it is missing, unknown or of another type than a run writes.
     """
     path = run / (RUN_FILE if (run / RUN_FILE).exists() else "config.json")
+    if not path.exists():
+        raise ValueError(f"no run at {run}: a run is a directory such as runs/lsm-random")
     config = read_json(path)
     parts = {"preset": str, "model": dict, "data": dict, "train": dict, "tokenizer": str}
     if not isinstance(config, dict) or not all(isinstance(config.get(k), t) for k, t in parts.items()):
@@ -84,12 +86,7 @@ def run_weights(run: Path) -> dict[str, Tensor]:
     ValueError, with what is wrong, if they are missing or damaged.
     """
     if not (run / MODEL_FILE).exists():
-        hint = (
-            "it has only checkpoints: finish it with --resume, or name one of them"
-            if (run / "checkpoints").exists()
-            else "not a run"
-        )
-        raise ValueError(f"no {MODEL_FILE} in {run} ({hint})")
+        raise ValueError(f"{run} is not finished: continue it with --resume, or name one of its checkpoints")
     tensors = read_tensors(run / MODEL_FILE)
     if (run / RUN_FILE).exists():
         tensors = from_huggingface(tensors)
@@ -100,8 +97,8 @@ def run_weights(run: Path) -> dict[str, Tensor]:
 
 def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
     """The model of a run in eval mode. Raises ValueError, with what is wrong, if it is missing or damaged."""
-    tensors = run_weights(run)
     check_has_heads(run)
+    tensors = run_weights(run)
     shape = model_config(run)
     # Shapes alone: what config.json claims takes no memory before the weights bear it out.
     with torch.device("meta"):

@@ -405,6 +405,9 @@ def test_a_student_without_its_teacher_is_shown_alone(
         concepts.main([str(alone), "--compare=x"])
     config["concepts"]["dictionary"] = str(next(teacher.glob("dictionary-*")))
     (alone / "config.json").write_text(json.dumps(config))
+    stranger = random_run(tmp_path / "stranger")
+    with pytest.raises(ValueError, match=r"no dictionary \S+ in .*stranger; is it the teacher of .*alone\?"):
+        concepts.main([str(alone), f"--teacher={stranger}"])
     concepts.main([str(alone), "--num-tokens=200", f"--teacher={teacher}"])
     assert len(json.loads((alone / "concepts.json").read_text())["sources"]) == 2
 
@@ -414,7 +417,7 @@ def test_mistakes_are_told(teacher: Path, tmp_path: Path) -> None:
     stranger = random_run(tmp_path / "stranger", seed=1)
     dictionary = next(teacher.glob("dictionary-*"))
     for flags, message in (
-        ([str(tmp_path / "nothing")], "no file"),
+        ([str(tmp_path / "nothing")], "no run at"),
         ([str(bare)], "has no dictionary: python fit_dictionary.py --teacher"),
         ([str(bare), f"--dictionary={dictionary}"], "of another teacher"),
         ([str(teacher), f"--teacher={stranger}"], "--teacher is for students"),
@@ -433,7 +436,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mlsm.concepts", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no file")
+    assert done.stderr.startswith("error: no run at")
     assert done.stderr.count("\n") == 1
 
 

@@ -440,6 +440,9 @@ def test_other_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     corpus = write_corpus(tmp_path / "text.txt")
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    shutil.copy(teacher / "config.json", unfinished)
     cases = [
         (["train.py"], "--objective is required"),
         (["train.py", "--objective=magic"], "invalid choice"),
@@ -450,13 +453,24 @@ def test_other_mistakes_are_one_line(
             "GPUs here; use --device cpu",
         ),
         (["train.py", "--objective=token-head"], "needs a concept student"),
-        (["train.py", "--objective=token-head", f"--init={teacher}"], "has no concepts"),
+        (
+            ["train.py", "--objective=token-head", f"--init={teacher}"],
+            "predicts no concepts: --init takes a concept",
+        ),
         (["train.py", "--objective=token-head", "--init=nowhere"], "no finished run at nowhere"),
-        (["train.py", "--objective=lsm", "--teacher=nowhere"], "no teacher at nowhere"),
+        (["train.py", "--objective=lsm", "--init=nowhere"], "no finished run at nowhere; train it first"),
+        (["train.py", "--objective=lsm", "--teacher=nowhere"], "no teacher at nowhere: --teacher takes"),
+        (
+            ["train.py", "--objective=lsm", f"--teacher={teacher}", "--dictionary=nofile"],
+            "no dictionary at nofile: make one with fit_dictionary.py --output nofile",
+        ),
+        (["train.py", "--objective=mlm", "--solver=lars"], "argument --solver: invalid choice: 'lars'"),
+        (["fit_dictionary.py", "--solver=lars"], "argument --solver: invalid choice: 'lars'"),
         (["fit_dictionary.py", f"--teacher={teacher}", "--layer=3"], "has layers 1 to 2, --layer asks for 3"),
         (["fit_dictionary.py", f"--teacher={teacher}", "--k=30000"], "30000 concepts need at least"),
-        (["fit_dictionary.py", "--teacher=nowhere"], "nowhere"),
-        (["evaluate.py", "nowhere"], "nowhere"),
+        (["fit_dictionary.py", "--teacher=nowhere"], "no teacher at nowhere: --teacher takes"),
+        (["evaluate.py", "nowhere"], "no run at nowhere: a run is a directory such as runs/lsm-random"),
+        (["evaluate.py", str(unfinished)], "unfinished is not finished: continue it with --resume"),
         (["evaluate.py", str(student), "--tasks=magic"], "--tasks takes"),
     ]
     monkeypatch.chdir(tmp_path)
