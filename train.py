@@ -208,7 +208,10 @@ def flags() -> argparse.ArgumentParser:
         without=("num_concepts", "has_token_head"),
     )
     parser.add_argument(
-        "--output", default=argparse.SUPPRESS, help="run directory (default: runs/OBJECTIVE-INIT)"
+        "--output",
+        metavar="DIRECTORY",
+        default=argparse.SUPPRESS,
+        help="run directory (default: runs/teacher for mlm from random weights, else runs/OBJECTIVE-INIT)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="continue this run where it stopped, or start it"

@@ -216,7 +216,12 @@ def begin(args: argparse.Namespace, execute: Callable[[Step], None]) -> Study:
     """The study of this directory, or a new one: its size is measured, its data cut."""
     file = args.output / "study.json"
     if file.exists():
-        return from_json(Study, read_json(file))
+        study = from_json(Study, read_json(file))
+        say(
+            f"{args.output} stays as it began: budget {study.budget}, preset {study.preset}, "
+            f"{study.num_updates:,} updates; --output begins another"
+        )
+        return study
     if args.report:
         raise ValueError(f"no study at {args.output}: run it first, without --report")
     glue = tuple(args.glue.split(",")) if args.glue else glue_at_hand(args.data)
@@ -367,7 +372,7 @@ def flags() -> argparse.ArgumentParser:
     """The command line."""
     made = cli.plain_parser(__doc__ or "")
     made.add_argument(
-        "--corpus", nargs="+", required=True, metavar="FILE", help="UTF-8 text, a sentence a line"
+        "--corpus", nargs="+", required=True, metavar="FILE", help="UTF-8 text, a sentence per line"
     )
     made.add_argument(
         "--data",
@@ -375,7 +380,13 @@ def flags() -> argparse.ArgumentParser:
         required=True,
         help="folder with blimp_filtered, supplement_filtered, glue_filtered",
     )
-    made.add_argument("--output", type=Path, default=Path("runs/miniature"), help="(default: runs/miniature)")
+    made.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIRECTORY",
+        default=Path("runs/miniature"),
+        help="directory of the study (default: runs/miniature)",
+    )
     made.add_argument(
         "--result",
         type=Path,
@@ -386,9 +397,9 @@ def flags() -> argparse.ArgumentParser:
         "--budget",
         type=int,
         default=NIGHT,
-        help=f"minutes that the study may take (default: {NIGHT}, a night)",
+        help=f"minutes the study is sized for, not a limit (default: {NIGHT}, a night)",
     )
-    made.add_argument("--updates", type=int, help="of the teacher (default: what the budget allows)")
+    made.add_argument("--updates", type=int, help="updates of the teacher (default: what the budget allows)")
     made.add_argument("--preset", choices=PRESETS, default="tiny", help="size of the models (default: tiny)")
     made.add_argument(
         "--glue", help="tasks to fine-tune on, such as cola,sst2 (default: all that --data has)"

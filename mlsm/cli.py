@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import inspect
 import logging
 import os
 import shlex
@@ -67,11 +68,11 @@ def parser(
         "--preset",
         choices=PRESETS,
         default=argparse.SUPPRESS,
-        help="settings to start from (default: tiny for the embedded corpus, base for one's own text; "
-        "a student's: its teacher's)",
+        help="settings to start from (default: those of the teacher, or of the run of --init; for a teacher, "
+        "tiny with the embedded corpus, base with one's own text)",
     )
     for title, cls in groups.items():
-        group = made.add_argument_group(title)
+        group = made.add_argument_group(title, inspect.getdoc(cls))
         for field in dataclasses.fields(cls):
             if field.name not in without:
                 _add_flag(group, cls, field)
@@ -93,13 +94,13 @@ def _add_flag(group: Any, cls: type, field: dataclasses.Field) -> None:
         type={"int": int, "float": float}.get(kind, str),
         nargs="+" if kind.startswith("tuple") else None,
         choices=field.metadata["choices"],
-        metavar=None if field.metadata["choices"] else kind.split("[")[0].upper().replace("TUPLE", "FILE"),
+        metavar=field.metadata["metavar"] or (None if field.metadata["choices"] else kind.upper()),
         **about,
     )
 
 
 def _defaults(cls: type, field: dataclasses.Field) -> str:
-    """The default as --help shows it: one value, or one a preset, or three for the phases of training."""
+    """The default as --help shows it: one value, or one per preset, or three for the phases of training."""
     if field.default is None or "default" in field.metadata["help"]:
         return ""
     told = []
@@ -108,11 +109,11 @@ def _defaults(cls: type, field: dataclasses.Field) -> str:
         configs = [c for c in (*phases, preset.model, preset.data, preset.dictionary) if isinstance(c, cls)]
         values = [getattr(config, field.name) for config in configs]
         shown = [" ".join(value) if isinstance(value, tuple) else str(value) for value in values]
-        told.append(shown[0] if len(set(shown)) == 1 else ", ".join(shown))
-    has_phases = any(", " in values for values in told)
+        told.append(shown[0] if len(set(shown)) == 1 else " / ".join(shown))
+    phases = " for mlm / students / token-head" if any(" / " in values for values in told) else ""
     each = "; ".join(f"{name} {values}" for name, values in zip(PRESETS, told, strict=True))
     text = told[0] if len(set(told)) == 1 else each
-    return f" (default: {text}{' for mlm, students, token-head' if has_phases else ''})"
+    return f" (default{phases}: {text})"
 
 
 def override(config: T, given: dict[str, Any]) -> T:

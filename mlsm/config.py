@@ -11,12 +11,19 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from kernels.lasso import SOLVERS
+
 OBJECTIVES = ("mlm", "mlsm", "lsm", "lsm15", "mlm+mlsm", "token-head")
 EMBEDDED_CORPUS = "embedded"
 DEFAULT_TEACHER = "runs/teacher"
 MILLION = 1_000_000
 # Words seen at which the BabyLM challenge (2025 and later) asks for a model: 1M to 1000M, ten a decade.
 BABYLM_WORDS = (*(n * size * MILLION for size in (1, 10, 100) for n in range(1, 10)), 1000 * MILLION)
+
+SOLVER_HELP = (
+    "solver of the sparse codes: descent (C, for CPUs), triton (GPUs), fista (PyTorch, slow); "
+    "auto takes the fastest that can run"
+)
 
 LARGEST_NUMBER = 1 << 62  # of a field; what a file says is not always sane
 MOST_LAYERS, MOST_WEIGHTS = 1000, 1 << 32  # of a model: 27 times the paper's, 17 GB
@@ -25,11 +32,13 @@ MOST_ATOMS = 1 << 15  # of a dictionary: their Gram matrix takes 4 GB
 T = TypeVar("T")
 
 
-def option(default: Any, help_line: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field with the help line (and choices) that its flag shows; --help adds the default, unless
-    the line speaks of it.
+def option(
+    default: Any, help_line: str, choices: tuple[str, ...] | None = None, metavar: str | None = None
+) -> Any:
+    """A dataclass field with the help line (and choices, or what its value is called) that its flag shows;
+    --help adds the default, unless the line speaks of it.
     """
-    return field(default=default, metadata={"help": help_line, "choices": choices})
+    return field(default=default, metadata={"help": help_line, "choices": choices, "metavar": metavar})
 
 
 def check_fields(config: Any) -> None:
@@ -58,6 +67,13 @@ def check_positive(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
 
 
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raise ValueError for the first named field that is below zero."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must not be below 0, got {getattr(config, name)}")
+
+
 def from_json(cls: type[T], values: dict[str, Any]) -> T:
     """A config from the mapping that config.json holds; ValueError names unknown fields. A field that is
     missing is younger than the file, and its default is what was done before there was a choice.
@@ -69,7 +85,9 @@ def from_json(cls: type[T], values: dict[str, Any]) -> T:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a DeBERTa v1 model and of the heads on it."""
+    """The shape of a DeBERTa v1 model and of the heads on it. Students and token heads take what is not given
+    from their teacher, or from the run of --init.
+    """
 
     vocab_size: int = option(25_000, "pieces of the vocabulary (the tokenizer may come out smaller)")
     width: int = option(768, "width of the hidden states")
@@ -92,8 +110,7 @@ class ModelConfig:
         check_positive(self, "init_std")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.num_concepts < 0:
-            raise ValueError(f"num_concepts must not be below 0, got {self.num_concepts}")
+        check_not_negative(self, "num_concepts")
         if self.has_token_head and not self.num_concepts:
             raise ValueError("a token head needs num_concepts")
         if self.depth > MOST_LAYERS or self._num_weights() > MOST_WEIGHTS:
@@ -111,11 +128,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text is read, and how it is cut into sequences."""
+    """Which text is read, and how it is cut into sequences. Students, token heads and dictionaries take what
+    is not given from their teacher, or from the run of --init.
+    """
 
     corpus: tuple[str, ...] = option(
         (EMBEDDED_CORPUS,),
-        "UTF-8 text files, one sentence or utterance a line; 'embedded' is the World English Bible",
+        "UTF-8 text files, one sentence or utterance per line; 'embedded' is the World English Bible",
+        metavar="FILE",
     )
     sequence_mode: str = option(
         "pairs",
@@ -124,7 +144,7 @@ class DataConfig:
     )
     max_length: int = option(128, "longest training sequence, in tokens")
     heldout_share: float = option(0.02, "share of the sequences kept out of training (2,000 at most)")
-    cache_dir: str = option("corpora", "folder for encoded corpora and tokenizers")
+    cache_dir: str = option("corpora", "folder for encoded corpora and tokenizers", metavar="FOLDER")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -142,13 +162,18 @@ class TrainConfig:
     init: str = option(
         "random",
         "initial weights: random, teacher, or a run's directory; default: random for mlm, else teacher",
+        metavar="WEIGHTS",
     )
     teacher: str = option(
-        DEFAULT_TEACHER, "run whose hidden states are the targets, or a DeBERTa as transformers saves it"
+        DEFAULT_TEACHER,
+        "run whose hidden states are the targets, or a DeBERTa as transformers saves it",
+        metavar="DIRECTORY",
     )
-    dictionary: str | None = option(None, "dictionary of the concepts (default: in the teacher's directory)")
+    dictionary: str | None = option(
+        None, "dictionary of the concepts (default: in the teacher's directory)", metavar="FILE"
+    )
     num_steps: int = option(100_000, "updates")
-    batch_size: int = option(1024, "sequences an update")
+    batch_size: int = option(1024, "sequences per update")
     token_budget: int = option(16_384, "tokens a micro-batch holds at most, padding included")
     learning_rate: float = option(1e-4, "peak learning rate of AdamW")
     warmup_share: float = option(0.01, "share of the updates in which the learning rate rises")
@@ -162,7 +187,7 @@ class TrainConfig:
     code_steps: int | None = option(
         None, "most steps of the solver for a code, whatever gap is left (default: until code_tolerance)"
     )
-    solver: str = option("auto", "solver of the sparse codes (see kernels/lasso.py)")
+    solver: str = option("auto", SOLVER_HELP, SOLVERS)
     amp: str = option(
         "auto",
         "autocast precision; auto: bf16 or fp16 on a GPU, off on a CPU",
@@ -171,10 +196,10 @@ class TrainConfig:
     compile: bool = option(False, "compile the layers with torch.compile (for GPUs; needs a C++ compiler)")
     activation_checkpointing: bool = option(
         False,
-        "keep one state a layer and compute the rest again in the backward pass: less memory, a third "
+        "keep one state per layer and compute the rest again in the backward pass: less memory, a third "
         "more time",
     )
-    device: str = option("auto", "cpu, cuda or cuda:N; auto: a GPU if there is one")
+    device: str = option("auto", "cpu, cuda or cuda:N; auto: a GPU if there is one", metavar="DEVICE")
     seed: int = option(12, "seed of everything that is drawn")
     log_every: int = option(10, "updates between two logged lines")
     checkpoint_every: int = option(1000, "updates between two checkpoints")
@@ -183,12 +208,14 @@ class TrainConfig:
         None,
         "words this run has seen (repeats count) at which its model is kept for good, such as 1M,10M,2500; "
         "babylm: 1M to 10M, 20M to 100M, 200M to 1000M (default: none)",
+        metavar="WORDS",
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_positive(self, "num_steps", "batch_size", "token_budget", "learning_rate", "clip_norm")
         check_positive(self, "code_tolerance", "log_every", "checkpoint_every", "keep_checkpoints")
+        check_not_negative(self, "weight_decay", "mlm_weight")
         if self.code_steps is not None:
             check_positive(self, "code_steps")
         if not 0 < self.mask_share <= 1:
@@ -218,16 +245,18 @@ class DictionaryConfig:
     """How the dictionary of latent concepts is learnt (Eq. 1)."""
 
     teacher: str = option(
-        DEFAULT_TEACHER, "run whose hidden states are decomposed, or a DeBERTa as transformers saves it"
+        DEFAULT_TEACHER,
+        "run whose hidden states are decomposed, or a DeBERTa as transformers saves it",
+        metavar="DIRECTORY",
     )
     layer: int | None = option(None, "layer of the teacher, 1 is the first; default: its last")
     k: int = option(1500, "number of concepts (atoms)")
     lam: float = option(0.05, "sparsity penalty lambda on the codes of unit-norm states")
     num_tokens: int = option(1_000_000, "hidden states in the sample")
     num_updates: int = option(1000, "updates of the dictionary")
-    batch_size: int = option(1000, "hidden states an update")
-    solver: str = option("auto", "solver of the sparse codes (see kernels/lasso.py)")
-    device: str = option("auto", "cpu, cuda or cuda:N; auto: a GPU if there is one")
+    batch_size: int = option(1000, "hidden states per update")
+    solver: str = option("auto", SOLVER_HELP, SOLVERS)
+    device: str = option("auto", "cpu, cuda or cuda:N; auto: a GPU if there is one", metavar="DEVICE")
     seed: int = option(12, "seed of everything that is drawn")
 
     def __post_init__(self) -> None:

@@ -39,7 +39,10 @@ def test_every_field_has_a_flag_with_help(cls: type) -> None:
 
 def test_help_tells_the_defaults_of_presets_and_phases() -> None:
     actions = {action.dest: action.help for action in train.flags()._actions}
-    assert "base 100000, 10000, 10000 for mlm, students, token-head" in actions["num_steps"]
+    assert (
+        "(default for mlm / students / token-head: tiny 550 / 220 / 150; small 20000 / "
+        in actions["num_steps"]
+    )
     assert f"tiny {tiny().model.width}" in actions["width"]
     assert actions["seed"].endswith(f"(default: {TrainConfig().seed})")
 
@@ -81,6 +84,9 @@ def test_configurations_survive_json(preset: str, part: str) -> None:
         (TrainConfig, {"num_steps": True}, "num_steps must be int"),
         (TrainConfig, {"mask_share": 0.0}, "mask_share must be in"),
         (TrainConfig, {"learning_rate": -1.0}, "learning_rate must be above 0"),
+        (TrainConfig, {"weight_decay": -1.0}, "weight_decay must not be below 0, got -1.0"),
+        (TrainConfig, {"mlm_weight": -1.0}, "mlm_weight must not be below 0"),
+        (TrainConfig, {"solver": "lars"}, "solver must be one of auto, .*, got 'lars'"),
         (TrainConfig, {"warmup_share": 2.0}, "warmup_share must be in"),
         (TrainConfig, {"checkpoint_words": "1M,2K"}, "checkpoint_words takes babylm or numbers"),
         (TrainConfig, {"checkpoint_words": "0"}, "checkpoint_words takes"),
