@@ -2,13 +2,14 @@
 
     python fit_dictionary.py --layer 12 --k 1500 --lam 0.05
 
-The file goes into the teacher's directory, where train.py finds it. A teacher missing at its default place is
-trained first.
+The file goes into the teacher's directory, where train.py finds it; one that is there is never overwritten. A
+teacher missing at its default place is trained first.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,17 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
     layer = depth if config.layer is None else config.layer
     if not 1 <= layer <= depth:
         raise ValueError(f"the teacher {directory} has layers 1 to {depth}, --layer asks for {layer}")
-    path = output or directory / config.file_name(layer)
+    path, teacher = output or directory / config.file_name(layer), fingerprint(directory)
+    asked = dataclasses.asdict(config) | dataclasses.asdict(data)
+    asked |= {"layer": layer, "teacher": teacher, "corpus": [*data.corpus]}
+    settings = {name: value for name, value in asked.items() if name not in ("device", "cache_dir")}
+    if path.exists():
+        if Dictionary.load(path).settings != settings:
+            raise ValueError(
+                f"{path} exists; students may depend on it: remove it, or write another with --output"
+            )
+        say(f"{path} is there, learnt with these settings")
+        return path
     corpus = Corpus(data, tokenizer, say)
     with progress(config.num_tokens, "hidden states", unit="token") as bar:
         sample_ND = sample_states(
@@ -75,10 +86,9 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
         solver=config.solver,
         progress=shown,
     )
-    teacher = fingerprint(directory)
     dictionary = Dictionary.of(atoms_DK, config.lam, layer=layer, teacher=teacher)
     dictionary = dictionary.measured(heldout_ND, solver=config.solver)
-    dictionary.save(path)
+    dataclasses.replace(dictionary, settings=settings).save(path)
     statistics = dictionary.statistics
     assert statistics is not None
     say(

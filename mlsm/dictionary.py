@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -72,6 +72,8 @@ class Dictionary:
     teacher: str
     """Fingerprint of the teacher whose states were coded."""
     statistics: Statistics | None = None
+    settings: dict[str, Any] | None = None
+    """Of fit_dictionary.py, from which these atoms were learnt."""
 
     def __post_init__(self) -> None:
         if self.atoms_DK.ndim != 2 or self.atoms_DK.dtype != torch.float32:
@@ -132,6 +134,7 @@ class Dictionary:
             "teacher": self.teacher,
             "fingerprint": self.fingerprint,
             "statistics": self.statistics and dataclasses.asdict(self.statistics),
+            "settings": self.settings,
         }
         metadata = {name: json.dumps(value) for name, value in about.items()}
         write_tensors(Path(path), {"atoms_DK": self.atoms_DK}, metadata)
@@ -143,7 +146,7 @@ class Dictionary:
         """From a file of `save`; ValueError if it is damaged, or not of the teacher and layer given here."""
         if not Path(path).is_file():
             raise ValueError(f"no dictionary at {path}: make one with fit_dictionary.py --output {path}")
-        again = f"make it again with fit_dictionary.py or restore a copy: {path}"
+        again = f"remove it and run fit_dictionary.py again, or restore a copy: {path}"
         try:
             with safe_open(path, framework="pt") as file:
                 about = {n: parse_json(v.encode(), n) for n, v in (file.metadata() or {}).items()}
@@ -167,6 +170,7 @@ class Dictionary:
                 about["layer"],
                 about["teacher"],
                 statistics,
+                about.get("settings"),
             )
             is_whole = found.fingerprint == about["fingerprint"]
         except (SafetensorError, KeyError, TypeError, ValueError) as error:

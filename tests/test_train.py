@@ -203,16 +203,15 @@ def test_a_second_dictionary_does_not_confuse_a_student(teacher: Path, tmp_path:
     train.main([*flags, "--resume"])
     with pytest.raises(ValueError, match="several dictionaries"):
         train.main(student_flags(own, "lsm", tmp_path / "new"))
+    atoms, other = first.read_bytes(), ["--num-tokens=900", "--num-updates=2", "--batch-size=90"]
+    with pytest.raises(ValueError, match=r"dictionary-\S+ exists; students may depend on it: remove it, or"):
+        fit_dictionary.main([f"--teacher={own}", "--k=24", *other])
     fit_dictionary.main(
-        [
-            f"--teacher={own}",
-            "--k=24",
-            "--num-tokens=900",
-            "--num-updates=2",
-            "--batch-size=90",
-            f"--output={first}",
-        ]
+        [f"--teacher={own}", "--k=24", "--num-tokens=2000", "--num-updates=20", "--batch-size=100"]
     )
+    assert first.read_bytes() == atoms
+    first.unlink()
+    fit_dictionary.main([f"--teacher={own}", "--k=24", *other])
     with pytest.raises(ValueError, match="has changed since the student was trained on it"):
         evaluate.main([str(tmp_path / "run")])
 
