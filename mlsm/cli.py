@@ -110,10 +110,10 @@ def _defaults(cls: type, field: dataclasses.Field) -> str:
         values = [getattr(config, field.name) for config in configs]
         shown = [" ".join(value) if isinstance(value, tuple) else str(value) for value in values]
         told.append(shown[0] if len(set(shown)) == 1 else " / ".join(shown))
-    phases = " for mlm / students / token-head" if any(" / " in values for values in told) else ""
+    of = " for mlm / students / token-head" if any(" / " in values for values in told) else ""
     each = "; ".join(f"{name} {values}" for name, values in zip(PRESETS, told, strict=True))
     text = told[0] if len(set(told)) == 1 else each
-    return f" (default{phases}: {text})"
+    return f" (default{of}: {text})"
 
 
 def override(config: T, given: dict[str, Any]) -> T:

@@ -57,7 +57,12 @@ def embedded_corpus(cache_dir: Path) -> Path:
 
 
 def corpus_files(config: DataConfig) -> list[Path]:
-    """The text files of a configuration. Raises ValueError for a file that is missing."""
+    """The text files of a configuration. Raises ValueError if one is missing, or the cache is no folder."""
+    folder = Path(config.cache_dir)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(
+            f"cannot use {folder} as --cache-dir: it is not a directory; remove it, or name another"
+        )
     files = [
         embedded_corpus(Path(config.cache_dir)) if name == EMBEDDED_CORPUS else Path(name)
         for name in config.corpus

@@ -432,6 +432,19 @@ def test_a_corpus_is_a_file(tmp_path: Path) -> None:
             corpus_tokenizer(DataConfig(corpus=(str(tmp_path / name),), cache_dir=str(tmp_path)), 80, print)
 
 
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_cache_that_is_no_folder_is_named(is_link: bool, tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    if is_link:
+        place.symlink_to("nowhere")
+    else:
+        place.write_text("in the way")
+    with pytest.raises(
+        ValueError, match=r"cannot use .*cache as --cache-dir: it is not a directory; remove it"
+    ):
+        corpus_tokenizer(DataConfig(cache_dir=str(place)), 80, print)
+
+
 def test_a_corpus_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = corpus_of(tmp_path, b"x")
 

@@ -152,7 +152,9 @@ def test_a_signal_stops_the_study_and_waits_for_its_commands(number: signal.Sign
     assert late.read_text(encoding="utf-8") == str(int(signal.SIGTERM))
 
 
-def test_a_small_study_from_text_to_page(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_study_from_text_to_page(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(miniature, "DICTIONARY_FLAGS", ("--num-tokens", "2000", "--num-updates", "5"))
     few = {"lsm-random", "mlsm-random", "seed-13", "lam-0.2"}
     every = miniature.students
@@ -169,8 +171,10 @@ def test_a_small_study_from_text_to_page(asked: list[str], monkeypatch: pytest.M
     assert f"{number:.3f}" in row
     assert "Not measured" not in page
     before = len(done)
+    capsys.readouterr()
     miniature.run(args, here(done))
     assert len(done) == before
+    assert "study stays as it began: budget 600, preset tiny, 20 updates; --output" in capsys.readouterr().err
 
 
 def nothing_yet(folder: Path, pairs_a_file: int) -> miniature_report.Findings:
