@@ -131,6 +131,8 @@ def test_a_signal_stops_the_study_and_waits_for_its_commands(number: signal.Sign
     script += f" pathlib.Path({str(late)!r}).write_text(str(number)); sys.exit()\n"
     script += "signal.signal(signal.SIGTERM, save)\nprint(flush=True)\nwhile True: time.sleep(0.1)"
     before = signal.signal(signal.SIGTERM, miniature._terminated)
+    # A shell's background jobs ignore it.
+    before_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
             assert process.stdout
@@ -149,6 +151,7 @@ def test_a_signal_stops_the_study_and_waits_for_its_commands(number: signal.Sign
                 miniature._finished(process)
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, before_interrupt)
     assert late.read_text(encoding="utf-8") == str(int(signal.SIGTERM))
 
 
