@@ -28,8 +28,9 @@ from mlsm.directory import check_writable, only_process
 from mlsm.evaluation import finetune, glue, minimal_pairs, paper, summary
 from mlsm.evaluation.grammar import demo_pairs
 from mlsm.evaluation.heldout import MASKED, score_concepts, score_unigram, score_words
+from mlsm.evaluation.lineage import Lineage, lineage, row_names
 from mlsm.evaluation.pseudo_likelihood import REDUCTIONS, score_sentences
-from mlsm.evaluation.subject import Lineage, Subject, lineage, of_run, random_twin, row_names
+from mlsm.evaluation.subject import Subject, of_run, random_twin
 from mlsm.evaluation.tables import Cell, Spread, as_text, columns_of, draw
 from mlsm.log import progress, say
 from mlsm.objectives import OBJECTIVES

@@ -19,10 +19,10 @@ from mlsm.config import TrainConfig
 from mlsm.evaluation import minimal_pairs
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.jsonl import read_examples
+from mlsm.evaluation.lineage import Lineage, lineage
 from mlsm.evaluation.minimal_pairs import SUITES, Scores, SubTask, accuracy, read_suite, summarize
 from mlsm.evaluation.paper import EWOK_TIES_CORRECT, GLUE_AVERAGE, quoted_rows
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
-from mlsm.evaluation.subject import Lineage, lineage
 from mlsm.evaluation.summary import over_seeds
 from mlsm.evaluation.tables import Spread, as_text
 from mlsm.run import load_run

@@ -17,9 +17,9 @@ from typing import Any
 from mlsm.checkpoint import read_json
 from mlsm.evaluation.finetune import SeedResult, Settings, spread
 from mlsm.evaluation.glue import TASKS
+from mlsm.evaluation.lineage import Lineage
 from mlsm.evaluation.minimal_pairs import SUITES, TIES, Scores, SubTask, summarize
 from mlsm.evaluation.paper import EWOK_TIES_CORRECT, GLUE_AVERAGE
-from mlsm.evaluation.subject import Lineage
 from mlsm.evaluation.tables import Cell, Spread, as_markdown
 
 RESULTS_FILE = "results.json"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlsm.evaluation.subject import lineage
+from mlsm.evaluation.lineage import lineage
 from mlsm.evaluation.summary import demo_rows, over_seeds
 from mlsm.evaluation.tables import Rows, as_html, draw_grammar
 from mlsm.pages.run_facts import (
