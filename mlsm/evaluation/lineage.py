@@ -1,5 +1,5 @@
-"""Rows of several runs: their names, and which belong in one row of means: runs made alike, and from runs made
-alike, with other seeds.
+"""Rows of several runs: their names, and which are averaged: runs made alike, and from runs made alike, with
+other seeds.
 """
 
 from __future__ import annotations
