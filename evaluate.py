@@ -21,9 +21,8 @@ from typing import Any
 import torch
 
 from mlsm import cli
-from mlsm.checkpoint import fingerprint, write_json, write_text
 from mlsm.config import TrainConfig, from_json
-from mlsm.data import Corpus
+from mlsm.device import choose_device
 from mlsm.directory import check_writable, only_process
 from mlsm.evaluation import finetune, glue, minimal_pairs, paper, summary
 from mlsm.evaluation.grammar import demo_pairs
@@ -32,11 +31,13 @@ from mlsm.evaluation.lineage import Lineage, lineage, row_names
 from mlsm.evaluation.pseudo_likelihood import REDUCTIONS, score_sentences
 from mlsm.evaluation.subject import Subject, of_run, random_twin
 from mlsm.evaluation.tables import Cell, Spread, as_text, columns_of, draw
+from mlsm.files import write_json, write_text
 from mlsm.log import progress, say
-from mlsm.objectives import OBJECTIVES
-from mlsm.optim import choose_device
-from mlsm.plan import load_teacher, text_of
-from mlsm.run import Run, load_run
+from mlsm.runs.checkpoint import fingerprint
+from mlsm.runs.run import Run, load_run
+from mlsm.runs.teacher import load_teacher, text_of
+from mlsm.text.batches import Corpus
+from mlsm.training.objectives import OBJECTIVES
 
 TASKS = ("demo", *minimal_pairs.SUITES, "glue", *glue.TASKS)
 TOKEN_BUDGET = 8192  # tokens a forward pass holds

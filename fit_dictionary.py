@@ -13,18 +13,21 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlsm import cli, distributed, outside
-from mlsm.checkpoint import fingerprint
+from mlsm import cli, distributed
+from mlsm.coding.dictionary import Dictionary
+from mlsm.coding.dictionary_learning import learn_dictionary
+from mlsm.coding.targets import sample_states
 from mlsm.config import PRESETS, DataConfig, DictionaryConfig
-from mlsm.data import Corpus
-from mlsm.dictionary import Dictionary, learn_dictionary
+from mlsm.device import choose_device, choose_precision
 from mlsm.directory import check_writable
 from mlsm.log import progress, say
-from mlsm.optim import choose_device, choose_precision
-from mlsm.plan import teacher_directory, text_of
-from mlsm.run import load_encoder, run_config
+from mlsm.runs import hub_import as outside
+from mlsm.runs.checkpoint import fingerprint
+from mlsm.runs.run import load_encoder, run_config
+from mlsm.runs.teacher import text_of
 from mlsm.seeds import generator_for
-from mlsm.targets import sample_states
+from mlsm.text.batches import Corpus
+from mlsm.training.plan import teacher_directory
 
 HELDOUT_SHARE = 0.05  # of the sample: states that only the statistics see
 

@@ -17,35 +17,30 @@ from pathlib import Path
 import torch
 
 from mlsm import cli, distributed
-from mlsm.checkpoint import (
-    MODEL_FILE,
-    Checkpoint,
-    save_checkpoint,
-    save_milestone,
-    write_tensors,
-)
+from mlsm.coding.targets import Teacher
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
-from mlsm.data import Corpus, Update
+from mlsm.device import choose_device, choose_precision
 from mlsm.directory import only_process
-from mlsm.divergence import Watch, describe, record_update
 from mlsm.evaluation.heldout import predictions
+from mlsm.files import write_tensors
 from mlsm.log import Meter, RunLog, progress, say
-from mlsm.model import LanguageModel
-from mlsm.objectives import OBJECTIVES, Objective
-from mlsm.optim import (
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.checkpoint import MODEL_FILE, Checkpoint, save_checkpoint, save_milestone
+from mlsm.runs.run import init_from_, load_weights_, run_weights
+from mlsm.runs.teacher import load_teacher
+from mlsm.seeds import seed_for
+from mlsm.text.batches import Corpus, Update
+from mlsm.training.divergence import Watch, describe, record_update
+from mlsm.training.objectives import OBJECTIVES, Objective
+from mlsm.training.optim import (
     adamw,
-    choose_device,
-    choose_precision,
     load_optimizer_,
     load_scaler_,
     optimizer_tensors,
     set_learning_rate_,
     step_,
 )
-from mlsm.plan import Plan, init_directory, load_teacher, make_plan, open_run
-from mlsm.run import init_from_, load_weights_, run_weights
-from mlsm.seeds import seed_for
-from mlsm.targets import Teacher
+from mlsm.training.plan import Plan, init_directory, make_plan, open_run
 
 
 def train(plan: Plan) -> None:

@@ -21,8 +21,10 @@ from signals import real_signals
 from torch import Tensor
 from torch.nn.functional import normalize
 
-import mlsm.dictionary
-from mlsm.dictionary import Dictionary, Statistics, learn_dictionary, measure
+import mlsm.coding.dictionary
+import mlsm.coding.dictionary_learning
+from mlsm.coding.dictionary import Dictionary, Statistics, measure
+from mlsm.coding.dictionary_learning import learn_dictionary
 
 LAM = 0.05
 NUM_SAMPLE, NUM_HELDOUT = 100_000, 6_000
@@ -93,7 +95,7 @@ def forgetting(power: float) -> Callable[[int], float]:
 
 
 def blocks(**arguments: Any) -> Callable[..., None]:
-    return functools.partial(mlsm.dictionary.update_atoms_, **arguments)
+    return functools.partial(mlsm.coding.dictionary_learning.update_atoms_, **arguments)
 
 
 TRAINERS = {"SPAMS trainDL, batches of 400": spams_train, "ours": ours()}
@@ -138,7 +140,7 @@ def test_against_spams(benchmark, setting, name):
 def test_variants(benchmark, monkeypatch, setting, name):
     train, patches = VARIANTS[name]
     for function, replacement in patches.items():
-        monkeypatch.setattr(mlsm.dictionary, function, replacement)
+        monkeypatch.setattr(mlsm.coding.dictionary_learning, function, replacement)
     run(benchmark, setting, name, train)
 
 

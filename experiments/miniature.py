@@ -31,13 +31,13 @@ sys.path.insert(0, str(ROOT))
 import miniature_report  # noqa: E402
 
 from mlsm import cli  # noqa: E402
-from mlsm.checkpoint import read_json, write_json, write_text  # noqa: E402
 from mlsm.config import PRESETS, DataConfig, ModelConfig, from_json  # noqa: E402
-from mlsm.data import corpus_files  # noqa: E402
 from mlsm.evaluation.finetune import read_task_data  # noqa: E402
 from mlsm.evaluation.glue import FOLDER, TASKS  # noqa: E402
 from mlsm.evaluation.minimal_pairs import SUITES, check_suite  # noqa: E402
+from mlsm.files import read_json, write_json, write_text  # noqa: E402
 from mlsm.log import read_metrics, say  # noqa: E402
+from mlsm.text.corpus import corpus_files  # noqa: E402
 
 NIGHT = 600  # minutes
 OBJECTIVES = ("mlsm", "lsm15", "lsm")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.result_page import circumstances
-from mlsm.checkpoint import read_json, write_text, write_whole
-from mlsm.dictionary import Dictionary
+from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.tables import Cell, Spread, as_markdown
+from mlsm.files import read_json, write_text, write_whole
 from mlsm.pages.run_facts import RunFacts, compute_row, duration, read_facts
 
 if TYPE_CHECKING:

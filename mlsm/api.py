@@ -23,16 +23,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mlsm.checkpoint import fingerprint
-from mlsm.data import MicroBatch
-from mlsm.dictionary import Dictionary
+from mlsm.coding.dictionary import Dictionary
+from mlsm.coding.targets import Teacher
+from mlsm.device import choose_device, choose_precision
 from mlsm.evaluation.pseudo_likelihood import score_sentences
-from mlsm.optim import choose_device, choose_precision
-from mlsm.plan import find_dictionary
-from mlsm.run import Run, load_run
-from mlsm.sequences import Sequences
-from mlsm.targets import Teacher
-from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES
+from mlsm.runs.checkpoint import fingerprint
+from mlsm.runs.run import Run, load_run
+from mlsm.runs.teacher import find_dictionary
+from mlsm.text.batches import MicroBatch
+from mlsm.text.sequences import Sequences
+from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES
 
 
 class Model:

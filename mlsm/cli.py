@@ -23,9 +23,10 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from mlsm import __version__, distributed
+from mlsm import distributed
 from mlsm.config import PRESETS
 from mlsm.log import say
+from mlsm.version import __version__
 
 EXIT_MISTAKE = 2
 LONGEST_LINE = 600  # characters that a mistake takes; what a file holds may be longer

@@ -20,23 +20,24 @@ from typing import Any
 import numpy as np
 
 from mlsm import cli
-from mlsm.checkpoint import MODEL_FILE, write_text
+from mlsm.coding.dictionary import Dictionary
+from mlsm.coding.targets import EVERY_TOKEN
 from mlsm.config import DataConfig, TrainConfig, from_json
-from mlsm.data import Corpus, MicroBatch, Selection
-from mlsm.dictionary import Dictionary
+from mlsm.device import choose_device
 from mlsm.directory import check_writable
 from mlsm.evaluation.tables import as_text
+from mlsm.files import write_text
 from mlsm.log import progress, say
-from mlsm.objectives import OBJECTIVES
-from mlsm.optim import choose_device
 from mlsm.pages import concept_report, concept_view
 from mlsm.pages.concept_reading import Readers, Reading, read, read_sentence
 from mlsm.pages.tagged import read_tagged
-from mlsm.plan import find_dictionary, load_teacher
-from mlsm.run import load_run, model_config, run_config
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.run import load_run, model_config, run_config
+from mlsm.runs.teacher import find_dictionary, load_teacher
 from mlsm.seeds import generator_for
-from mlsm.targets import EVERY_TOKEN
-from mlsm.tokenizer import run_tokenizer
+from mlsm.text.batches import Corpus, MicroBatch, Selection
+from mlsm.text.tokenizer import run_tokenizer
+from mlsm.training.objectives import OBJECTIVES
 
 TOKEN_BUDGET = 8192  # tokens a forward pass holds
 MASK_SHARE = 0.15  # of the positions, for students that learn from masked tokens

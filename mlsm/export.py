@@ -25,23 +25,25 @@ from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from mlsm import cli
-from mlsm.checkpoint import (
-    MODEL_FILE,
-    STATE_FILE,
-    read_state,
-    write_json,
-    write_tensors,
-    write_text,
-    write_whole,
-)
 from mlsm.config import ModelConfig
-from mlsm.deberta import LAYER_NORM_EPS
-from mlsm.huggingface import OWN_WEIGHTS_FILE, RUN_FILE, to_huggingface
+from mlsm.files import write_json, write_tensors, write_text, write_whole
 from mlsm.log import say
-from mlsm.model import LanguageModel
-from mlsm.model_card import PREDICTS_WORDS, model_card
-from mlsm.run import Run, load_run
-from mlsm.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, PAD_ID, SEP_ID, UNK_ID, JsonTokenizer, Tokenizer
+from mlsm.model.deberta import LAYER_NORM_EPS
+from mlsm.model.language_model import LanguageModel
+from mlsm.pages.model_card import PREDICTS_WORDS, model_card
+from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, read_state
+from mlsm.runs.hub_names import OWN_WEIGHTS_FILE, RUN_FILE, to_huggingface
+from mlsm.runs.run import Run, load_run
+from mlsm.text.tokenizer import (
+    CLS_ID,
+    MASK_ID,
+    NUM_SPECIALS,
+    PAD_ID,
+    SEP_ID,
+    UNK_ID,
+    JsonTokenizer,
+    Tokenizer,
+)
 
 # Bytes. Larger compiled rules are those of Unicode, in models from outside (ours take 1,032). The reader of
 # the package `tokenizers` is right for their single letters; one by one there are too many of them.

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.checkpoint import parse_json, write_text
+from mlsm.files import parse_json, write_text
 
 SECONDS_BETWEEN_LINES = 15.0  # of a progress bar that is not on a terminal
 

@@ -13,11 +13,11 @@ import argparse
 from pathlib import Path
 
 from mlsm import cli
-from mlsm.checkpoint import write_text
 from mlsm.directory import check_writable
 from mlsm.evaluation import paper, summary
 from mlsm.evaluation.lineage import lineage, row_names
 from mlsm.evaluation.tables import Rows, columns_of
+from mlsm.files import write_text
 from mlsm.pages import run_view
 from mlsm.pages.run_facts import read_facts
 

@@ -196,7 +196,8 @@ def write_material(folder: Path) -> None:
 
     import fit_dictionary
     import train
-    from mlsm.checkpoint import MODEL_FILE, write_json
+    from mlsm.files import write_json
+    from mlsm.runs.checkpoint import MODEL_FILE
 
     with contextlib.chdir(folder):
         write_corpus(Path("text.txt"))
@@ -216,7 +217,7 @@ def write_material(folder: Path) -> None:
 
 
 def read_tokenizer() -> None:
-    from mlsm.tokenizer import Tokenizer
+    from mlsm.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path("run/tokenizer.model"))
     for text in TEXTS:
@@ -226,7 +227,8 @@ def read_tokenizer() -> None:
 
 def read_corpus() -> None:
     from mlsm.config import DataConfig
-    from mlsm.data import Corpus, Selection, corpus_tokenizer
+    from mlsm.text.batches import Corpus, Selection
+    from mlsm.text.corpus import corpus_tokenizer
 
     config = DataConfig(corpus=("text.txt",), cache_dir="new cache", max_length=32)
     corpus = Corpus(config, corpus_tokenizer(config, 80, _silent), _silent)
@@ -235,8 +237,8 @@ def read_corpus() -> None:
 
 def read_index() -> None:
     from mlsm.config import DataConfig
-    from mlsm.data import Corpus, Selection
-    from mlsm.tokenizer import Tokenizer
+    from mlsm.text.batches import Corpus, Selection
+    from mlsm.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path("run/tokenizer.model"))
     config = DataConfig(corpus=("text.txt",), cache_dir="cache", max_length=32)
@@ -253,7 +255,7 @@ def read_run() -> None:
     """As a teacher, as what is evaluated, and as what a run starts from."""
     import evaluate
     import train
-    from mlsm.run import load_run
+    from mlsm.runs.run import load_run
 
     load_run(Path("run"))
     flags = ["--output=student", "--num-steps=1", "--batch-size=4", "--objective=lsm"]
@@ -264,8 +266,8 @@ def read_run() -> None:
 def read_weights() -> None:
     import torch
 
-    from mlsm.run import load_run
-    from mlsm.sequences import Sequences
+    from mlsm.runs.run import load_run
+    from mlsm.text.sequences import Sequences
 
     run = load_run(Path("run"))
     sequences = Sequences.of([torch.arange(9)])
@@ -294,7 +296,7 @@ def read_dictionary() -> None:
     import torch
 
     from mlsm.config import TrainConfig
-    from mlsm.plan import load_teacher
+    from mlsm.runs.teacher import load_teacher
 
     teacher = load_teacher(Path("run"), Path("dictionary.safetensors"), TrainConfig(), torch.device("cpu"))
     signals_ND = torch.nn.functional.normalize(torch.ones(2, teacher.encoder.words.embedding_dim))
@@ -304,7 +306,7 @@ def read_dictionary() -> None:
 def read_evaluation_data() -> None:
     from mlsm.evaluation.glue import encode_item, read_items
     from mlsm.evaluation.minimal_pairs import SUITES, read_suite
-    from mlsm.tokenizer import Tokenizer
+    from mlsm.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path("run/tokenizer.model"))
     for name in ("blimp", "ewok"):

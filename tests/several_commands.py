@@ -12,13 +12,13 @@ import evaluate
 import fit_dictionary
 import train
 from mlsm import cli
-from mlsm.checkpoint import write_json
 from mlsm.config import DataConfig, TrainConfig, from_json
-from mlsm.data import Corpus
 from mlsm.evaluation.heldout import score_concepts, score_words
-from mlsm.objectives import OBJECTIVES
-from mlsm.plan import load_teacher
-from mlsm.run import load_run
+from mlsm.files import write_json
+from mlsm.runs.run import load_run
+from mlsm.runs.teacher import load_teacher
+from mlsm.text.batches import Corpus
+from mlsm.training.objectives import OBJECTIVES
 
 
 def heldout(flags: list[str]) -> None:

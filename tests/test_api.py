@@ -10,12 +10,12 @@ from pipeline import ROOT
 from small_runs import random_run
 
 import mlsm
-from mlsm.checkpoint import fingerprint
-from mlsm.dictionary import Dictionary
+from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.pseudo_likelihood import score_sentences
-from mlsm.run import load_run
-from mlsm.sequences import Sequences
-from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
+from mlsm.runs.checkpoint import fingerprint
+from mlsm.runs.run import load_run
+from mlsm.text.sequences import Sequences
+from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 TEXT = "The cat sees [CLS] the red house."
 NUM_CONCEPTS = 6

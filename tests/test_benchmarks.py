@@ -6,8 +6,8 @@ from unittest import mock
 import pytest
 import torch
 
-from mlsm.data import MicroBatch, Selection
-from mlsm.tokenizer import MASK_ID, PAD_ID
+from mlsm.text.batches import MicroBatch, Selection
+from mlsm.text.tokenizer import MASK_ID, PAD_ID
 
 pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parent.parent

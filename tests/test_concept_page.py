@@ -21,7 +21,7 @@ import pytest
 from mlsm.pages import concept_report, concept_view
 from mlsm.pages.concept_reading import Agreement, Reading, Sentence
 from mlsm.pages.concept_use import codes_by_concept
-from mlsm.tokenizer import CLS_ID, SEP_ID
+from mlsm.text.tokenizer import CLS_ID, SEP_ID
 
 HOSTILE = [
     "</script><script>document.title='ran'</script>",

@@ -16,8 +16,8 @@ from small_text import sentences
 import fit_dictionary
 import train
 from mlsm import concepts
+from mlsm.coding.targets import EVERY_TOKEN
 from mlsm.config import DataConfig, from_json
-from mlsm.data import Corpus, MicroBatch, Selection
 from mlsm.evaluation.heldout import SEED, score_concepts
 from mlsm.evaluation.tables import as_text
 from mlsm.log import progress
@@ -25,9 +25,9 @@ from mlsm.pages import concept_report, concept_use, concept_view
 from mlsm.pages.concept_reading import Readers, read, read_sentence
 from mlsm.pages.concept_use import Codes
 from mlsm.pages.tagged import read_tagged
-from mlsm.run import load_run
-from mlsm.targets import EVERY_TOKEN
-from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
+from mlsm.runs.run import load_run
+from mlsm.text.batches import Corpus, MicroBatch, Selection
+from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 
 def codes_of(dense_NK: np.ndarray) -> Codes:

@@ -10,7 +10,7 @@ import pytest
 
 import fit_dictionary
 import train
-from mlsm import cli, plan
+from mlsm import cli
 from mlsm.config import (
     PRESETS,
     DataConfig,
@@ -21,6 +21,7 @@ from mlsm.config import (
     from_json,
     tiny,
 )
+from mlsm.training import plan
 
 SET_ELSEWHERE = {"num_concepts", "has_token_head"}
 

@@ -9,8 +9,9 @@ import torch
 from small_text import sentences, write_corpus
 
 from mlsm.config import DataConfig
-from mlsm.data import Corpus, MicroBatch, Selection, Update, corpus_tokenizer, unigram_log_probabilities
-from mlsm.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, SEP_ID
+from mlsm.text.batches import Corpus, MicroBatch, Selection, Update
+from mlsm.text.corpus import corpus_tokenizer, unigram_log_probabilities
+from mlsm.text.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, SEP_ID
 
 MASKED = Selection(0.15, is_masked=True)
 EVERYTHING = Selection(1.0, is_masked=False)

@@ -13,14 +13,14 @@ import torch
 from transformers import DebertaConfig, DebertaForMaskedLM
 
 from kernels.attention import disentangled_attention
-from mlsm import deberta
 from mlsm.config import ModelConfig, base
-from mlsm.deberta import Encoder
 from mlsm.export import huggingface_config
-from mlsm.huggingface import from_huggingface
-from mlsm.model import LanguageModel
-from mlsm.run import load_weights_
-from mlsm.sequences import Sequences
+from mlsm.model import deberta
+from mlsm.model.deberta import Encoder
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.hub_names import from_huggingface
+from mlsm.runs.run import load_weights_
+from mlsm.text.sequences import Sequences
 
 SIZES = {
     "narrow": ModelConfig(

@@ -1,6 +1,6 @@
 """The dictionary: what any must satisfy, the atom update against a slow textbook version, the file.
 
-Shape suffixes as in mlsm/dictionary.py. Signals are made here: planted atoms, sparse non-negative codes.
+Shape suffixes as in mlsm/coding/dictionary.py. Signals are planted atoms with sparse non-negative codes.
 """
 
 import dataclasses
@@ -17,16 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-import mlsm.dictionary
+import mlsm.coding.dictionary
+import mlsm.coding.dictionary_learning
 from kernels.lasso_reference import largest_step
-from mlsm.dictionary import (
-    Dictionary,
-    learn_dictionary,
-    measure,
-    replace_atoms_,
-    row_batches,
-    update_atoms_,
-)
+from mlsm.coding.dictionary import Dictionary, measure
+from mlsm.coding.dictionary_learning import learn_dictionary, replace_atoms_, row_batches, update_atoms_
 
 WIDTH, NUM_ATOMS, LAM = 24, 40, 0.05
 
@@ -141,7 +136,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(arguments[3]))
         replace_atoms_(*arguments)
 
-    monkeypatch.setattr(mlsm.dictionary, "replace_atoms_", counted)
+    monkeypatch.setattr(mlsm.coding.dictionary_learning, "replace_atoms_", counted)
     return counts
 
 
@@ -150,7 +145,7 @@ def test_atoms_that_serve_too_few_draws_are_replaced(
 ) -> None:
     learn(planted[1])
     assert not replaced
-    monkeypatch.setattr(mlsm.dictionary, "IDLE_DRAWS", 2)
+    monkeypatch.setattr(mlsm.coding.dictionary_learning, "IDLE_DRAWS", 2)
     atoms_DK = learn(planted[1], batch_size=3)
     assert replaced
     assert float(atoms_DK.norm(dim=0).max()) <= 1 + 1e-6
@@ -160,7 +155,7 @@ def test_a_replaced_atom_has_its_time_before_it_is_replaced_again(
     replaced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All signals are one: a few copies of it serve every draw, the other atoms none."""
-    monkeypatch.setattr(mlsm.dictionary, "IDLE_DRAWS", 120)
+    monkeypatch.setattr(mlsm.coding.dictionary_learning, "IDLE_DRAWS", 120)
     sample_ND = normalize(torch.ones(100, WIDTH))
     learn(sample_ND, batch_size=50, num_updates=9)  # 150 idle draws after each third update
     assert 0 < sum(replaced) <= 3 * (NUM_ATOMS - 1)
@@ -338,7 +333,7 @@ def test_codes_are_non_negative_and_certified(planted, learnt: Dictionary) -> No
 
 def test_statistics_are_what_they_are_called(planted, learnt: Dictionary, monkeypatch) -> None:
     heldout_ND = planted[2]
-    monkeypatch.setattr(mlsm.dictionary, "CODED_AT_ONCE", 64)
+    monkeypatch.setattr(mlsm.coding.dictionary, "CODED_AT_ONCE", 64)
     atoms_DK = learnt.atoms_DK.clone()
     atoms_DK[:, 5] = 0  # an atom that no code can use
     dictionary = Dictionary.of(atoms_DK, LAM, layer=6, teacher="cafe")

@@ -19,8 +19,9 @@ from test_train import wait_for
 
 import train
 from mlsm import distributed
-from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors
+from mlsm.files import read_json, read_tensors
 from mlsm.log import read_metrics
+from mlsm.runs.checkpoint import MODEL_FILE
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ from small_text import sentences
 import evaluate
 import train
 from mlsm.config import DataConfig, from_json
-from mlsm.data import Corpus
 from mlsm.evaluation.grammar import PHENOMENA, demo_pairs
 from mlsm.evaluation.heldout import score_unigram, score_words
 from mlsm.evaluation.pseudo_likelihood import score_sentences, token_log_probabilities
 from mlsm.evaluation.tables import as_markdown, as_text
-from mlsm.run import Run, load_run
-from mlsm.sequences import Sequences
-from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
+from mlsm.runs.run import Run, load_run
+from mlsm.text.batches import Corpus
+from mlsm.text.sequences import Sequences
+from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,13 @@ from transformers import (
 import mlsm
 import train
 from mlsm import export
-from mlsm.checkpoint import Checkpoint, fingerprint, read_json, read_tensors, save_checkpoint, write_json
 from mlsm.evaluation.pseudo_likelihood import Text, score_sentences, score_texts
 from mlsm.export import huggingface_tokenizer, replacement_rules
-from mlsm.run import load_run
-from mlsm.sequences import Sequences
-from mlsm.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer
+from mlsm.files import read_json, read_tensors, write_json
+from mlsm.runs.checkpoint import Checkpoint, fingerprint, save_checkpoint
+from mlsm.runs.run import load_run
+from mlsm.text.sequences import Sequences
+from mlsm.text.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer
 
 LINES = [
     *sentences(40, seed=3),

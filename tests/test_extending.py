@@ -14,8 +14,8 @@ from small_runs import random_run
 from small_text import write_corpus
 
 import fit_dictionary
-from mlsm.checkpoint import read_json
-from mlsm.dictionary import Dictionary
+from mlsm.coding.dictionary import Dictionary
+from mlsm.files import read_json
 from mlsm.log import read_metrics
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")

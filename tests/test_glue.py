@@ -29,8 +29,8 @@ from mlsm.evaluation.glue import (
     task_file,
 )
 from mlsm.evaluation.summary import glue_result, markdown, row
-from mlsm.run import load_run
-from mlsm.tokenizer import CLS_ID, SEP_ID
+from mlsm.runs.run import load_run
+from mlsm.text.tokenizer import CLS_ID, SEP_ID
 
 FORMS = {  # a line of each task's file, and the segments it becomes
     "boolq": ({"question": "is it", "passage": "It is."}, ("is it", "It is.")),

@@ -28,17 +28,21 @@ from small_text import NANO_FLAGS, sentences, write_corpus
 import evaluate
 import fit_dictionary
 import train
-from mlsm import cli, data, divergence
-from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors, write_json, write_tensors
+from mlsm import cli
+from mlsm.coding.dictionary import Dictionary
 from mlsm.config import DataConfig, TrainConfig
-from mlsm.data import Corpus, MicroBatch, corpus_tokenizer, encode_corpus
-from mlsm.dictionary import Dictionary
 from mlsm.directory import LOCK_FILE, check_writable, only_process
+from mlsm.files import read_json, read_tensors, write_json, write_tensors
 from mlsm.log import read_metrics
-from mlsm.objectives import Outcome
-from mlsm.optim import load_scaler_
-from mlsm.plan import text_of
-from mlsm.run import load_run
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.run import load_run
+from mlsm.runs.teacher import text_of
+from mlsm.text import corpus as data
+from mlsm.text.batches import Corpus, MicroBatch
+from mlsm.text.corpus import corpus_tokenizer, encode_corpus
+from mlsm.training import divergence
+from mlsm.training.objectives import Outcome
+from mlsm.training.optim import load_scaler_
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlsm.linear_loss import linear_cross_entropy
+from mlsm.model.linear_loss import linear_cross_entropy
 
 N, D, V = 23, 6, 11
 

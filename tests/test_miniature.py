@@ -23,8 +23,8 @@ from test_minimal_pairs import blimp_rows, write_lines
 import evaluate
 import fit_dictionary
 import train
-from mlsm.checkpoint import read_json, write_json
 from mlsm.config import PRESETS, Preset, tiny
+from mlsm.files import read_json, write_json
 
 PARSERS = {"train.py": train.flags, "fit_dictionary.py": fit_dictionary.flags, "evaluate.py": evaluate.parser}
 

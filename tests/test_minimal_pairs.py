@@ -25,9 +25,9 @@ from mlsm.evaluation.paper import EWOK_TIES_CORRECT, GLUE_AVERAGE, quoted_rows
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.summary import over_seeds
 from mlsm.evaluation.tables import Spread, as_text
-from mlsm.run import load_run
-from mlsm.sequences import Sequences
-from mlsm.tokenizer import SEP_ID
+from mlsm.runs.run import load_run
+from mlsm.text.sequences import Sequences
+from mlsm.text.tokenizer import SEP_ID
 
 
 class NeighbourModel(nn.Module):

@@ -9,14 +9,14 @@ import pytest
 import torch
 from pipeline import nano_teacher
 
+from mlsm.coding.targets import Teacher, unit_states
 from mlsm.config import DataConfig, TrainConfig, from_json
-from mlsm.data import Corpus, Selection, Update
-from mlsm.model import LanguageModel
-from mlsm.objectives import OBJECTIVES
-from mlsm.optim import learning_rate
-from mlsm.plan import load_teacher
-from mlsm.run import load_run
-from mlsm.targets import Teacher, unit_states
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.run import load_run
+from mlsm.runs.teacher import load_teacher
+from mlsm.text.batches import Corpus, Selection, Update
+from mlsm.training.objectives import OBJECTIVES
+from mlsm.training.optim import learning_rate
 
 CPU = torch.device("cpu")
 

@@ -28,11 +28,13 @@ from transformers import (
 
 import fit_dictionary
 import train
-from mlsm import export, outside
-from mlsm.checkpoint import MODEL_FILE, fingerprint, read_json, read_tensors, write_json
-from mlsm.run import load_encoder, load_run
-from mlsm.sequences import Sequences
-from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer, renumbered_json
+from mlsm import export
+from mlsm.files import read_json, read_tensors, write_json
+from mlsm.runs import hub_import as outside
+from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
+from mlsm.runs.run import load_encoder, load_run
+from mlsm.text.sequences import Sequences
+from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer, renumbered_json
 
 TEXTS = [*sentences(4, seed=5), " ".join(sentences(3, seed=6)), "Déjà vu: 3 - 2 = 1?  Two blanks [MASK]"]
 SIZE = {

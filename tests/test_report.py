@@ -13,14 +13,14 @@ import pytest
 from small_runs import random_run
 
 from mlsm import report
-from mlsm.checkpoint import write_json
 from mlsm.config import TrainConfig
 from mlsm.evaluation import paper
 from mlsm.evaluation.finetune import SeedResult, Settings
 from mlsm.evaluation.summary import glue_result
+from mlsm.files import write_json
 from mlsm.pages import run_view
 from mlsm.pages.run_facts import RunFacts, compute_row, duration, learning_rows, read_facts
-from mlsm.run import load_run
+from mlsm.runs.run import load_run
 
 HOSTILE = "a<script>alert(1)</script>&\"'$\\frac{$"
 VOID = {"meta", "link", "img"}

@@ -7,7 +7,7 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 from small_text import sentences
 
-from mlsm.tokenizer import MASK_ID, SPECIAL_PIECES, UNK_ID, Tokenizer, train_tokenizer
+from mlsm.text.tokenizer import MASK_ID, SPECIAL_PIECES, UNK_ID, Tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")

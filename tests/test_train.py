@@ -22,13 +22,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import fit_dictionary
 import train
-from mlsm import checkpoint, cli
-from mlsm.checkpoint import MODEL_FILE, fingerprint, read_json, read_tensors
+from mlsm import cli
 from mlsm.config import DataConfig, from_json
-from mlsm.data import Corpus
 from mlsm.evaluation.heldout import predictions
+from mlsm.files import read_json, read_tensors
 from mlsm.log import Meter, read_metrics
-from mlsm.run import load_run
+from mlsm.runs import checkpoint
+from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
+from mlsm.runs.run import load_run
+from mlsm.text.batches import Corpus
 
 CONCEPT_OBJECTIVES = ("mlsm", "lsm", "lsm15", "mlm+mlsm")
 
@@ -310,7 +312,7 @@ def test_models_are_kept_for_good_by_words_seen(teacher: Path, tmp_path: Path) -
         assert state["step"] == min(step for step, count in seen.items() if count >= words)
         assert state["words_seen"] == seen[state["step"]]
         for name, digest in state["sha256"].items():
-            assert checkpoint.file_digest(kept / name) == digest
+            assert file_digest(kept / name) == digest
         assert load_run(kept).model.config.num_concepts == 24
 
     (tmp_path / "run" / MODEL_FILE).unlink()
@@ -426,7 +428,7 @@ def test_a_dictionary_of_another_teacher_is_refused(teacher: Path, tmp_path: Pat
     other = nano_teacher(tmp_path)
     weights = read_tensors(other / MODEL_FILE)
     weights["transform.bias"] += 1
-    checkpoint.write_tensors(other / MODEL_FILE, weights)
+    write_tensors(other / MODEL_FILE, weights)
     with pytest.raises(ValueError, match="is of another teacher"):
         train.main(student_flags(other, "lsm", tmp_path / "run"))
 

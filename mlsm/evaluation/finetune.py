@@ -24,13 +24,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.checkpoint import file_digest, write_text
-from mlsm.deberta import Encoder, init_weights_
 from mlsm.evaluation.glue import TASKS, Item, accuracy, encode_item, f1, read_items, task_file
 from mlsm.evaluation.subject import Subject
 from mlsm.evaluation.tables import Spread
+from mlsm.files import file_digest, write_text
+from mlsm.model.deberta import Encoder, init_weights_
 from mlsm.seeds import generator_for, seed_for
-from mlsm.sequences import Sequences
+from mlsm.text.sequences import Sequences
 
 SEEDS = (12, 13, 14, 15, 16)  # of the paper
 HEAD_DROPOUT = 0.1

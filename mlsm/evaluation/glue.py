@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlsm.evaluation.jsonl import read_examples
-from mlsm.tokenizer import CLS_ID, SEP_ID, Tokenizer
+from mlsm.text.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 FOLDER = "glue_filtered"
 

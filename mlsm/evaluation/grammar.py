@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from mlsm.seeds import generator_for
-from mlsm.tokenizer import NUM_SPECIALS, Tokenizer
+from mlsm.text.tokenizer import NUM_SPECIALS, Tokenizer
 
 T = TypeVar("T")
 PAIRS_A_PHENOMENON = 120

@@ -14,12 +14,13 @@ import torch
 from torch.nn import functional as F
 
 from mlsm import distributed
-from mlsm.data import Corpus, Selection, unigram_log_probabilities
-from mlsm.model import LanguageModel
-from mlsm.run import Run
+from mlsm.coding.targets import Teacher
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.run import Run
 from mlsm.seeds import generator_for
-from mlsm.targets import Teacher
-from mlsm.tokenizer import Tokenizer
+from mlsm.text.batches import Corpus, Selection
+from mlsm.text.corpus import unigram_log_probabilities
+from mlsm.text.tokenizer import Tokenizer
 
 MASKED = Selection(share=0.15, is_masked=True)
 MOST_NATS = 700.0  # of a float64 exponential

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlsm.run import run_config
+from mlsm.runs.run import run_config
 
 # In which two runs of a recipe may differ; the runs that they name are compared themselves.
 SEED_AND_PLACES = {"seed", "teacher", "dictionary", "init", "device"}

@@ -19,12 +19,12 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.checkpoint import file_digest, write_text
 from mlsm.evaluation.jsonl import Example, read_examples
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.subject import Subject
-from mlsm.model import LanguageModel
-from mlsm.tokenizer import SEP_ID, UNK_ID, Tokenizer
+from mlsm.files import file_digest, write_text
+from mlsm.model.language_model import LanguageModel
+from mlsm.text.tokenizer import SEP_ID, UNK_ID, Tokenizer
 
 TIES = {"wrong": 0.0, "half": 0.5, "correct": 1.0}
 

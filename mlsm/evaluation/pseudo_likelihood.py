@@ -21,10 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.model import LanguageModel
-from mlsm.run import Run
-from mlsm.sequences import Sequences
-from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.run import Run
+from mlsm.text.sequences import Sequences
+from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 REDUCTIONS = ("mean", "sum")
 SENTENCES_PER_BLOCK = 4096  # whose masked copies are made and sorted at once: bounds memory

@@ -9,10 +9,10 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from mlsm.checkpoint import fingerprint
-from mlsm.model import LanguageModel
-from mlsm.run import Run
-from mlsm.tokenizer import Tokenizer
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.checkpoint import fingerprint
+from mlsm.runs.run import Run
+from mlsm.text.tokenizer import Tokenizer
 
 RANDOM_SEED = 12
 

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlsm.checkpoint import read_json
 from mlsm.evaluation.finetune import SeedResult, Settings, spread
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.lineage import Lineage
 from mlsm.evaluation.minimal_pairs import SUITES, TIES, Scores, SubTask, summarize
 from mlsm.evaluation.paper import EWOK_TIES_CORRECT, GLUE_AVERAGE
 from mlsm.evaluation.tables import Cell, Spread, as_markdown
+from mlsm.files import read_json
 
 RESULTS_FILE = "results.json"
 CHANCE = 0.5  # of a minimal pair

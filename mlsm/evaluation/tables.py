@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlsm.checkpoint import write_whole
+from mlsm.files import write_whole
 from mlsm.log import read_metrics
 
 

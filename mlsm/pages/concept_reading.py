@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mlsm.data import MicroBatch, Selection
-from mlsm.model import LanguageModel
+from mlsm.coding.targets import Teacher
+from mlsm.model.language_model import LanguageModel
 from mlsm.pages.concept_use import Codes, codes_by_concept
-from mlsm.targets import Teacher
-from mlsm.tokenizer import CLS_ID, SEP_ID
+from mlsm.text.batches import MicroBatch, Selection
+from mlsm.text.tokenizer import CLS_ID, SEP_ID
 
 LEAST_PROBABILITY = 0.01  # of a concept that counts as predicted
 NUM_COMPARED = 5  # strongest concepts of a position that teacher and student are compared by

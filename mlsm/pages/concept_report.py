@@ -18,7 +18,7 @@ from mlsm.evaluation.tables import Rows
 from mlsm.pages import concept_use as use
 from mlsm.pages.concept_reading import Reading, Sentence
 from mlsm.seeds import seed_for
-from mlsm.tokenizer import CLS_ID, SEP_ID, Tokenizer
+from mlsm.text.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 NUM_TOKENS, NUM_NEIGHBOURS, NUM_TOKEN_CONCEPTS = 12, 5, 6  # listed of each concept; of each token
 NUM_STRONGEST, NUM_TYPICAL = 5, 3  # contexts listed

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlsm.checkpoint import write_whole
+from mlsm.files import write_whole
 
 TEMPLATE = Path(__file__).with_name("concept_page.html")
 NUM_SHOWN, BARS_SHOWN = 12, 6  # concepts in the picture, tokens of each

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from mlsm.checkpoint import MODEL_FILE
-from mlsm.dictionary import Dictionary
+from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.minimal_pairs import SUITES
 from mlsm.evaluation.summary import read_results
 from mlsm.log import read_metrics
-from mlsm.run import run_config
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.run import run_config
 
 PHASES = {"mlm": "1", "token-head": "3"}
 LATENT = "2"  # every other objective

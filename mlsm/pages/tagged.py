@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlsm.data import MicroBatch, Selection
-from mlsm.masking import select
 from mlsm.seeds import generator_for
-from mlsm.tokenizer import CLS_ID, SEP_ID, Tokenizer
+from mlsm.text.batches import MicroBatch, Selection
+from mlsm.text.masking import select
+from mlsm.text.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 SHOWN_CHARACTERS = 40  # of a line that is wrong
 

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mlsm import deberta_v2
-from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors
 from mlsm.config import OBJECTIVES, PRESETS, DataConfig, ModelConfig, TrainConfig, from_json
-from mlsm.deberta import Encoder
-from mlsm.huggingface import OWN_WEIGHTS_FILE, RUN_FILE, from_huggingface
-from mlsm.model import LanguageModel
-from mlsm.tokenizer import Tokenizer, run_tokenizer
+from mlsm.files import read_json, read_tensors
+from mlsm.model import deberta_v2
+from mlsm.model.deberta import Encoder
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.hub_names import OWN_WEIGHTS_FILE, RUN_FILE, from_huggingface
+from mlsm.text.tokenizer import Tokenizer, run_tokenizer
 
 
 class Run(NamedTuple):

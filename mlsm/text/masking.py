@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlsm.tokenizer import MASK_ID, NUM_SPECIALS, UNK_ID
+from mlsm.text.tokenizer import MASK_ID, NUM_SPECIALS, UNK_ID
 
 
 def is_ordinary(ids: Tensor) -> Tensor:

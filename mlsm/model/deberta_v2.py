@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mlsm import deberta
 from mlsm.config import ModelConfig, check_fields
+from mlsm.model import deberta
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels.attention import disentangled_attention
 from kernels.dropout import dropout
 from mlsm.config import ModelConfig
-from mlsm.sequences import Sequences
+from mlsm.text.sequences import Sequences
 
 LAYER_NORM_EPS = 1e-7  # of the published configuration
 

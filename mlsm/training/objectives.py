@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mlsm.coding.targets import Teacher
 from mlsm.config import TrainConfig
-from mlsm.data import MicroBatch, Selection
-from mlsm.linear_loss import linear_cross_entropy
-from mlsm.model import LanguageModel
-from mlsm.targets import Teacher
+from mlsm.model.language_model import LanguageModel
+from mlsm.model.linear_loss import linear_cross_entropy
+from mlsm.text.batches import MicroBatch, Selection
 
 
 class Outcome(NamedTuple):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlsm.config import ModelConfig
-from mlsm.deberta import Encoder, LayerNorm, init_weights_
+from mlsm.model.deberta import Encoder, LayerNorm, init_weights_
 from mlsm.seeds import generator_for
-from mlsm.sequences import Sequences
-from mlsm.tokenizer import PAD_ID
+from mlsm.text.sequences import Sequences
+from mlsm.text.tokenizer import PAD_ID
 
 
 class LanguageModel(nn.Module):

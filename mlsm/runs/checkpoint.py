@@ -1,27 +1,25 @@
-"""Files a run writes: each is whole or absent, and a checkpoint that was damaged is named and passed over.
-Of many processes rank 0 writes them, and on the others these functions do nothing.
-
-Only safetensors and JSON: nothing here can execute code when it is read.
-"""
+"""Checkpoints of a training run: each is whole or absent, and a damaged one is named and passed over."""
 
 from __future__ import annotations
 
-import errno
 import functools
-import hashlib
-import json
-import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mlsm import distributed
+from mlsm.files import (
+    file_digest,
+    read_json,
+    read_tensors,
+    write_directory,
+    write_json,
+    write_tensors,
+    write_whole,
+)
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 
@@ -35,88 +33,9 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]  # small facts: loss scale, words seen
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fingerprint(run: Path) -> str:
     """Sixteen hexadecimal digits that identify the weights of a finished run."""
     return file_digest(run / MODEL_FILE)[:16]
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary file beside `path`, flush it to the disk and move it into place."""
-    if not distributed.is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        _flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON for people: indented, keys in the order given."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def read_json(path: Path) -> Any:
-    """Raises ValueError naming the file if it is missing or not JSON."""
-    try:
-        return parse_json(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise ValueError(f"no file {path}") from None
-
-
-def parse_json(content: bytes, source: str) -> Any:
-    """Raises ValueError naming the source of what is not JSON, holds a key twice, or nests too deep."""
-    try:
-        return json.loads(content.decode(), object_pairs_hook=_each_key_once)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not JSON ({error})") from None
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError(f"a key twice among {', '.join(key for key, _ in pairs)}")
-    return made
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Tensors as safetensors, whole or not at all."""
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda p: _save(stored, p, metadata))
-
-
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
-    """safetensors' save_file, with a full disk (or another fault of the system) as the OSError that it is."""
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Raises ValueError naming the file if it is missing, truncated or not safetensors."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise ValueError(f"no file {path}") from None
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); make it again") from None
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -165,23 +84,6 @@ def _seal(directory: Path, step: int, state: dict[str, Any]) -> None:
     write_json(directory / STATE_FILE, {"step": step, **state, "sha256": digests})
 
 
-def write_directory(final: Path, fill: Callable[[Path], None]) -> Path:
-    """A directory that is whole or absent; one of that name is replaced."""
-    if not distributed.is_first():
-        return final
-    work = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        fill(work)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(work, final)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    _flush(final.parent)
-    return final
-
-
 def load_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint, or None if there is none; damaged ones are named through `say`."""
     for step, directory in _checkpoints(run):
@@ -219,11 +121,3 @@ def _checkpoints(run: Path) -> list[tuple[int, Path]]:
     """(step, directory), newest first."""
     found = [(p.name.removeprefix("step-"), p) for p in (run / "checkpoints").glob("step-*")]
     return sorted(((int(step), p) for step, p in found if step.isdigit()), reverse=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

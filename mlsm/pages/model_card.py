@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mlsm.checkpoint import MODEL_FILE, STATE_FILE, fingerprint, read_json
 from mlsm.config import EMBEDDED_CORPUS
 from mlsm.evaluation import summary
+from mlsm.files import read_json
 from mlsm.log import read_metrics
-from mlsm.objectives import OBJECTIVES
-from mlsm.run import Run, run_config
+from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, fingerprint
+from mlsm.runs.run import Run, run_config
+from mlsm.training.objectives import OBJECTIVES
 
 LEARNT = {
     "mlm": "to fill in masked words",

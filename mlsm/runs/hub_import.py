@@ -1,6 +1,6 @@
 """Models from outside: a Hugging Face DeBERTa checkpoint becomes a run of ours, so that it can teach.
 
-    python -m mlsm.outside DIRECTORY RUN
+    python -m mlsm.runs.hub_import DIRECTORY RUN
 
 The other commands do the same by themselves where --teacher or --init names such a directory: the run is
 runs/outside-NAME then. DeBERTa v1 becomes a whole run, to teach and to start from; of v2 and v3 the encoder
@@ -19,22 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlsm import cli, deberta_v2
-from mlsm.checkpoint import (
-    MODEL_FILE,
-    file_digest,
-    read_json,
-    read_tensors,
-    write_directory,
-    write_json,
-    write_tensors,
-)
+from mlsm import cli
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
-from mlsm.huggingface import RUN_FILE, from_huggingface, from_huggingface_v2
+from mlsm.files import file_digest, read_json, read_tensors, write_directory, write_json, write_tensors
 from mlsm.log import say
-from mlsm.model import LanguageModel
-from mlsm.run import load_weights_, run_config
-from mlsm.tokenizer import Tokenizer, renumbered_json, renumbered_sentencepiece
+from mlsm.model import deberta_v2
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.hub_names import RUN_FILE, from_huggingface, from_huggingface_v2
+from mlsm.runs.run import load_weights_, run_config
+from mlsm.text.tokenizer import Tokenizer, renumbered_json, renumbered_sentencepiece
 
 PICKLE_FILE = "pytorch_model.bin"
 WORDS = "deberta.embeddings.word_embeddings.weight"
@@ -70,7 +64,7 @@ def bring_in(source: Path, run: Path) -> None:
         if not (run / "config.json").exists() or _weights_of(run) != origin["weights"]:
             raise ValueError(
                 f"{run} is there and not made from {source} as it is now; remove it, or write another: "
-                f"python -m mlsm.outside {source} RUN"
+                f"python -m mlsm.runs.hub_import {source} RUN"
             )
         return
     config = _object(source / "config.json")

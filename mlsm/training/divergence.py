@@ -1,7 +1,7 @@
 """When training diverges. An update without a finite gradient changes no weight and is counted; ten in a row
 end the run, and so does a loss scale of fp16 that keeps falling. The update is written down beside the run:
 
-    python -m mlsm.divergence RUN/divergence-step-N.json       computes it again, micro-batch by micro-batch
+    python -m mlsm.training.divergence RUN/divergence-step-N.json   computes it again
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from mlsm import cli
-from mlsm.checkpoint import read_json, read_tensors, write_json, write_tensors
+from mlsm.coding.targets import Teacher
 from mlsm.config import TrainConfig, from_json
-from mlsm.data import MicroBatch, Update
+from mlsm.device import Precision, choose_device, choose_precision
+from mlsm.files import read_json, read_tensors, write_json, write_tensors
 from mlsm.log import say
-from mlsm.model import LanguageModel
-from mlsm.objectives import OBJECTIVES
-from mlsm.optim import Precision, choose_device, choose_precision
-from mlsm.plan import load_teacher
-from mlsm.run import load_weights_, model_config, run_config
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.run import load_weights_, model_config, run_config
+from mlsm.runs.teacher import load_teacher
 from mlsm.seeds import seed_for
-from mlsm.sequences import Sequences
-from mlsm.targets import Teacher
+from mlsm.text.batches import MicroBatch, Update
+from mlsm.text.sequences import Sequences
+from mlsm.training.objectives import OBJECTIVES
 
 MOST_SKIPPED = 10  # updates in a row
 LEAST_LOSS_SCALE = 1.0  # of fp16; it starts at 65,536, and below 1 small gradients are lost
@@ -143,7 +143,7 @@ def record_update(
     return (
         f"{record.problem}, the last one {record.step} (learning rate {record.learning_rate:.3g}; "
         f"{_summary(findings)}); start another run with a lower --learning-rate and another --output, or see "
-        f"python -m mlsm.divergence {path}"
+        f"python -m mlsm.training.divergence {path}"
     )
 
 

@@ -12,34 +12,29 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mlsm import __version__, cli, outside
-from mlsm.checkpoint import (
-    MODEL_FILE,
-    Checkpoint,
-    fingerprint,
-    load_newest,
-    write_json,
-    write_whole,
-)
+from mlsm import cli
+from mlsm.coding.dictionary import Dictionary
 from mlsm.config import (
     DEFAULT_TEACHER,
     EMBEDDED_CORPUS,
     PRESETS,
     DataConfig,
-    DictionaryConfig,
     ModelConfig,
     TrainConfig,
     from_json,
 )
-from mlsm.data import Corpus, corpus_tokenizer
-from mlsm.dictionary import Dictionary
 from mlsm.directory import check_writable
+from mlsm.files import write_json, write_whole
 from mlsm.log import say
-from mlsm.objectives import OBJECTIVES
-from mlsm.optim import choose_precision
-from mlsm.run import check_has_heads, checked_tokenizer, load_encoder, model_config, run_config
-from mlsm.targets import Teacher
-from mlsm.tokenizer import Tokenizer
+from mlsm.runs import hub_import as outside
+from mlsm.runs.checkpoint import MODEL_FILE, Checkpoint, fingerprint, load_newest
+from mlsm.runs.run import check_has_heads, checked_tokenizer, run_config
+from mlsm.runs.teacher import default_dictionary, find_dictionary, text_of
+from mlsm.text.batches import Corpus
+from mlsm.text.corpus import corpus_tokenizer
+from mlsm.text.tokenizer import Tokenizer
+from mlsm.training.objectives import OBJECTIVES
+from mlsm.version import __version__
 
 SHARED_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_share", "cache_dir", "device")
 CODING = ("code_tolerance", "code_steps", "solver")
@@ -109,18 +104,6 @@ def make_plan(given: dict[str, Any]) -> Plan:
         has_token_head=objective == "token-head",
     )
     return Plan(directory, model, data, train, preset_name, tokenizer, dictionary)
-
-
-def text_of(saved: dict[str, Any], given: dict[str, Any]) -> DataConfig:
-    """The text of a run by its config.json, which may be a stranger's: the cache folder named there is used
-    if it is a cache already or lies below the working directory; nothing is written elsewhere.
-    """
-    data = cli.override(from_json(DataConfig, saved["data"]), given)
-    folder = Path(data.cache_dir)
-    is_below = (Path.cwd() / folder).resolve().is_relative_to(Path.cwd().resolve())
-    if "cache_dir" in given or is_below or any(folder.glob("*/ids-*")):
-        return data
-    return dataclasses.replace(data, cache_dir=DataConfig().cache_dir)
 
 
 def _say_idle(given: dict[str, Any], config: TrainConfig, origin: Path | None) -> None:
@@ -201,59 +184,8 @@ def _dictionary_path(given: dict[str, Any], config: TrainConfig, run: Path) -> P
     return default_dictionary(teacher)
 
 
-def default_dictionary(teacher: Path) -> Path:
-    """Where the dictionary of a teacher is by default."""
-    return teacher / DictionaryConfig().file_name(model_config(teacher).depth)
-
-
-def find_dictionary(teacher: Path) -> Path | None:
-    """The default dictionary of a teacher or the only one it has; None without one. Raises ValueError where
-    one would have to be chosen.
-    """
-    default, found = default_dictionary(teacher), sorted(teacher.glob("dictionary-*.safetensors"))
-    if default in found:
-        return default
-    if len(found) > 1:
-        raise ValueError(
-            f"several dictionaries, none of them {default.name}: choose with --dictionary {found[0]}"
-        )
-    if found:
-        say(f"dictionary: {found[0]}, the only one this teacher has")
-    return found[0] if found else None
-
-
 def init_directory(config: TrainConfig) -> Path:
     return Path(config.teacher if config.init == "teacher" else config.init)
-
-
-def load_teacher(
-    directory: Path,
-    path: Path,
-    config: TrainConfig,
-    device: torch.device,
-    dictionary_fingerprint: str | None = None,
-) -> Teacher:
-    """A frozen teacher with the dictionary at `path`. Raises ValueError if they do not belong together, or if
-    the dictionary is not the one of the fingerprint.
-    """
-    encoder, _ = load_encoder(directory, device)
-    dictionary = Dictionary.load(path, teacher=fingerprint(directory))
-    shape = model_config(directory)
-    if len(dictionary.atoms_DK) != shape.width or dictionary.layer > shape.depth:
-        raise ValueError(
-            f"dictionary {path} is of width {len(dictionary.atoms_DK)} and layer {dictionary.layer}, "
-            f"the teacher {directory} has width {shape.width} and {shape.depth} layers"
-        )
-    if dictionary_fingerprint not in (None, dictionary.fingerprint):
-        raise ValueError(f"dictionary {path} has changed since the student was trained on it")
-    return Teacher(
-        encoder.requires_grad_(False),
-        dictionary.to(device),
-        choose_precision(config.amp, device),
-        config.code_tolerance,
-        config.solver,
-        config.code_steps,
-    )
 
 
 def _concepts(plan: Plan) -> dict[str, Any] | None:

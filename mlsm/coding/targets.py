@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.data import Corpus, MicroBatch, Selection
-from mlsm.deberta import Encoder
-from mlsm.dictionary import Dictionary
+from mlsm.coding.dictionary import Dictionary
+from mlsm.device import Precision
 from mlsm.log import Stopwatch
-from mlsm.optim import Precision
+from mlsm.model.deberta import Encoder
 from mlsm.seeds import generator_for
+from mlsm.text.batches import Corpus, MicroBatch, Selection
 
 EVERY_TOKEN = Selection(share=1.0, is_masked=False)
 
