@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 import mlsm.coding.dictionary
 import mlsm.coding.dictionary_learning
-from kernels.lasso_reference import largest_step
+from kernels.lasso import largest_step
 from mlsm.coding.dictionary import Dictionary, measure
 from mlsm.coding.dictionary_learning import learn_dictionary, replace_atoms_, row_batches, update_atoms_
 

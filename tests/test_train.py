@@ -25,7 +25,7 @@ import train
 from mlsm import cli
 from mlsm.config import DataConfig, from_json
 from mlsm.evaluation.heldout import predictions
-from mlsm.files import read_json, read_tensors
+from mlsm.files import file_digest, read_json, read_tensors, write_tensors
 from mlsm.log import Meter, read_metrics
 from mlsm.runs import checkpoint
 from mlsm.runs.checkpoint import MODEL_FILE, fingerprint

@@ -21,8 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kernels.lasso import LassoResult, nonneg_lasso
-from kernels.lasso_reference import gram, largest_step
+from kernels.lasso import LassoResult, gram, largest_step, nonneg_lasso
 from mlsm import distributed
 from mlsm.config import MOST_ATOMS
 from mlsm.files import parse_json, write_tensors
