@@ -117,7 +117,7 @@ def flags() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     """Read the command line, find or train the teacher, fit."""
     given = vars(flags().parse_args(argv))
-    with distributed.first_alone():
+    with distributed.rank_zero_first():
         given = outside.brought_in(given, "teacher")
         teacher = Path(cli.override(DictionaryConfig(), given).teacher)
         output = Path(given["output"]) if "output" in given else None

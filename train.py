@@ -65,13 +65,13 @@ def train(plan: Plan) -> None:
         load_scaler_(precision.scaler, checkpoint.state.get("scaler", {}))
         state = {name: checkpoint.state[name] for name in state}
         say(f"resuming {plan.directory} after update {checkpoint.step}")
-    start = distributed.agreed(checkpoint.step if checkpoint else 0, "newest checkpoint")
+    start = distributed.equal_on_all_ranks(checkpoint.step if checkpoint else 0, "newest checkpoint")
 
     def save(step: int) -> None:
         tensors = optimizer_tensors(optimizer, model)
         facts = {**state, "scaler": precision.scaler.state_dict()}
         checkpoint = Checkpoint(step, model.state_dict(), tensors, facts)
-        with distributed.first_alone():
+        with distributed.rank_zero_first():
             save_checkpoint(plan.directory, checkpoint, config.keep_checkpoints)
 
     meter, watch = Meter(teacher.coding_time if teacher else None), Watch()
@@ -85,13 +85,13 @@ def train(plan: Plan) -> None:
             update = corpus.update(step, config.batch_size, config.token_budget, selection, config.seed)
             if step == start:
                 _say_idle_ranks(update)
-            for index, micro in distributed.share([*enumerate(update.micro_batches)]):
+            for index, micro in distributed.shard([*enumerate(update.micro_batches)]):
                 torch.manual_seed(seed_for("dropout", config.seed, step, index))
                 with precision.autocast():
                     outcome = objective.loss(model, micro.to(device), teacher, config)
                 precision.scaler.scale(outcome.loss / max(1, update.num_selected)).backward()
                 meter.add(outcome.parts)
-            stop = distributed.largest(signals.received or 0)
+            stop = distributed.all_reduce_max(signals.received or 0)
             distributed.sum_gradients_(model.parameters())
             norm = step_(optimizer, precision.scaler, config.clip_norm)
 
@@ -105,7 +105,7 @@ def train(plan: Plan) -> None:
             if problem := watch.problem(precision.scaler):
                 sequences = corpus.sequences(step, config.batch_size, config.seed)
                 record = describe(problem, done, rate, update, sequences, config, precision)
-                with distributed.first_alone():
+                with distributed.rank_zero_first():
                     raise ValueError(
                         record_update(plan.directory, record, model, update, teacher, config, precision)
                     )
@@ -168,7 +168,7 @@ def heldout_values(
     device = next(model.parameters()).device
     update = corpus.heldout_update(config.token_budget, objective.selection(config.mask_share), config.seed)
     meter = Meter()
-    for micro in distributed.share(update.micro_batches):
+    for micro in distributed.shard(update.micro_batches):
         meter.add(objective.loss(model, micro.to(device), teacher, config).parts)
     meter.add_counts(update.num_selected, update.num_tokens)
     values = meter.read()
@@ -178,7 +178,7 @@ def heldout_values(
 
 def _say_idle_ranks(update: Update) -> None:
     """Tell if there are more processes than micro-batches for them."""
-    if (num_micro_batches := len(update.micro_batches)) < (num_processes := distributed.size()):
+    if (num_micro_batches := len(update.micro_batches)) < (num_processes := distributed.world_size()):
         say(
             f"{num_processes} processes share {num_micro_batches} micro-batches an update, so some idle; "
             f"there are more with --token-budget {update.num_tokens // num_processes}"
@@ -219,7 +219,7 @@ def main(argv: list[str]) -> None:
     given = vars(flags().parse_args(argv))
     if "objective" not in given:
         raise ValueError(f"--objective is required, one of {', '.join(OBJECTIVES)}")
-    with distributed.first_alone():
+    with distributed.rank_zero_first():
         plan = make_plan(given)
     with only_process(plan.directory):
         train(plan)

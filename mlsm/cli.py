@@ -133,7 +133,8 @@ def build_first(script: str, flags: Sequence[str], missing: str) -> None:
     command = [script, *flags]
     say(f"{missing} is missing; building it first: python {shlex.join(command)}")
     path = Path(__file__).resolve().parent.parent / script
-    process = subprocess.Popen([sys.executable, str(path), *flags], env=os.environ | distributed.ALONE)
+    environment = os.environ | distributed.SINGLE_PROCESS_ENVIRONMENT
+    process = subprocess.Popen([sys.executable, str(path), *flags], env=environment)
     # The terminal sends Ctrl-C to both; SIGTERM reaches only this process, and is handed on.
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
@@ -178,7 +179,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
             main(sys.argv[1:])
     except SystemExit as end:  # after --help, or of a prerequisite, which has said why
         if end.code:
-            distributed.ends_first()
+            distributed.claim_error_report()
         raise
     except Stopped as stop:
         say(str(stop))
@@ -197,7 +198,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
 
 def _say_why(error: Exception) -> None:
     """One line, from the rank that is the first to end."""
-    if distributed.ends_first():
+    if distributed.claim_error_report():
         say(f"error: {_in_one_line(error)}", from_any_rank=True)
 
 
@@ -215,7 +216,7 @@ def _give_up(error: ConnectionError) -> None:
 @contextlib.contextmanager
 def _only_rank_0_speaks() -> Iterator[None]:
     """For a `with` block, let other ranks print nothing, and kernels tell once which implementation runs."""
-    if distributed.is_first():
+    if distributed.is_rank_zero():
         logging.getLogger("kernels").setLevel(logging.INFO)
         yield
         return

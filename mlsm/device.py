@@ -24,7 +24,9 @@ def choose_device(asked: str) -> torch.device:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {asked!r}")
     if device.type == "cuda" and (number := distributed.local_rank()) is not None:
         if device.index is not None:
-            raise ValueError(f"--device {asked} is one GPU for {distributed.size()} processes: use cuda")
+            raise ValueError(
+                f"--device {asked} is one GPU for {distributed.world_size()} processes; use cuda"
+            )
         device = torch.device("cuda", number)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(

@@ -139,7 +139,7 @@ def exported_tensors(model: LanguageModel) -> dict[str, Tensor]:
 
 def own_tensors(model: LanguageModel) -> dict[str, Tensor]:
     """The weights under our names that the exported model does not hold: with them, nothing is lost."""
-    heads = ["concepts", "token_head"] + ["vocabulary_bias"] * model.config.has_token_head
+    heads = ["concepts", "token_head"] + ["decoder_bias"] * model.config.has_token_head
     return {name: w for name, w in model.state_dict().items() if name.split(".")[0] in heads}
 
 

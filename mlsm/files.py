@@ -31,7 +31,7 @@ def file_digest(path: Path) -> str:
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary file beside `path`, flush it to the disk and move it into place."""
-    if not distributed.is_first():
+    if not distributed.is_rank_zero():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -104,7 +104,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_directory(final: Path, fill: Callable[[Path], None]) -> Path:
     """A directory that is whole or absent; one of that name is replaced."""
-    if not distributed.is_first():
+    if not distributed.is_rank_zero():
         return final
     work = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)

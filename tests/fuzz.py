@@ -271,7 +271,7 @@ def read_weights() -> None:
 
     run = load_run(Path("run"))
     sequences = Sequences.of([torch.arange(9)])
-    run.model.vocabulary_logits(run.model.hidden_at(sequences, torch.arange(9)))
+    run.model.decoder_logits(run.model.hidden_at(sequences, torch.arange(9)))
 
 
 def resume() -> None:
@@ -299,7 +299,7 @@ def read_dictionary() -> None:
     from mlsm.runs.teacher import load_teacher
 
     teacher = load_teacher(Path("run"), Path("dictionary.safetensors"), TrainConfig(), torch.device("cpu"))
-    signals_ND = torch.nn.functional.normalize(torch.ones(2, teacher.encoder.words.embedding_dim))
+    signals_ND = torch.nn.functional.normalize(torch.ones(2, teacher.encoder.token_embedding.embedding_dim))
     teacher.dictionary.code(signals_ND)
 
 

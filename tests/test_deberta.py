@@ -63,7 +63,7 @@ def test_equals_the_published_model(size: str, lengths: list[int]) -> None:
     labels_N = torch.randint(5, config.vocab_size, (int(is_real_BL.sum()),), generator=generator)
     sequences = Sequences.of([ids_L[:length] for ids_L, length in zip(ids_BL, lengths, strict=True)])
 
-    ours_NV = ours.vocabulary_logits(ours.hidden_at(sequences, torch.arange(len(labels_N))))
+    ours_NV = ours.decoder_logits(ours.hidden_at(sequences, torch.arange(len(labels_N))))
     theirs_NV = theirs(ids_BL, attention_mask=is_real_BL.long()).logits[is_real_BL]
     scale = float(theirs_NV.detach().abs().max())
     assert float((ours_NV - theirs_NV).detach().abs().max()) <= 1e-5 * max(1.0, scale)
@@ -115,7 +115,7 @@ def test_logits_are_computed_for_selected_positions_only() -> None:
     model = LanguageModel(SIZES["narrow"])
     sequences = Sequences.of([torch.full((9,), 7)] * 2)
     hidden_ND = model.hidden_at(sequences, torch.tensor([3, 12, 13]))
-    assert model.vocabulary_logits(hidden_ND).shape == (3, 61)
+    assert model.decoder_logits(hidden_ND).shape == (3, 61)
 
 
 def test_a_sequence_longer_than_the_table_is_refused() -> None:

@@ -145,10 +145,10 @@ from datetime import timedelta
 import train
 from mlsm import cli, distributed
 
-distributed.SILENCE, distributed.BEAT_S = timedelta(seconds=4), 0.5
+distributed.HEARTBEAT_TIMEOUT, distributed.HEARTBEAT_S = timedelta(seconds=4), 0.5
 
 def main(argv):
-    if not distributed.is_first():
+    if not distributed.is_rank_zero():
         time.sleep(6)  # one that works for longer is waited for
     train.main(argv)
 
@@ -198,9 +198,13 @@ def process_of_rank(rank: int, torchrun_pid: int) -> int:
 def test_a_process_that_is_alone_joins_nothing() -> None:
     with distributed.job(pytest.fail):
         assert not torch.distributed.is_initialized()
-        assert (distributed.size(), distributed.is_first(), distributed.local_rank()) == (1, True, None)
+        assert (distributed.world_size(), distributed.is_rank_zero(), distributed.local_rank()) == (
+            1,
+            True,
+            None,
+        )
         numbers = torch.arange(3.0)
-        distributed.sum_(numbers)
-        assert distributed.share(numbers).tolist() == [0, 1, 2]
-        assert distributed.gathered(7) == [7]
-        assert distributed.largest(7) == 7
+        distributed.all_reduce_sum_(numbers)
+        assert distributed.shard(numbers).tolist() == [0, 1, 2]
+        assert distributed.all_gather(7) == [7]
+        assert distributed.all_reduce_max(7) == 7

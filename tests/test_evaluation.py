@@ -40,7 +40,7 @@ def test_pseudo_likelihood_masks_each_token_once(run: Run) -> None:
         row = [CLS_ID, *ids, SEP_ID]
         row[position + 1] = MASK_ID
         hidden = run.model.hidden_at(Sequences.of([torch.tensor(row)]), torch.tensor([position + 1]))
-        expected = run.model.vocabulary_logits(hidden).log_softmax(-1)[0, token]
+        expected = run.model.decoder_logits(hidden).log_softmax(-1)[0, token]
         assert float(scores[position]) == pytest.approx(float(expected.detach()), abs=1e-5)
 
 
@@ -83,12 +83,12 @@ def test_word_scores_of_known_predictions(run: Run) -> None:
     trained, unigram = score_words(run, corpus, 4096), score_unigram(corpus, 4096)
     assert 1 < trained.perplexity < unigram.perplexity
     with torch.no_grad():
-        bias = run.model.vocabulary_bias.clone()
+        bias = run.model.decoder_bias.clone()
         run.model.transform_norm.weight.zero_()
         run.model.transform_norm.bias.zero_()
-        run.model.vocabulary_bias.zero_()
+        run.model.decoder_bias.zero_()
         uniform = score_words(run, corpus, 4096)
-        run.model.vocabulary_bias.copy_(bias)
+        run.model.decoder_bias.copy_(bias)
         run.model.transform_norm.weight.fill_(1.0)
     assert uniform.perplexity == pytest.approx(run.tokenizer.vocab_size, rel=1e-4)
 

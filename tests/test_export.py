@@ -212,8 +212,8 @@ def test_an_export_can_be_trained_further(pair: tuple[Path, Path], tmp_path: Pat
         f"--output={tmp_path / 'run'}",
     ]
     train.main(["--objective=mlm", *flags, "--num-steps=1", "--learning-rate=1e-9", *NANO_FLAGS[6:8]])
-    words = read_tensors(tmp_path / "run" / "model.safetensors")["encoder.words.weight"]
-    torch.testing.assert_close(words, load_run(pair[0]).model.encoder.words.weight.detach())
+    words = read_tensors(tmp_path / "run" / "model.safetensors")["encoder.token_embedding.weight"]
+    torch.testing.assert_close(words, load_run(pair[0]).model.encoder.token_embedding.weight.detach())
 
 
 def test_folded_insists_on_a_token_head(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -242,8 +242,8 @@ def test_a_checkpoint_is_exported_if_it_is_whole(tmp_path: Path) -> None:
     other = read_tensors(random_run(tmp_path / "other", seed=1) / "model.safetensors")
     step = save_checkpoint(run, Checkpoint(7, other, {}, {"words_seen": 1234}), keep=1)
     export.main([str(step), str(tmp_path / "exported")])
-    words = load_run(tmp_path / "exported").model.encoder.words.weight
-    assert torch.equal(words, other["encoder.words.weight"])
+    words = load_run(tmp_path / "exported").model.encoder.token_embedding.weight
+    assert torch.equal(words, other["encoder.token_embedding.weight"])
     card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
     assert "# some-run, checkpoint step-7" in card
     assert "| 7 of " in card

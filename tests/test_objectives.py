@@ -78,7 +78,7 @@ def test_each_objective_trains_the_weights_it_should(
             n for n, w in model.named_parameters() if w.grad is not None and w.grad.abs().max() > 0
         }
     head = {"token_head.weight", "token_head.bias"}
-    concepts, words = {"concepts.weight", "concepts.bias"}, {"vocabulary_bias"}
+    concepts, words = {"concepts.weight", "concepts.bias"}, {"decoder_bias"}
     backbone = {n for n, _ in model.named_parameters()} - head - concepts - words
     assert trained["token-head"] == head
     assert trained["mlm"] == backbone | words

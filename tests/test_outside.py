@@ -277,8 +277,8 @@ def test_a_checkpoint_teaches_by_its_directory_alone(
         train.main([*more, "--init=v1", "--output=more", "--mask-share=0.3"])
         assert "random: none" in capsys.readouterr().err
         train.main([*flags, "--output=started"])
-        own = read_tensors(run / MODEL_FILE)["encoder.words.weight"]
-        started = read_tensors(tmp_path / "started" / MODEL_FILE)["encoder.words.weight"]
+        own = read_tensors(run / MODEL_FILE)["encoder.token_embedding.weight"]
+        started = read_tensors(tmp_path / "started" / MODEL_FILE)["encoder.token_embedding.weight"]
         assert 0 < float((own - started).abs().max()) < 0.01
     else:
         with pytest.raises(ValueError, match="students of it take --init random"):
@@ -368,7 +368,7 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ("v2", set_config(share_att_key=False), "weights that do not fit this model: layers.0.attention"),
     ("v2", set_config(norm_rel_ebd="none"), "weights that do not fit this model: table_norm"),
     ("v2", write("spm.model", b"junk"), "not a SentencePiece model"),
-    ("v2", set_config(position_buckets=6), "weights that do not fit this model: distances.weight"),
+    ("v2", set_config(position_buckets=6), "weights that do not fit this model: relative_embedding.weight"),
 ]
 
 

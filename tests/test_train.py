@@ -139,7 +139,7 @@ def test_the_token_head_changes_no_other_weight_by_one_bit(
 def test_a_student_may_be_narrower_and_shallower(teacher: Path, tmp_path: Path) -> None:
     flags = student_flags(teacher, "lsm", tmp_path / "run")
     train.main([*flags, "--width=8", "--depth=1", "--num-heads=1", "--ffn-width=8"])
-    assert read_tensors(tmp_path / "run" / MODEL_FILE)["encoder.words.weight"].shape[1] == 8
+    assert read_tensors(tmp_path / "run" / MODEL_FILE)["encoder.token_embedding.weight"].shape[1] == 8
 
 
 def test_init_teacher_copies_what_fits(

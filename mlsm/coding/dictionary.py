@@ -189,7 +189,7 @@ def measure(
     atoms_DK = dictionary.atoms_DK
     num_uses_K = torch.zeros(atoms_DK.shape[1], dtype=torch.long, device=atoms_DK.device)
     error = energy = penalty = 0.0
-    for part_ND in distributed.share(signals_ND.split(CODED_AT_ONCE)):
+    for part_ND in distributed.shard(signals_ND.split(CODED_AT_ONCE)):
         part_ND = part_ND.to(atoms_DK.device, torch.float32)
         codes_NK = dictionary.code(part_ND, tol=tol, solver=solver).codes_NK
         error += float((part_ND - codes_NK @ atoms_DK.mT).square().sum(dtype=torch.float64))
@@ -197,7 +197,7 @@ def measure(
         penalty += float(codes_NK.sum(dtype=torch.float64))
         num_uses_K += (codes_NK > 0).sum(dim=0)
     sums = torch.tensor([error, energy, penalty], dtype=torch.float64)
-    distributed.sum_(sums, num_uses_K)
+    distributed.all_reduce_sum_(sums, num_uses_K)
     error, energy, penalty = sums.tolist()
     num_signals = len(signals_ND)
     return Statistics(

@@ -66,7 +66,7 @@ def learn_dictionary(
     code_signal_KD = torch.zeros_like(atoms_KD)
     idle_K = torch.zeros(num_atoms, dtype=torch.long, device=device)
     for update in progress(range(num_updates)):
-        rows = distributed.share(next(batches))
+        rows = distributed.shard(next(batches))
         signals_ND = sample_ND[rows.to(sample_ND.device)].to(device, torch.float32)
         atoms_DK = atoms_KD.mT.contiguous()
         codes_NK = nonneg_lasso(signals_ND, atoms_DK, lam, tol=tol, solver=solver).codes_NK
@@ -76,7 +76,7 @@ def learn_dictionary(
             codes_KN = codes_KN.to_sparse()  # 3 % are not zero: the product below takes 14 ms, not 81
         batch_gram_KK, batch_signal_KD = codes_KN @ codes_NK, codes_KN @ signals_ND
         num_uses_K = (codes_NK > 0).sum(dim=0)
-        distributed.sum_(batch_gram_KK, batch_signal_KD, num_uses_K)
+        distributed.all_reduce_sum_(batch_gram_KK, batch_signal_KD, num_uses_K)
         code_gram_KK.mul_(kept).add_(batch_gram_KK)
         code_signal_KD.mul_(kept).add_(batch_signal_KD)
         update_atoms_(atoms_KD, code_gram_KK, code_signal_KD)
@@ -85,7 +85,10 @@ def learn_dictionary(
         dead_J = (idle_K > IDLE_DRAWS).nonzero()[:batch_size, 0]
         if len(dead_J):
             error_N = (signals_ND - codes_NK @ atoms_DK.mT).square().sum(dim=1)
-            signals_ND, error_N = distributed.joined(signals_ND), distributed.joined(error_N)
+            signals_ND, error_N = (
+                distributed.all_gather_rows(signals_ND),
+                distributed.all_gather_rows(error_N),
+            )
             replace_atoms_(atoms_KD, code_gram_KK, code_signal_KD, dead_J, signals_ND, error_N)
             idle_K[dead_J] = 0
     return atoms_KD.mT.contiguous()

@@ -97,9 +97,9 @@ def sample_states(
             with precision.autocast():
                 block_ND = unit_states(encoder, micro.to(device), layer).cpu()
         else:
-            block_ND = torch.zeros(len(micro.selected_N), encoder.words.embedding_dim)
+            block_ND = torch.zeros(len(micro.selected_N), encoder.token_embedding.embedding_dim)
         blocks.append(block_ND)
         bar.update(len(block_ND))
     sample_ND = torch.cat(blocks)
-    distributed.sum_(sample_ND)
+    distributed.all_reduce_sum_(sample_ND)
     return sample_ND

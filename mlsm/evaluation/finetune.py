@@ -82,7 +82,7 @@ class Classifier(nn.Module):
     def __init__(self, encoder: Encoder, num_labels: int, init_std: float, seed: int) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder).requires_grad_(True)
-        width = encoder.words.embedding_dim
+        width = encoder.token_embedding.embedding_dim
         self.dense = nn.Linear(width, width)
         self.classifier = nn.Linear(width, num_labels)
         generator = generator_for("classifier", seed)
@@ -257,12 +257,14 @@ def score_seeds(
     paths = {seed: folder / f"{data.trained_on}-seed-{seed}.json" for seed in seeds}
     origin = {"weights": subject.weights, "data": data.digest, "settings": asdict(settings)}
     found = {seed: _stored(path, {**origin, "seed": seed}) for seed, path in paths.items()}
-    stored = distributed.of_first({seed: result for seed, result in found.items() if result is not None})
+    stored = distributed.broadcast_from_zero(
+        {seed: result for seed, result in found.items() if result is not None}
+    )
     missing = [seed for seed in seeds if seed not in stored]
-    for first in range(0, len(missing), distributed.size()):
-        mine = distributed.share(missing[first : first + distributed.size()])  # one seed, or none
+    for first in range(0, len(missing), distributed.world_size()):
+        mine = distributed.shard(missing[first : first + distributed.world_size()])  # one seed, or none
         trained = {seed: _train_seed(subject, data, settings, seed, progress) for seed in mine}
-        for results in distributed.gathered(trained):
+        for results in distributed.all_gather(trained):
             for seed, result in results.items():
                 stored[seed] = {"origin": {**origin, "seed": seed}, **result}
                 write_text(paths[seed], json.dumps(stored[seed]) + "\n")

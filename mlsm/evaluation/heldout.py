@@ -52,14 +52,14 @@ def score_words(run: Run, corpus: Corpus, token_budget: int) -> WordScores:
     if not update.num_selected:
         raise ValueError("too little text was held out to mask a word in")
     loss, num_correct = 0.0, 0
-    for micro in distributed.share(update.micro_batches):
+    for micro in distributed.shard(update.micro_batches):
         micro = micro.to(device)
         hidden_ND = run.model.hidden_at(micro.inputs, micro.selected_N)
         logits_NV = run.model.token_logits(hidden_ND).float()
         loss += float(F.cross_entropy(logits_NV, micro.labels_N(), reduction="sum"))
         num_correct += int((logits_NV.argmax(-1) == micro.labels_N()).sum())
     sums = torch.tensor([loss, num_correct], dtype=torch.float64)
-    distributed.sum_(sums)
+    distributed.all_reduce_sum_(sums)
     mean, accuracy = (sums / update.num_selected).tolist()
     return WordScores(accuracy, math.exp(mean) if mean < MOST_NATS else math.inf)
 
@@ -114,7 +114,7 @@ def score_concepts(
     update = corpus.heldout_update(token_budget, selection, SEED)
     student = negative_entropy = 0.0
     total_K = torch.zeros(run.model.config.num_concepts, dtype=torch.float64)
-    for micro in distributed.share(update.micro_batches):
+    for micro in distributed.shard(update.micro_batches):
         micro = micro.to(device)
         target_NK = teacher.targets(micro).distribution_NK
         hidden_ND = run.model.hidden_at(micro.inputs, micro.selected_N)
@@ -123,7 +123,7 @@ def score_concepts(
         negative_entropy += float(torch.xlogy(target_NK, target_NK).sum())
         total_K += target_NK.sum(0, dtype=torch.float64).cpu()
     sums = torch.tensor([student, negative_entropy], dtype=torch.float64)
-    distributed.sum_(sums, total_K)
+    distributed.all_reduce_sum_(sums, total_K)
     student, negative_entropy = sums.tolist()
     cross_entropy = -float(torch.xlogy(total_K, total_K / total_K.sum()).sum())
     return ConceptScores(

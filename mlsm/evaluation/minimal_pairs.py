@@ -173,7 +173,7 @@ def score_suite(
     """
     origins = {s.name: _origin(subject.weights, s, has_prefix) for s in subtasks}
     scores = {s.name: stored for s in subtasks if (stored := _stored(folder, s, origins[s.name]))}
-    scores = distributed.of_first(scores)
+    scores = distributed.broadcast_from_zero(scores)
     missing = [s for s in subtasks if s.name not in scores]
     if missing:
         with progress(_num_copies(missing)) as bar:

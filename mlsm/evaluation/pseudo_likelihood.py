@@ -101,7 +101,7 @@ def token_log_probabilities(
             scores_T[place_A] = log_probability_NV[n_A, token_A].cpu()
         if bar is not None:
             bar.update(sum(len(copy.asked_by) for copy in batch))
-    distributed.sum_(scores_T)
+    distributed.all_reduce_sum_(scores_T)
     return list(scores_T.split(num_scored))
 
 

@@ -131,9 +131,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.max_positions = config.max_positions
         self.recomputes_layers = False  # in the backward pass, to save memory
-        self.words = nn.Embedding(config.vocab_size, config.width)
-        self.word_norm = LayerNorm(config.width)
-        self.distances = nn.Embedding(2 * config.max_positions, config.width)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding_norm = LayerNorm(config.width)
+        self.relative_embedding = nn.Embedding(2 * config.max_positions, config.width)
         self.layers = nn.ModuleList(self.layer_type(config) for _ in range(config.depth))
         self.dropout = Dropout(config.dropout)
 
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
                 f"but the model was built for {self.max_positions}"
             )
         table_RD = self._table(sequences.max_length)
-        x_TD = self.dropout(self.word_norm(self.words(sequences.ids_T)))
+        x_TD = self.dropout(self.embedding_norm(self.token_embedding(sequences.ids_T)))
         layers = self.layers[:num_layers]
         for layer in layers[:-1]:
             x_TD = self._run(layer, x_TD, table_RD, sequences)
@@ -169,7 +169,9 @@ class Encoder(nn.Module):
 
         Raises ValueError on a CPU without a C++ compiler.
         """
-        if self.words.weight.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        if self.token_embedding.weight.device.type == "cpu" and not (
+            shutil.which("g++") or shutil.which("clang++")
+        ):
             raise ValueError("compiling for a CPU needs a C++ compiler (g++ or clang++); leave out --compile")
         for layer in self.layers:
             layer.compile(dynamic=True, fullgraph=True, backend=backend)
@@ -177,7 +179,7 @@ class Encoder(nn.Module):
     def _table(self, longest: int) -> Tensor:
         """The rows (R, D) of the distances from -longest to longest - 1."""
         middle = self.max_positions
-        return self.distances.weight[middle - longest : middle + longest]
+        return self.relative_embedding.weight[middle - longest : middle + longest]
 
 
 def init_weights_(module: nn.Module, std: float, generator: torch.Generator) -> None:

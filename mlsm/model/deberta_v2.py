@@ -80,9 +80,9 @@ class Encoder(deberta.Encoder):
     def __init__(self, config: ModelConfig, layout: Layout) -> None:
         super().__init__(config)
         self.layout = layout
-        self.distances = nn.Embedding(2 * layout.span, config.width)
+        self.relative_embedding = nn.Embedding(2 * layout.span, config.width)
         self.table_norm = deberta.LayerNorm(config.width) if layout.is_table_normed else nn.Identity()
 
     def _table(self, longest: int) -> Tensor:
-        table_SD = self.table_norm(self.distances.weight)
+        table_SD = self.table_norm(self.relative_embedding.weight)
         return table_SD[self.layout.rows_R(longest).to(table_SD.device)]

@@ -29,12 +29,12 @@ class LanguageModel(nn.Module):
         self.encoder = Encoder(config)
         self.transform = nn.Linear(config.width, config.width)
         self.transform_norm = LayerNorm(config.width)
-        self.vocabulary_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.concepts = nn.Linear(config.width, config.num_concepts) if config.num_concepts else None
         self.token_head = nn.Linear(config.num_concepts, config.vocab_size) if config.has_token_head else None
         init_weights_(self, config.init_std, generator_for("weights", seed))
         with torch.no_grad():
-            self.encoder.words.weight[PAD_ID] = 0.0
+            self.encoder.token_embedding.weight[PAD_ID] = 0.0
             if self.token_head is not None:
                 # A convex problem: random weights would only be noise to unlearn.
                 self.token_head.weight.zero_()
@@ -44,13 +44,13 @@ class LanguageModel(nn.Module):
         hidden_ND = self.encoder(sequences, selected_N)
         return self.transform_norm(F.gelu(self.transform(hidden_ND)))
 
-    def vocabulary_rows(self) -> tuple[Tensor, Tensor]:
+    def tied_decoder(self) -> tuple[Tensor, Tensor]:
         """Weight (V, D), tied to the word embeddings, and bias (V) of the logits of words."""
-        return self.encoder.words.weight, self.vocabulary_bias
+        return self.encoder.token_embedding.weight, self.decoder_bias
 
-    def vocabulary_logits(self, hidden_ND: Tensor) -> Tensor:
+    def decoder_logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits (N, V) of words by the vocabulary rows."""
-        return F.linear(hidden_ND, *self.vocabulary_rows())
+        return F.linear(hidden_ND, *self.tied_decoder())
 
     def concept_logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits (N, K) of the latent concepts. Raises ValueError on a model without them."""
@@ -61,7 +61,7 @@ class LanguageModel(nn.Module):
     def token_logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits (N, V) of words by the token head if there is one, else by the vocabulary rows."""
         if self.token_head is None:
-            return self.vocabulary_logits(hidden_ND)
+            return self.decoder_logits(hidden_ND)
         return self.token_head(self.concept_logits(hidden_ND))
 
     def freeze_all_but_token_head_(self) -> None:

@@ -33,6 +33,29 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]  # small facts: loss scale, words seen
 
 
+# Names that weights had in files written by earlier versions, and their present names.
+_FORMER_NAMES = {
+    "words.": "token_embedding.",
+    "word_norm.": "embedding_norm.",
+    "distances.": "relative_embedding.",
+    "vocabulary_bias": "decoder_bias",
+}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a model or optimiser file under their present names. Raises ValueError as
+    `read_tensors`.
+    """
+    return {_present_name(name): tensor for name, tensor in read_tensors(path).items()}
+
+
+def _present_name(name: str) -> str:
+    prefix = "encoder." if name.startswith("encoder.") else ""
+    rest = name.removeprefix(prefix)
+    former = next((former for former in _FORMER_NAMES if rest.startswith(former)), "")
+    return prefix + _FORMER_NAMES.get(former, "") + rest.removeprefix(former)
+
+
 def fingerprint(run: Path) -> str:
     """Sixteen hexadecimal digits that identify the weights of a finished run."""
     return file_digest(run / MODEL_FILE)[:16]
@@ -51,7 +74,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         _seal(work, checkpoint.step, checkpoint.state)
 
     final = write_directory(run / "checkpoints" / f"step-{checkpoint.step}", fill)
-    if distributed.is_first():
+    if distributed.is_rank_zero():
         found = _checkpoints(run)
         num_later = sum(step > checkpoint.step for step, _ in found)
         for _, old in found[:num_later] + found[num_later + keep :]:
@@ -94,7 +117,7 @@ def load_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
             for name in ("words_seen", "skipped_updates"):
                 if type(state[name]) is not int or not 0 <= state[name] < 1 << 62:
                     raise ValueError(f"{directory / STATE_FILE}: {name} cannot be {state[name]!r}")
-            model, optimizer = read_tensors(directory / MODEL_FILE), read_tensors(directory / OPTIMIZER_FILE)
+            model, optimizer = read_weights(directory / MODEL_FILE), read_weights(directory / OPTIMIZER_FILE)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             say(f"checkpoint step-{step} cannot be used: {error}")
             continue

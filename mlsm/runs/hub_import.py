@@ -222,7 +222,7 @@ def _with_tied_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _in_our_order(tensors: dict[str, Tensor], their_ids: list[int]) -> dict[str, Tensor]:
     """With a row a word, in the order of our ids."""
     rows = torch.tensor(their_ids)
-    by_word = {"encoder.words.weight", "vocabulary_bias"}
+    by_word = {"encoder.token_embedding.weight", "decoder_bias"}
     return {name: tensor[rows] if name in by_word else tensor for name, tensor in tensors.items()}
 
 

@@ -16,9 +16,9 @@ OWN_WEIGHTS_FILE = "concepts.safetensors"  # heads that transformers does not kn
 
 # Ours -> theirs; N is the number of a layer.
 _NAMES = {
-    "encoder.words.weight": "deberta.embeddings.word_embeddings.weight",
-    "encoder.word_norm": "deberta.embeddings.LayerNorm",
-    "encoder.distances.weight": "deberta.encoder.rel_embeddings.weight",
+    "encoder.token_embedding.weight": "deberta.embeddings.word_embeddings.weight",
+    "encoder.embedding_norm": "deberta.embeddings.LayerNorm",
+    "encoder.relative_embedding.weight": "deberta.encoder.rel_embeddings.weight",
     "encoder.layers.N.attention.in_proj.weight": "deberta.encoder.layer.N.attention.self.in_proj.weight",
     "encoder.layers.N.attention.q_bias": "deberta.encoder.layer.N.attention.self.q_bias",
     "encoder.layers.N.attention.v_bias": "deberta.encoder.layer.N.attention.self.v_bias",
@@ -31,7 +31,7 @@ _NAMES = {
     "encoder.layers.N.ffn_norm": "deberta.encoder.layer.N.output.LayerNorm",
     "transform": "cls.predictions.transform.dense",
     "transform_norm": "cls.predictions.transform.LayerNorm",
-    "vocabulary_bias": "cls.predictions.bias",
+    "decoder_bias": "cls.predictions.bias",
 }
 
 _V2_NAMES = {"encoder.table_norm": "deberta.encoder.LayerNorm"}

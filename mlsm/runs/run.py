@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mlsm.config import OBJECTIVES, PRESETS, DataConfig, ModelConfig, TrainConfig, from_json
-from mlsm.files import read_json, read_tensors
+from mlsm.files import read_json
 from mlsm.model import deberta_v2
 from mlsm.model.deberta import Encoder
 from mlsm.model.language_model import LanguageModel
-from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.checkpoint import MODEL_FILE, read_weights
 from mlsm.runs.hub_names import OWN_WEIGHTS_FILE, RUN_FILE, from_huggingface
 from mlsm.text.tokenizer import Tokenizer, run_tokenizer
 
@@ -88,11 +88,11 @@ def run_weights(run: Path) -> dict[str, Tensor]:
     """
     if not (run / MODEL_FILE).exists():
         raise ValueError(f"{run} is not finished: continue it with --resume, or name one of its checkpoints")
-    tensors = read_tensors(run / MODEL_FILE)
+    tensors = read_weights(run / MODEL_FILE)
     if (run / RUN_FILE).exists():
         tensors = from_huggingface(tensors)
         if model_config(run).num_concepts:
-            tensors |= read_tensors(run / OWN_WEIGHTS_FILE)
+            tensors |= read_weights(run / OWN_WEIGHTS_FILE)
     return tensors
 
 
@@ -125,7 +125,7 @@ def load_encoder(run: Path, device: torch.device | str = "cpu") -> tuple[Encoder
     if layout is None:
         loaded = load_run(run, device)
         return loaded.model.encoder, loaded.tokenizer
-    shape, tensors = model_config(run), read_tensors(run / MODEL_FILE)
+    shape, tensors = model_config(run), read_weights(run / MODEL_FILE)
     with torch.device("meta"):
         check_fit(deberta_v2.Encoder(shape, deberta_v2.Layout(**layout)), tensors, str(run))
     encoder = deberta_v2.Encoder(shape, deberta_v2.Layout(**layout))

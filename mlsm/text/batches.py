@@ -114,7 +114,7 @@ class Corpus:
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, say: Callable[[str], None] = print) -> None:
         """Raises ValueError for files that are missing, empty or not UTF-8, or without one whole sequence."""
-        with distributed.first_alone():
+        with distributed.rank_zero_first():
             self.text = encode_corpus(config, tokenizer, say)
         index = {"pairs": index_pairs, "packed": index_packed}[config.sequence_mode]
         self.max_length = config.max_length

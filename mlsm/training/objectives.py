@@ -55,7 +55,7 @@ def masked_lm(
 ) -> Outcome:
     """Phase 1: the masked tokens, by the vocabulary rows."""
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
-    return _word_loss(hidden_ND, *model.vocabulary_rows(), micro)
+    return _word_loss(hidden_ND, *model.tied_decoder(), micro)
 
 
 def latent_concepts(
@@ -76,7 +76,7 @@ def masked_lm_and_concepts(
     assert teacher is not None
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     concepts = _concept_loss(model, hidden_ND, micro, teacher)
-    words = _word_loss(hidden_ND, *model.vocabulary_rows(), micro)
+    words = _word_loss(hidden_ND, *model.tied_decoder(), micro)
     return Outcome(concepts.loss + config.mlm_weight * words.loss, concepts.parts | words.parts)
 
 
