@@ -14,14 +14,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mlsm import cli
-from mlsm.config import TrainConfig, from_json
+from mlsm.config import DEVICE_HELP
 from mlsm.device import choose_device
 from mlsm.directory import check_writable, only_process
 from mlsm.evaluation import finetune, glue, minimal_pairs, paper, summary
@@ -35,9 +36,10 @@ from mlsm.files import write_json, write_text
 from mlsm.log import progress, say
 from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.run import Run, load_run
-from mlsm.runs.teacher import load_teacher, text_of
+from mlsm.runs.teacher import teacher_of, text_of
+from mlsm.settings import argument, check_fields, from_flags, option
 from mlsm.text.batches import Corpus
-from mlsm.training.objectives import OBJECTIVES
+from mlsm.training.objectives import find_objective
 
 TASKS = ("demo", *minimal_pairs.SUITES, "glue", *glue.TASKS)
 TOKEN_BUDGET = 8192  # tokens a forward pass holds
@@ -46,22 +48,16 @@ SCORING_BUDGET = 4096  # the same for suites; on a CPU core at width 128, 8192 i
 
 def demo(run: Run, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
     """Held-out words and concepts, and the minimal pairs of our grammar: (the run's row, the baseline's)."""
-    config = from_json(TrainConfig, run.config["train"])
-    corpus = Corpus(text_of(run.config, {}), run.tokenizer, say)
-    words, unigram = score_words(run, corpus, TOKEN_BUDGET), score_unigram(corpus, TOKEN_BUDGET)
+    record, model = run.record, run.model
+    corpus = Corpus(text_of(record, {}), run.tokenizer, say)
+    words, unigram = score_words(model, corpus, TOKEN_BUDGET), score_unigram(corpus, TOKEN_BUDGET)
     row = {"word accuracy": words.accuracy, "word perplexity": words.perplexity}
     baseline = {"word accuracy": unigram.accuracy, "word perplexity": unigram.perplexity}
-    if origin := run.config["concepts"]:
-        teacher = load_teacher(
-            Path(origin["teacher"]),
-            Path(origin["dictionary"]),
-            config,
-            device,
-            origin["dictionary_fingerprint"],
-        )
-        selection = OBJECTIVES[origin["objective"]].selection(MASKED.share)
-        concepts = score_concepts(run, teacher, corpus, selection, TOKEN_BUDGET)
-        row["concept KL"], baseline["concept KL"] = concepts.student, concepts.constant
+    if record.concepts:
+        teacher = teacher_of(record.concepts, record.train, device)
+        selection = find_objective(record.concepts.objective).selection(MASKED.share)
+        concepts = score_concepts(model, teacher, corpus, selection, TOKEN_BUDGET)
+        row["concept KL"], baseline["concept KL"] = concepts.kl, concepts.constant_kl
     pairs = demo_pairs(run.tokenizer)
     sentences = [s for these in pairs.values() for pair in these for s in pair]
     num_copies = sum(len(run.tokenizer.encode(s)) for s in dict.fromkeys(sentences))
@@ -74,17 +70,7 @@ def demo(run: Run, device: torch.device) -> tuple[dict[str, float], dict[str, fl
     return row | shares, baseline
 
 
-def chosen_tasks(text: str) -> list[str]:
-    """The tasks of --tasks, each once, glue as its eleven rows. Raises ValueError for an unknown one."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in TASKS:
-            raise ValueError(f"--tasks takes {', '.join(TASKS)}, got {name!r}")
-    rows = [row for name in names for row in (glue.TASKS if name == "glue" else [name])]
-    return list(dict.fromkeys(rows))
-
-
-def zero_shot(subject: Subject, name: str, args: argparse.Namespace) -> dict[str, Any]:
+def zero_shot(subject: Subject, name: str, args: Settings) -> dict[str, Any]:
     """One suite of minimal pairs, as results.json holds it."""
     suite = minimal_pairs.SUITES[name]
     longest = subject.model.config.max_positions
@@ -105,15 +91,15 @@ def zero_shot(subject: Subject, name: str, args: argparse.Namespace) -> dict[str
 
 
 def fine_tuned(
-    subject: Subject, data: finetune.TaskData, tasks: Sequence[str], args: argparse.Namespace
+    subject: Subject, data: finetune.TaskData, tasks: Sequence[str], args: Settings
 ) -> dict[str, Any]:
     """Tasks that share a training, as results.json holds them, by task."""
-    settings = finetune.Settings(max_epochs=args.max_epochs)
-    results = finetune.score_seeds(subject, data, settings, args.seeds, progress)
+    settings, seeds = args.finetuning(), args.seed_numbers()
+    results = finetune.score_seeds(subject, data, settings, seeds, progress)
     for seed, result in results.items():
         if result.failure:
             say(f"{subject.name}: {data.trained_on}, seed {seed} failed: {result.failure}")
-    if num_truncated := results[args.seeds[0]].num_truncated:
+    if num_truncated := results[seeds[0]].num_truncated:
         longest = min(settings.max_length, subject.model.config.max_positions)
         say(f"{data.trained_on}: {num_truncated} examples cut to {longest} tokens")
     return {task: summary.glue_result(task, results, settings) for task in tasks}
@@ -123,7 +109,7 @@ def evaluate(
     subject: Subject,
     tasks: Sequence[str],
     trainings: dict[str, finetune.TaskData],
-    args: argparse.Namespace,
+    args: Settings,
 ) -> dict[str, Any]:
     """Every task but the demo; what is done is in results.json before the next one starts."""
     done: dict[str, Any] = {}
@@ -187,7 +173,7 @@ def show_tasks(
     lineages: Mapping[str, Lineage],
     tasks: Sequence[str],
     trainings: dict[str, finetune.TaskData],
-    args: argparse.Namespace,
+    args: Settings,
 ) -> None:
     """Suites and GLUE: the table on the screen."""
     measured = {subject.name: evaluate(subject, tasks, trainings, args) for subject in subjects}
@@ -211,83 +197,94 @@ def show_tasks(
     print(as_text(rows, "Tasks: " + "; ".join(title)))
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how."""
+
+    runs: tuple[Path, ...] = argument("directory of a finished run", "RUN")
+    tasks: str = option("demo", f"what to measure, of {', '.join(TASKS)}", metavar="NAMES")
+    data: Path = option(
+        Path("evaluation_data"),
+        "folder with blimp_filtered, supplement_filtered, ewok_filtered, glue_filtered",
+        metavar="FOLDER",
+    )
+    score: str = option(
+        "mean",
+        "score of a sentence: mean (as the organisers) or sum of log p over its tokens",
+        REDUCTIONS,
+    )
+    ties: str = option(
+        "wrong",
+        "what equal scores of a pair count as; the official scorer has correct",
+        tuple(minimal_pairs.TIES),
+    )
+    prefix: bool = option(
+        False,
+        "as the official pipeline: [SEP] before a sentence, and a lone word boundary that is scored too",
+    )
+    seeds: str = option("12,13,14,15,16", "seeds of fine-tuning", metavar="NUMBERS")
+    max_epochs: int = option(10, "most epochs of a fine-tuning")
+    baseline: bool = option(False, "also a row of random weights, and one of chance and the majority class")
+    paper: str | None = option(
+        None, "also the rows the paper prints for this many words, quoted", tuple(paper.SIZES)
+    )
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self.finetuning()
+        self.seed_numbers()
+
+    def finetuning(self) -> finetune.Settings:
+        """The settings of fine-tuning. Raises ValueError for a number of epochs that cannot be."""
+        return finetune.Settings(max_epochs=self.max_epochs)
+
+    def seed_numbers(self) -> list[int]:
+        """The numbers of `seeds`, each once. Raises ValueError for a text that is no list of numbers."""
+        try:
+            return list(dict.fromkeys(int(seed) for seed in self.seeds.split(",")))
+        except ValueError:
+            raise ValueError(
+                f"--seeds takes whole numbers with commas between them, got {self.seeds!r}"
+            ) from None
+
+    def task_names(self) -> list[str]:
+        """The tasks, each once, glue as its eleven rows. Raises ValueError for an unknown one."""
+        names = [name.strip() for name in self.tasks.split(",")]
+        for name in names:
+            if name not in TASKS:
+                raise ValueError(f"--tasks takes {', '.join(TASKS)}, got {name!r}")
+        rows = [row for name in names for row in (glue.TASKS if name == "glue" else [name])]
+        return list(dict.fromkeys(rows))
+
+
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
-    made = cli.plain_parser(__doc__ or "")
-    made.add_argument("runs", nargs="+", metavar="RUN", help="directory of a finished run")
-    made.add_argument(
-        "--tasks", default="demo", help=f"what to measure, of {', '.join(TASKS)} (default: demo)"
-    )
-    made.add_argument(
-        "--data",
-        type=Path,
-        default=Path("evaluation_data"),
-        help="folder with blimp_filtered, supplement_filtered, ewok_filtered, glue_filtered "
-        "(default: evaluation_data)",
-    )
-    made.add_argument(
-        "--score",
-        choices=REDUCTIONS,
-        default="mean",
-        help="score of a sentence: mean or sum of log p over its tokens (default: mean, as the organisers)",
-    )
-    made.add_argument(
-        "--ties",
-        choices=minimal_pairs.TIES,
-        default="wrong",
-        help="what equal scores of a pair count as; the official scorer has correct (default: wrong)",
-    )
-    made.add_argument(
-        "--prefix",
-        action="store_true",
-        help="as the official pipeline: [SEP] before a sentence, and a lone word boundary that is scored too",
-    )
-    made.add_argument(
-        "--seeds", type=_seeds, default=list(finetune.SEEDS), help="of fine-tuning (default: 12,13,14,15,16)"
-    )
-    made.add_argument("--max-epochs", type=int, default=10, help="most epochs of a fine-tuning (default: 10)")
-    made.add_argument(
-        "--baseline",
-        action="store_true",
-        help="also a row of random weights, and one of chance and the majority class",
-    )
-    made.add_argument(
-        "--paper", choices=paper.SIZES, help="also the rows the paper prints for this many words, quoted"
-    )
-    made.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    return made
+    """The command line."""
+    return cli.parser(__doc__ or "", {"settings": Settings})
 
 
-def _say_idle(args: argparse.Namespace, tasks: Sequence[str]) -> None:
-    """Name the flags that were given (differ from their default) and change nothing in these tasks."""
-    given = {name: value for name, value in vars(args).items() if value != parser().get_default(name)}
+def _say_unused(given: Iterable[str], tasks: Sequence[str]) -> None:
+    """Name the flags that were given and change nothing in these tasks."""
     if not set(tasks) & minimal_pairs.SUITES.keys():
-        cli.say_idle(given, "no suite is scored", "score", "ties", "prefix")
+        cli.say_unused(given, "no suite is scored", {"score", "ties", "prefix"})
     if not set(tasks) & glue.TASKS.keys():
-        cli.say_idle(given, "nothing is fine-tuned", "seeds", "max_epochs")
+        cli.say_unused(given, "nothing is fine-tuned", {"seeds", "max_epochs"})
     if set(tasks) == {"demo"}:
-        cli.say_idle(given, "the demo makes its own", "data", "baseline", "paper")
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return list(dict.fromkeys(int(seed) for seed in text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"whole numbers with commas between them, got {text!r}") from None
+        cli.say_unused(given, "the demo makes its own", {"data", "baseline", "paper"})
 
 
 def main(argv: list[str]) -> None:
     """Read the command line, evaluate every run, report."""
-    args = parser().parse_args(argv)
-    finetune.Settings(max_epochs=args.max_epochs)  # refused here, if it must be
-    tasks = chosen_tasks(args.tasks)
-    _say_idle(args, tasks)
+    given = cli.parse_flags(parser(), argv)
+    args = from_flags(Settings, given)
+    tasks = args.task_names()
+    _say_unused(given, tasks)
     others = [task for task in tasks if task != "demo"]
     device = choose_device(args.device)
-    directories = list(dict.fromkeys(Path(name) for name in args.runs))
+    directories = list(dict.fromkeys(args.runs))
     names = row_names(directories)
     runs = {name: load_run(directory, device) for name, directory in zip(names, directories, strict=True)}
-    lineages = {name: lineage(run.config) for name, run in runs.items()}
+    lineages = {name: lineage(run.record) for name, run in runs.items()}
     for directory in directories:
         check_writable(directory)
         summary.read_results(directory)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlsm import cli, distributed
@@ -21,13 +22,15 @@ from mlsm.config import PRESETS, DataConfig, DictionaryConfig
 from mlsm.device import choose_device, choose_precision
 from mlsm.directory import check_writable
 from mlsm.log import progress, say
-from mlsm.runs import hub_import as outside
 from mlsm.runs.checkpoint import fingerprint
-from mlsm.runs.run import load_encoder, run_config
+from mlsm.runs.hub_import import with_converted_checkpoints
+from mlsm.runs.record import read_record
+from mlsm.runs.run import load_encoder
 from mlsm.runs.teacher import text_of
 from mlsm.seeds import generator_for
+from mlsm.settings import option, override
 from mlsm.text.batches import Corpus
-from mlsm.training.plan import teacher_directory
+from mlsm.training.plan import find_teacher
 
 HELDOUT_SHARE = 0.05  # of the sample: states that only the statistics see
 
@@ -35,7 +38,7 @@ HELDOUT_SHARE = 0.05  # of the sample: states that only the statistics see
 def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: Path | None) -> Path:
     """Sample states, learn the atoms, measure them on states left out, save. Returns the file written."""
     directory, device = Path(config.teacher), choose_device(config.device)
-    encoder, tokenizer = load_encoder(directory, device)
+    _, _, encoder, tokenizer = load_encoder(directory, device)
     depth = len(encoder.layers)
     layer = depth if config.layer is None else config.layer
     if not 1 <= layer <= depth:
@@ -102,32 +105,31 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
     return path
 
 
+@dataclass(frozen=True)
+class Output:
+    """Where the dictionary is written."""
+
+    output: Path | None = option(None, "file to write (default: in the teacher's directory)", metavar="FILE")
+
+
 def flags() -> argparse.ArgumentParser:
     """The command line."""
-    parser = cli.parser(__doc__ or "", {"dictionary": DictionaryConfig, "data": DataConfig})
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="file to write (default: in the teacher's directory)",
-    )
-    return parser
+    groups = {"dictionary": DictionaryConfig, "data": DataConfig, "output": Output}
+    return cli.parser(__doc__ or "", groups, has_presets=True)
 
 
 def main(argv: list[str]) -> None:
     """Read the command line, find or train the teacher, fit."""
-    given = vars(flags().parse_args(argv))
+    given = cli.parse_flags(flags(), argv)
     with distributed.rank_zero_first():
-        given = outside.brought_in(given, "teacher")
-        teacher = Path(cli.override(DictionaryConfig(), given).teacher)
-        output = Path(given["output"]) if "output" in given else None
+        given = with_converted_checkpoints(given, "teacher")
+        output = override(Output(), given).output
         if output is not None and output.is_dir():
             raise ValueError(f"{output} is a directory; --output names a file")
-        check_writable(output.parent if output else teacher)
-        saved = run_config(teacher_directory(given))
-        preset = PRESETS[given.get("preset", saved["preset"])]()
-        config = cli.override(preset.dictionary, given)
-        data = text_of(saved, given)
+        check_writable(output.parent if output else Path(override(DictionaryConfig(), given).teacher))
+        record = read_record(find_teacher(given))
+        preset = PRESETS[str(given.get("preset", record.preset))]()
+        config, data = override(preset.dictionary, given), text_of(record, given)
     fit(config, data, preset.teacher.token_budget, output)
 
 

@@ -12,26 +12,28 @@ that exists continues from its newest checkpoint.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mlsm import cli, distributed
-from mlsm.coding.targets import Teacher
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.device import choose_device, choose_precision
 from mlsm.directory import only_process
-from mlsm.evaluation.heldout import predictions
+from mlsm.evaluation.heldout import MASKED, heldout_metrics, predictions
 from mlsm.files import write_tensors
 from mlsm.log import Meter, RunLog, progress, say
 from mlsm.model.language_model import LanguageModel
 from mlsm.runs.checkpoint import MODEL_FILE, Checkpoint, save_checkpoint, save_milestone
-from mlsm.runs.run import init_from_, load_weights_, run_weights
+from mlsm.runs.record import read_record
+from mlsm.runs.run import init_from_, load_weights, load_weights_
 from mlsm.runs.teacher import load_teacher
 from mlsm.seeds import seed_for
+from mlsm.settings import option
 from mlsm.text.batches import Corpus, Update
-from mlsm.training.divergence import Watch, describe, record_update
-from mlsm.training.objectives import OBJECTIVES, Objective
+from mlsm.training.divergence import DivergenceMonitor, record_update
+from mlsm.training.objectives import OBJECTIVES, find_objective
 from mlsm.training.optim import (
     adamw,
     load_optimizer_,
@@ -40,15 +42,15 @@ from mlsm.training.optim import (
     set_learning_rate_,
     step_,
 )
-from mlsm.training.plan import Plan, init_directory, make_plan, open_run
+from mlsm.training.plan import Plan, make_plan, open_run
 
 
 def train(plan: Plan) -> None:
     """Run the plan from its newest checkpoint (or the start) to the end, and write the finished model."""
-    config, objective = plan.train, OBJECTIVES[plan.train.objective]
+    config, objective = plan.record.train, find_objective(plan.record.train.objective)
     device = choose_device(config.device)
     precision = choose_precision(config.amp, device)
-    corpus = Corpus(plan.data, plan.tokenizer, say)
+    corpus = Corpus(plan.record.data, plan.tokenizer, say)
     selection = objective.selection(config.mask_share)
     checkpoint = open_run(plan, corpus)
     if (plan.directory / MODEL_FILE).exists():
@@ -74,7 +76,7 @@ def train(plan: Plan) -> None:
         with distributed.rank_zero_first():
             save_checkpoint(plan.directory, checkpoint, config.keep_checkpoints)
 
-    meter, watch = Meter(teacher.coding_time if teacher else None), Watch()
+    meter, monitor = Meter(teacher.coding_time if teacher else None), DivergenceMonitor()
     with (
         RunLog(plan.directory, start) as log,
         cli.StopSignals() as signals,
@@ -84,7 +86,7 @@ def train(plan: Plan) -> None:
             rate = set_learning_rate_(optimizer, step, config)
             update = corpus.update(step, config.batch_size, config.token_budget, selection, config.seed)
             if step == start:
-                _say_idle_ranks(update)
+                _say_if_ranks_have_no_work(update)
             for index, micro in distributed.shard([*enumerate(update.micro_batches)]):
                 torch.manual_seed(seed_for("dropout", config.seed, step, index))
                 with precision.autocast():
@@ -96,18 +98,18 @@ def train(plan: Plan) -> None:
             norm = step_(optimizer, precision.scaler, config.clip_norm)
 
             done = step + 1
-            state["skipped_updates"] += watch.add(norm)
+            state["skipped_updates"] += monitor.add(norm)
             state["words_seen"] += update.num_words
             for words in config.word_counts():
                 if 0 <= state["words_seen"] - words < update.num_words:
                     save_milestone(plan.directory, words, done, model.state_dict(), state)
             meter.add_counts(update.num_selected, update.num_tokens)
-            if problem := watch.problem(precision.scaler):
-                sequences = corpus.sequences(step, config.batch_size, config.seed)
-                record = describe(problem, done, rate, update, sequences, config, precision)
+            if problem := monitor.problem(precision.scaler):
                 with distributed.rank_zero_first():
                     raise ValueError(
-                        record_update(plan.directory, record, model, update, teacher, config, precision)
+                        record_update(
+                            plan.directory, problem, done, rate, model, update, teacher, config, precision
+                        )
                     )
             if done % config.log_every == 0 or done == config.num_steps:
                 values = meter.read()
@@ -122,63 +124,38 @@ def train(plan: Plan) -> None:
                 save(done)
             if stop:
                 raise cli.Stopped(stop, f"stopped after update {done}; continue with --resume")
-        heldout = log_heldout(plan, model, corpus, teacher, log)
+        heldout = "no text held out"
+        if len(corpus.heldout):
+            values = heldout_metrics(model.eval(), teacher, corpus, objective, config.token_budget)
+            log.write(config.num_steps, {f"heldout_{name}": value for name, value in values.items()})
+            if objective.predicts_words:
+                shown = predictions(model, plan.tokenizer, corpus, MASKED.share)
+                log.write_text("predictions", shown, config.num_steps)
+            heldout = f"held-out {_headline(values)}"
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
     say(f"finished {plan.directory}: {heldout}")
 
 
 def build_model(plan: Plan, checkpoint: Checkpoint | None, device: torch.device) -> LanguageModel:
     """The model to train, with the weights of the checkpoint, or else those that a run begins with."""
-    config = plan.train
-    model = LanguageModel(plan.model, seed=config.seed)
+    config = plan.record.train
+    model = LanguageModel(plan.record.model, seed=config.seed)
     if checkpoint is not None:
         load_weights_(model, checkpoint.model, "the checkpoint")
-    elif config.init != "random":
-        source = init_directory(config)
-        say("initial weights: " + init_from_(model, run_weights(source), str(source)))
-    model.to(device).train(config.objective != "token-head")
+    elif plan.start is not None:
+        weights = load_weights(plan.start, read_record(plan.start))
+        say("initial weights: " + init_from_(model, weights, str(plan.start)))
+    find_objective(config.objective).prepare_(model.to(device))
     model.encoder.recomputes_layers = config.activation_checkpointing
     if config.compile:
         model.encoder.compile_layers_()
-    if config.objective == "token-head":
-        model.freeze_all_but_token_head_()
     return model
 
 
-def log_heldout(
-    plan: Plan, model: LanguageModel, corpus: Corpus, teacher: Teacher | None, log: RunLog
-) -> str:
-    """Write down what a trained model predicts on the text held out; returns it in a few words."""
-    if not len(corpus.heldout):
-        return "no text held out"
-    config = plan.train
-    values = heldout_values(model.eval(), corpus, OBJECTIVES[config.objective], teacher, config)
-    log.write(config.num_steps, {f"heldout_{name}": value for name, value in values.items()})
-    if "cross_entropy" in values:
-        shown = predictions(model, plan.tokenizer, corpus, config.mask_share)
-        log.write_text("predictions", shown, config.num_steps)
-    return f"held-out {_headline(values)}"
-
-
-@torch.no_grad()
-def heldout_values(
-    model: LanguageModel, corpus: Corpus, objective: Objective, teacher: Teacher | None, config: TrainConfig
-) -> dict[str, float]:
-    """What the objective reports on the held-out sequences; the model, in eval mode, runs in float32."""
-    device = next(model.parameters()).device
-    update = corpus.heldout_update(config.token_budget, objective.selection(config.mask_share), config.seed)
-    meter = Meter()
-    for micro in distributed.shard(update.micro_batches):
-        meter.add(objective.loss(model, micro.to(device), teacher, config).parts)
-    meter.add_counts(update.num_selected, update.num_tokens)
-    values = meter.read()
-    del values["seconds"], values["tokens_per_s"]
-    return values
-
-
-def _say_idle_ranks(update: Update) -> None:
-    """Tell if there are more processes than micro-batches for them."""
-    if (num_micro_batches := len(update.micro_batches)) < (num_processes := distributed.world_size()):
+def _say_if_ranks_have_no_work(update: Update) -> None:
+    """Print a hint if there are more processes than micro-batches for them."""
+    num_micro_batches, num_processes = len(update.micro_batches), distributed.world_size()
+    if num_micro_batches < num_processes:
         say(
             f"{num_processes} processes share {num_micro_batches} micro-batches an update, so some idle; "
             f"there are more with --token-budget {update.num_tokens // num_processes}"
@@ -195,30 +172,28 @@ def _headline(values: dict[str, float]) -> str:
     return " ".join(f"{short} {values[name]:.4g}" for name, short in names.items() if name in values)
 
 
+@dataclass(frozen=True)
+class Output:
+    """Where the run is written, and whether it goes on."""
+
+    output: Path | None = option(
+        None,
+        "run directory (default: runs/teacher for mlm from random weights, else runs/OBJECTIVE-INIT)",
+        metavar="DIRECTORY",
+    )
+    resume: bool = option(False, "continue this run where it stopped, or start it")
+
+
 def flags() -> argparse.ArgumentParser:
     """The command line."""
-    parser = cli.parser(
-        __doc__ or "",
-        {"training": TrainConfig, "data": DataConfig, "model": ModelConfig},
-        without=("num_concepts", "has_token_head"),
-    )
-    parser.add_argument(
-        "--output",
-        metavar="DIRECTORY",
-        default=argparse.SUPPRESS,
-        help="run directory (default: runs/teacher for mlm from random weights, else runs/OBJECTIVE-INIT)",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="continue this run where it stopped, or start it"
-    )
-    return parser
+    groups = {"training": TrainConfig, "data": DataConfig, "model": ModelConfig, "output": Output}
+    choices = {"objective": tuple(OBJECTIVES)}
+    return cli.parser(__doc__ or "", groups, has_presets=True, choices=choices)
 
 
 def main(argv: list[str]) -> None:
-    """Read the command line, settle the plan, train."""
-    given = vars(flags().parse_args(argv))
-    if "objective" not in given:
-        raise ValueError(f"--objective is required, one of {', '.join(OBJECTIVES)}")
+    """Read the command line, make the plan, train."""
+    given = cli.parse_flags(flags(), argv)
     with distributed.rank_zero_first():
         plan = make_plan(given)
     with only_process(plan.directory):

@@ -208,7 +208,9 @@ def variation_rows(found: Findings) -> Rows:
 def _dictionary_cells(found: Findings, name: str) -> dict[str, Cell | str]:
     if name not in found.runs:
         return {}
-    dictionary = Dictionary.load(found.runs[name].config["concepts"]["dictionary"])
+    concepts = found.runs[name].record.concepts
+    assert concepts is not None
+    dictionary = Dictionary.load(concepts.dictionary)
     statistics_ = dictionary.statistics
     assert statistics_ is not None, "fit_dictionary.py measures every dictionary"
     return {"non-zeros per code": statistics_.mean_nonzeros, "energy explained": statistics_.explained_share}

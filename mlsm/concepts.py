@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from mlsm import cli
 from mlsm.coding.dictionary import Dictionary
 from mlsm.coding.targets import EVERY_TOKEN
-from mlsm.config import DataConfig, TrainConfig, from_json
+from mlsm.config import DEVICE_HELP
 from mlsm.device import choose_device
 from mlsm.directory import check_writable
 from mlsm.evaluation.tables import as_text
@@ -32,27 +33,29 @@ from mlsm.pages import concept_report, concept_view
 from mlsm.pages.concept_reading import Readers, Reading, read, read_sentence
 from mlsm.pages.tagged import read_tagged
 from mlsm.runs.checkpoint import MODEL_FILE
-from mlsm.runs.run import load_run, model_config, run_config
-from mlsm.runs.teacher import find_dictionary, load_teacher
+from mlsm.runs.record import RunRecord, read_record
+from mlsm.runs.run import load_run
+from mlsm.runs.teacher import find_dictionary, load_dictionary, load_teacher
 from mlsm.seeds import generator_for
+from mlsm.settings import argument, check_fields, check_positive, option
 from mlsm.text.batches import Corpus, MicroBatch, Selection
 from mlsm.text.tokenizer import run_tokenizer
-from mlsm.training.objectives import OBJECTIVES
+from mlsm.training.objectives import find_objective
 
 TOKEN_BUDGET = 8192  # tokens a forward pass holds
 MASK_SHARE = 0.15  # of the positions, for students that learn from masked tokens
 
 
-def concepts(args: argparse.Namespace) -> None:
+def concepts(args: Settings) -> None:
     """Read, measure, write, show. Raises ValueError for what cannot be."""
     output = args.output or args.run
-    config = run_config(args.run)
-    readers = make_readers(config, args)
+    record = read_record(args.run)
+    readers = make_readers(record, args)
     dictionary = readers.teacher.dictionary if readers.teacher else None
     atoms_KD = dictionary.atoms_DK.mT.cpu().numpy() if dictionary else None
     others_JD = _other_atoms(args.compare, dictionary)
     tokenizer = run_tokenizer(args.run)
-    where = {"longest": model_config(args.run).max_positions, "token_budget": TOKEN_BUDGET}
+    where = {"longest": record.model.max_positions, "token_budget": TOKEN_BUDGET}
     check_writable(output)
     sentence = tagged = None
     if args.text is not None:
@@ -60,9 +63,7 @@ def concepts(args: argparse.Namespace) -> None:
     if args.tags:
         tagged = read_tagged(args.tags, tokenizer, readers.selection, seed=args.seed, **where)
 
-    data = from_json(DataConfig, config["data"])
-    if args.corpus:
-        data = dataclasses.replace(data, corpus=tuple(args.corpus))
+    data = dataclasses.replace(record.data, corpus=args.corpus or record.data.corpus)
     corpus = Corpus(data, tokenizer, say)
     batches = corpus.sample(
         [corpus.heldout, corpus.training],
@@ -72,11 +73,13 @@ def concepts(args: argparse.Namespace) -> None:
         generator=generator_for("concept sample", args.seed),
     )
     reading = _read(readers, batches, args.num_tokens, "concepts")
+    origin = dictionary or record.concepts
+    assert origin is not None
     about = {
         "run": str(args.run),
         "corpus": list(data.corpus),
-        "layer": dictionary.layer if dictionary else config["concepts"]["layer"],
-        "lam": dictionary.lam if dictionary else config["concepts"]["lam"],
+        "layer": origin.layer,
+        "lam": origin.lam,
         "k": next(iter(reading.codes.values())).num_concepts,
         "seed": args.seed,
     }
@@ -95,22 +98,22 @@ def concepts(args: argparse.Namespace) -> None:
     _write(told, output, has_page=args.page)
 
 
-def make_readers(config: dict[str, Any], args: argparse.Namespace) -> Readers:
-    """Who reads, by the config of the run; a student's teacher that has gone is done without, and said."""
-    origin, device = config["concepts"], choose_device(args.device)
-    settings = from_json(TrainConfig, config["train"])
+def make_readers(record: RunRecord, args: Settings) -> Readers:
+    """Who reads, by the record of the run; a student's teacher that has gone is done without, and said."""
+    origin, device = record.concepts, choose_device(args.device)
     if origin is None:
         if args.teacher:
             raise ValueError(f"{args.run} is a teacher itself; --teacher is for students")
         path = args.dictionary or find_dictionary(args.run)
         if path is None:
             raise ValueError(f"{args.run} has no dictionary: python fit_dictionary.py --teacher {args.run}")
-        return Readers(load_teacher(args.run, path, settings, device), None, EVERY_TOKEN)
+        teacher = load_teacher(args.run, load_dictionary(path, args.run), record.train, device)
+        return Readers(teacher, None, EVERY_TOKEN)
     student = load_run(args.run, device).model
-    is_masked = OBJECTIVES[origin["objective"]].is_masked
+    is_masked = find_objective(origin.objective).is_masked
     selection = Selection(MASK_SHARE, is_masked=True) if is_masked else EVERY_TOKEN
-    before = Path(origin["dictionary"])
-    directory = args.teacher or Path(origin["teacher"])
+    before = Path(origin.dictionary)
+    directory = args.teacher or Path(origin.teacher)
     path = args.dictionary or (args.teacher / before.name if args.teacher else before)
     is_named = args.teacher or args.dictionary
     if not is_named and not ((directory / MODEL_FILE).exists() and path.exists()):
@@ -121,7 +124,8 @@ def make_readers(config: dict[str, Any], args: argparse.Namespace) -> Readers:
             f"no dictionary {path.name} in {directory}; is it the teacher of {args.run}? "
             "(--dictionary names another)"
         )
-    teacher = load_teacher(directory, path, settings, device, origin["dictionary_fingerprint"])
+    dictionary = load_dictionary(path, directory, origin)
+    teacher = load_teacher(directory, dictionary, record.train, device)
     return Readers(teacher, student, selection)
 
 
@@ -167,58 +171,54 @@ def _write(told: dict[str, Any], folder: Path, *, has_page: bool) -> None:
     print(f"\nwritten to {folder}: {', '.join(written)}")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags."""
-    made = cli.plain_parser(__doc__ or "")
-    made.add_argument("run", type=Path, metavar="RUN", help="directory of a finished teacher or student")
-    made.add_argument(
-        "--text", help="also the concepts of each token of this text, as a table and a heat map"
+@dataclass(frozen=True)
+class Settings:
+    """Whose concepts are read, in which text, and what is written."""
+
+    run: Path = argument("directory of a finished teacher or student", "RUN")
+    text: str | None = option(
+        None, "also the concepts of each token of this text, as a table and a heat map", metavar="TEXT"
     )
-    made.add_argument("--page", action="store_true", help="also concepts.html, to search and click through")
-    made.add_argument(
-        "--num-tokens",
-        type=_above_zero,
-        default=100_000,
-        help="tokens read, held-out text first (default: 100000)",
+    page: bool = option(False, "also concepts.html, to search and click through")
+    num_tokens: int = option(100_000, "tokens read, held-out text first")
+    top: int = option(20, "concepts shown on the screen")
+    compare: Path | None = option(
+        None, "another dictionary of the same teacher and layer", metavar="DICTIONARY"
     )
-    made.add_argument(
-        "--top", type=_above_zero, default=20, help="concepts shown on the screen (default: 20)"
-    )
-    made.add_argument(
-        "--compare", type=Path, metavar="DICTIONARY", help="another dictionary of the same teacher and layer"
-    )
-    made.add_argument(
-        "--tags",
-        type=Path,
-        metavar="FILE",
-        help="tagged text to hold concepts against: a word, a tab and its tag per line with an empty line "
+    tags: Path | None = option(
+        None,
+        "tagged text to hold concepts against: a word, a tab and its tag per line with an empty line "
         "after each sentence, or a sentence per line of word/tag",
-    )
-    made.add_argument(
-        "--corpus", nargs="+", metavar="FILE", help="text to read (default: the text the run was trained on)"
-    )
-    made.add_argument("--teacher", type=Path, help="where a student's teacher is now (default: where it was)")
-    made.add_argument(
-        "--dictionary",
-        type=Path,
         metavar="FILE",
-        help="the concepts' dictionary (default: the one the teacher has, or the student learnt from)",
     )
-    made.add_argument("--output", type=Path, metavar="DIRECTORY", help="where to write (default: RUN)")
-    made.add_argument("--seed", type=int, default=12, help="seed of everything that is drawn (default: 12)")
-    made.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    return made
+    corpus: tuple[str, ...] | None = option(
+        None, "text to read (default: the text the run was trained on)", metavar="FILE"
+    )
+    teacher: Path | None = option(
+        None, "where a student's teacher is now (default: where it was)", metavar="DIRECTORY"
+    )
+    dictionary: Path | None = option(
+        None,
+        "the concepts' dictionary (default: the one the teacher has, or the student learnt from)",
+        metavar="FILE",
+    )
+    output: Path | None = option(None, "where to write (default: RUN)", metavar="DIRECTORY")
+    seed: int = option(12, "seed of everything that is drawn")
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive(self, "num_tokens", "top")
 
 
-def _above_zero(text: str) -> int:
-    if not (text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"a whole number above 0, got {text!r}")
-    return int(text)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    return cli.parser(__doc__ or "", {"settings": Settings})
 
 
 def main(argv: list[str]) -> None:
-    """Read the command line and do it."""
-    concepts(parser().parse_args(argv))
+    """Read the command line, then read, measure, write and show the concepts."""
+    concepts(cli.parse(Settings, argv, __doc__ or ""))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from mlsm.files import write_json, write_tensors, write_text, write_whole
 from mlsm.log import say
 from mlsm.model.deberta import LAYER_NORM_EPS
 from mlsm.model.language_model import LanguageModel
-from mlsm.pages.model_card import PREDICTS_WORDS, model_card
+from mlsm.pages.model_card import model_card
 from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, read_state
 from mlsm.runs.hub_names import OWN_WEIGHTS_FILE, RUN_FILE, to_huggingface
+from mlsm.runs.record import record_json
 from mlsm.runs.run import Run, load_run
+from mlsm.settings import argument, option
 from mlsm.text.tokenizer import (
     CLS_ID,
     MASK_ID,
@@ -44,6 +47,7 @@ from mlsm.text.tokenizer import (
     JsonTokenizer,
     Tokenizer,
 )
+from mlsm.training.objectives import find_objective
 
 # Bytes. Larger compiled rules are those of Unicode, in models from outside (ours take 1,032). The reader of
 # the package `tokenizers` is right for their single letters; one by one there are too many of them.
@@ -67,7 +71,7 @@ def export(run: Path, directory: Path, *, folded: bool = False) -> Run:
             f"{run} has no token head to fold in: train one with --objective token-head --init {run}"
         )
     fast_tokenizer = huggingface_tokenizer(loaded.tokenizer)
-    write_json(directory / RUN_FILE, loaded.config)
+    write_json(directory / RUN_FILE, record_json(loaded.record))
     write_json(directory / "config.json", huggingface_config(model.config))
     write_tensors(directory / MODEL_FILE, exported_tensors(model), {"format": "pt"})
     if own := own_tensors(model):
@@ -250,29 +254,27 @@ def _offset(unit: int) -> int:
     return unit >> 10 << ((unit & 1 << 9) >> 6)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is exported, and where it is written."""
+
+    run: Path = argument("a finished run, or a checkpoint: runs/teacher/checkpoints/words-10M", "RUN")
+    directory: Path = argument("where to write", "DIRECTORY")
+    folded: bool = option(
+        False, "refuse a run without a token head (one that has a token head is always folded)"
+    )
+
+
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
-    made = cli.plain_parser(__doc__ or "")
-    made.add_argument(
-        "run",
-        type=Path,
-        metavar="RUN",
-        help="a finished run, or a checkpoint: runs/teacher/checkpoints/words-10M",
-    )
-    made.add_argument("directory", type=Path, metavar="DIRECTORY", help="where to write")
-    made.add_argument(
-        "--folded",
-        action="store_true",
-        help="refuse a run without a token head (one that has a token head is always folded)",
-    )
-    return made
+    """The command line."""
+    return cli.parser(__doc__ or "", {"settings": Settings})
 
 
 def main(argv: list[str]) -> None:
     """Read the command line and export."""
-    args = parser().parse_args(argv)
+    args = cli.parse(Settings, argv, __doc__ or "")
     written = export(args.run, args.directory, folded=args.folded)
-    if written.config["train"]["objective"] not in PREDICTS_WORDS:
+    if not find_objective(written.record.train.objective).predicts_words:
         say("this objective trains no words: fine-tune the model, or read its concepts with mlsm.load")
     say(f"wrote {args.directory}: AutoModelForMaskedLM and AutoTokenizer load it, mlsm.load too")
 

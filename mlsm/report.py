@@ -10,6 +10,7 @@ of a run that is still training; results are those that evaluate.py has left the
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlsm import cli
@@ -20,29 +21,28 @@ from mlsm.evaluation.tables import Rows, columns_of
 from mlsm.files import write_text
 from mlsm.pages import run_view
 from mlsm.pages.run_facts import read_facts
+from mlsm.settings import argument, option
 
 FILE = "report.html"
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Which runs the page is about, and where it is written."""
+
+    runs: tuple[Path, ...] = argument("directory of a run", "RUN")
+    paper: str = option("10M", "words of the corpus whose rows are quoted from the paper", tuple(paper.SIZES))
+    output: Path | None = option(None, f"file to write (default: {FILE} in the last run)", metavar="FILE")
+
+
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
-    made = cli.plain_parser(__doc__ or "")
-    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
-    made.add_argument(
-        "--paper",
-        choices=paper.SIZES,
-        default="10M",
-        help="words of the corpus whose rows are quoted from the paper (default: 10M)",
-    )
-    made.add_argument(
-        "--output", type=Path, metavar="FILE", help=f"file to write (default: {FILE} in the last run)"
-    )
-    return made
+    """The command line."""
+    return cli.parser(__doc__ or "", {"settings": Settings})
 
 
 def main(argv: list[str]) -> None:
     """Read the command line, read the runs, write the page."""
-    args = parser().parse_args(argv)
+    args = cli.parse(Settings, argv, __doc__ or "")
     directories = list(dict.fromkeys(args.runs))
     output = args.output or directories[-1] / FILE
     if output.is_dir():
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     runs = [read_facts(*these) for these in zip(directories, row_names(directories), strict=True)]
     check_writable(output.parent)
     tasks = {run.name: row for run in runs if (row := summary.row(run.results))}
-    tasks |= summary.over_seeds(tasks, {run.name: lineage(run.config) for run in runs if run.name in tasks})
+    tasks |= summary.over_seeds(tasks, {run.name: lineage(run.record) for run in runs if run.name in tasks})
     quoted: dict[str, Rows] = {
         "tasks": paper.quoted_rows(args.paper, columns_of(tasks)),
         "compute": paper.quoted_compute(args.paper),

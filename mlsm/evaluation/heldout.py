@@ -1,4 +1,5 @@
-"""What a run predicts on text it was not trained on: masked words, and the concepts of its teacher.
+"""The one measure of held-out quality: masked words, and the concepts of the teacher, predicted on text that
+the run was not trained on. The end of training, the demo and the reports all show these numbers.
 
 Legend: N selected positions, V vocabulary, K concepts.
 """
@@ -16,11 +17,11 @@ from torch.nn import functional as F
 from mlsm import distributed
 from mlsm.coding.targets import Teacher
 from mlsm.model.language_model import LanguageModel
-from mlsm.runs.run import Run
 from mlsm.seeds import generator_for
 from mlsm.text.batches import Corpus, Selection
 from mlsm.text.corpus import unigram_log_probabilities
 from mlsm.text.tokenizer import Tokenizer
+from mlsm.training.objectives import Objective
 
 MASKED = Selection(share=0.15, is_masked=True)
 MOST_NATS = 700.0  # of a float64 exponential
@@ -32,52 +33,101 @@ class WordScores(NamedTuple):
     """Prediction of masked tokens."""
 
     accuracy: float
-    perplexity: float
+    cross_entropy: float  # nats per token
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.cross_entropy) if self.cross_entropy < MOST_NATS else math.inf
 
 
 class ConceptScores(NamedTuple):
-    """KL(teacher's distribution || prediction), mean over positions, in nats."""
+    """Prediction of the teacher's distribution over concepts, as means over the positions."""
 
-    student: float
-    constant: float  # of the best prediction that does not look at the text: the mean of the targets
+    kl: float  # KL(teacher || student), nats
+    constant_kl: float  # of the best prediction that does not depend on the text: the mean of the targets
+    top_accuracy: float  # share of the positions whose largest concept the student predicts
 
 
 @torch.no_grad()
-def score_words(run: Run, corpus: Corpus, token_budget: int) -> WordScores:
-    """15 % of the held-out tokens masked and predicted: by the token head, or the vocabulary rows without
-    one.
+def score_words(model: LanguageModel, corpus: Corpus, token_budget: int) -> WordScores:
+    """15 % of the held-out tokens masked, and predicted by the token head, or by the tied decoder without
+    one. Raises ValueError if too little text was held out.
     """
-    device = next(run.model.parameters()).device
     update = corpus.heldout_update(token_budget, MASKED, SEED)
     if not update.num_selected:
         raise ValueError("too little text was held out to mask a word in")
-    loss, num_correct = 0.0, 0
+    sums = torch.zeros(2, dtype=torch.float64)
     for micro in distributed.shard(update.micro_batches):
-        micro = micro.to(device)
-        hidden_ND = run.model.hidden_at(micro.inputs, micro.selected_N)
-        logits_NV = run.model.token_logits(hidden_ND).float()
-        loss += float(F.cross_entropy(logits_NV, micro.labels_N(), reduction="sum"))
-        num_correct += int((logits_NV.argmax(-1) == micro.labels_N()).sum())
-    sums = torch.tensor([loss, num_correct], dtype=torch.float64)
+        micro = micro.to(model.device)
+        logits_NV = model.token_logits(model.hidden_at(micro.inputs, micro.selected_N)).float()
+        loss = F.cross_entropy(logits_NV, micro.labels_N(), reduction="sum")
+        num_correct = (logits_NV.argmax(-1) == micro.labels_N()).sum()
+        sums += torch.stack([num_correct, loss]).cpu()
     distributed.all_reduce_sum_(sums)
-    mean, accuracy = (sums / update.num_selected).tolist()
-    return WordScores(accuracy, math.exp(mean) if mean < MOST_NATS else math.inf)
+    return WordScores(*(sums / update.num_selected).tolist())
+
+
+def score_unigram(corpus: Corpus, token_budget: int) -> WordScores:
+    """The same tokens predicted by their frequency in the corpus."""
+    log_probability_V = unigram_log_probabilities(corpus.text)
+    update = corpus.heldout_update(token_budget, MASKED, SEED)
+    labels_N = torch.cat([micro.labels_N() for micro in update.micro_batches])
+    accuracy = (labels_N == log_probability_V.argmax()).float().mean()
+    return WordScores(float(accuracy), -float(log_probability_V[labels_N].mean()))
+
+
+@torch.no_grad()
+def score_concepts(
+    model: LanguageModel, teacher: Teacher, corpus: Corpus, selection: Selection, token_budget: int
+) -> ConceptScores:
+    """The student's prediction of its teacher's concepts on the held-out text, at the selected positions."""
+    update = corpus.heldout_update(token_budget, selection, SEED)
+    sums = torch.zeros(3, dtype=torch.float64)
+    total_K = torch.zeros(model.config.num_concepts, dtype=torch.float64)
+    for micro in distributed.shard(update.micro_batches):
+        micro = micro.to(model.device)
+        target_NK = teacher.targets(micro).distribution_NK
+        hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
+        log_student_NK = model.concept_logits(hidden_ND).float().log_softmax(-1)
+        num_agreeing = (log_student_NK.argmax(-1) == target_NK.argmax(-1)).sum()
+        kl = F.kl_div(log_student_NK, target_NK, reduction="sum")
+        sums += torch.stack([kl, torch.xlogy(target_NK, target_NK).sum(), num_agreeing]).cpu()
+        total_K += target_NK.sum(0, dtype=torch.float64).cpu()
+    distributed.all_reduce_sum_(sums, total_K)
+    kl, negative_entropy, agreeing = (sums / update.num_selected).tolist()
+    cross_entropy = -float(torch.xlogy(total_K, total_K / total_K.sum()).sum()) / update.num_selected
+    return ConceptScores(kl, negative_entropy + cross_entropy, agreeing)
+
+
+def heldout_metrics(
+    model: LanguageModel, teacher: Teacher | None, corpus: Corpus, objective: Objective, token_budget: int
+) -> dict[str, float]:
+    """What an objective trains, measured on the held-out text, under the names of the training metrics."""
+    metrics = {}
+    if objective.predicts_words:
+        words = score_words(model, corpus, token_budget)
+        metrics = {"cross_entropy": words.cross_entropy, "token_accuracy": words.accuracy}
+    if teacher:
+        selection = objective.selection(MASKED.share)
+        concepts = score_concepts(model, teacher, corpus, selection, token_budget)
+        metrics |= {"concept_kl": concepts.kl, "top_concept_accuracy": concepts.top_accuracy}
+    return metrics
 
 
 @torch.no_grad()
 def predictions(model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, share: float) -> str:
-    """A Markdown table for people: a masked token in each of some held-out sequences, and what the model
-    takes it for.
+    """A Markdown table with one masked token of each of some held-out sequences, and the model's likeliest
+    predictions.
     """
     sequences = corpus.heldout[:: max(1, len(corpus.heldout) // NUM_SHOWN)][:NUM_SHOWN]
     [micro] = corpus.cut(
         sequences, sys.maxsize, Selection(share, is_masked=True), generator_for("shown", SEED)
     ).micro_batches
-    micro = micro.to(next(model.parameters()).device)
+    micro = micro.to(model.device)
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     likeliest = model.token_logits(hidden_ND).float().softmax(-1).topk(3)
     pieces_T = [tokenizer.piece(i) for i in micro.inputs.ids_T.tolist()]
-    told_N = [
+    shown_N = [
         ", ".join(f"{tokenizer.piece(i)} {p:.2f}" for p, i in zip(probabilities, ids, strict=True))
         for probabilities, ids in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
     ]
@@ -91,41 +141,6 @@ def predictions(model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, shar
         before = pieces_T[max(first, place - PIECES_AROUND) : place]
         after = pieces_T[place + 1 : min(stop, place + 1 + PIECES_AROUND)]
         text = "".join([*before, " **[?]**", *after]).replace("[MASK]", " [ ]").replace("▁", " ")
-        cells = (text, tokenizer.piece(int(micro.text.ids_T[place])), told_N[n])
+        cells = (text, tokenizer.piece(int(micro.text.ids_T[place])), shown_N[n])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
-
-
-def score_unigram(corpus: Corpus, token_budget: int) -> WordScores:
-    """The same tokens predicted by their frequency alone."""
-    log_probability_V = unigram_log_probabilities(corpus.text)
-    update = corpus.heldout_update(token_budget, MASKED, SEED)
-    labels_N = torch.cat([micro.labels_N() for micro in update.micro_batches])
-    accuracy = float((labels_N == log_probability_V.argmax()).float().mean())
-    return WordScores(accuracy, math.exp(-float(log_probability_V[labels_N].mean())))
-
-
-@torch.no_grad()
-def score_concepts(
-    run: Run, teacher: Teacher, corpus: Corpus, selection: Selection, token_budget: int
-) -> ConceptScores:
-    """How far the student's concepts are from its teacher's, at the positions its objective learns from."""
-    device = next(run.model.parameters()).device
-    update = corpus.heldout_update(token_budget, selection, SEED)
-    student = negative_entropy = 0.0
-    total_K = torch.zeros(run.model.config.num_concepts, dtype=torch.float64)
-    for micro in distributed.shard(update.micro_batches):
-        micro = micro.to(device)
-        target_NK = teacher.targets(micro).distribution_NK
-        hidden_ND = run.model.hidden_at(micro.inputs, micro.selected_N)
-        log_student_NK = run.model.concept_logits(hidden_ND).float().log_softmax(-1)
-        student += float(F.kl_div(log_student_NK, target_NK, reduction="sum"))
-        negative_entropy += float(torch.xlogy(target_NK, target_NK).sum())
-        total_K += target_NK.sum(0, dtype=torch.float64).cpu()
-    sums = torch.tensor([student, negative_entropy], dtype=torch.float64)
-    distributed.all_reduce_sum_(sums, total_K)
-    student, negative_entropy = sums.tolist()
-    cross_entropy = -float(torch.xlogy(total_K, total_K / total_K.sum()).sum())
-    return ConceptScores(
-        student / update.num_selected, (negative_entropy + cross_entropy) / update.num_selected
-    )

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mlsm.runs.run import run_config
+from mlsm.runs.record import RunRecord, read_record
 
 # In which two runs of a recipe may differ; the runs that they name are compared themselves.
 SEED_AND_PLACES = {"seed", "teacher", "dictionary", "init", "device"}
@@ -25,21 +26,29 @@ class Lineage(NamedTuple):
     seeds: tuple[int, ...]  # of the run, and of those it started or learnt from
 
 
-def lineage(config: Mapping[str, Any], generations: int = GENERATIONS) -> Lineage:
-    """Of the run of a config.json. A run that it came from and that is gone counts by its name, a teacher by
-    its fingerprint.
+def lineage(record: RunRecord, generations: int = GENERATIONS) -> Lineage:
+    """The lineage of a run. A run that it came from and that is gone counts by its name, a teacher by its
+    fingerprint.
     """
-    train, concepts = config["train"], config["concepts"] or {}
-    init = train.get("init", "random")
-    is_run = init not in ("random", "teacher")
-    parent = Lineage(init if is_run else concepts.get("teacher_fingerprint", ""), ())
+    train, concepts = record.train, record.concepts
+    is_run = train.init not in ("random", "teacher")
+    fingerprint = concepts.teacher_fingerprint if concepts else ""
+    parent = Lineage(train.init if is_run else fingerprint, ())
     if generations and (is_run or concepts):
         with contextlib.suppress(ValueError):
-            parent = lineage(run_config(Path(init if is_run else concepts["teacher"])), generations - 1)
-    settings = {name: value for name, value in train.items() if name not in SEED_AND_PLACES}
-    of_concepts = [concepts.get(name) for name in DECIDES_CONCEPTS]
-    parts = [settings, is_run or init, of_concepts, config["model"], config["data"], parent.recipe]
-    return Lineage(json.dumps(parts, sort_keys=True), (train.get("seed", 0), *parent.seeds))
+            directory = Path(train.init if is_run or concepts is None else concepts.teacher)
+            parent = lineage(read_record(directory), generations - 1)
+    settings = {name: value for name, value in asdict(train).items() if name not in SEED_AND_PLACES}
+    of_concepts = [getattr(concepts, name, None) for name in DECIDES_CONCEPTS]
+    parts = [
+        settings,
+        is_run or train.init,
+        of_concepts,
+        asdict(record.model),
+        asdict(record.data),
+        parent.recipe,
+    ]
+    return Lineage(json.dumps(parts, sort_keys=True), (train.seed, *parent.seeds))
 
 
 def row_names(directories: Sequence[Path]) -> list[str]:

@@ -39,6 +39,10 @@ class LanguageModel(nn.Module):
                 # A convex problem: random weights would only be noise to unlearn.
                 self.token_head.weight.zero_()
 
+    @property
+    def device(self) -> torch.device:
+        return self.decoder_bias.device
+
     def hidden_at(self, sequences: Sequences, selected_N: Tensor) -> Tensor:
         """Transformed last hidden states (N, D) at flat positions."""
         hidden_ND = self.encoder(sequences, selected_N)

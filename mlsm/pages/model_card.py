@@ -14,18 +14,9 @@ from mlsm.evaluation import summary
 from mlsm.files import read_json
 from mlsm.log import read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, fingerprint
-from mlsm.runs.run import Run, run_config
-from mlsm.training.objectives import OBJECTIVES
-
-LEARNT = {
-    "mlm": "to fill in masked words",
-    "mlsm": "to predict the latent concepts of masked tokens",
-    "lsm": "to predict the latent concepts of every token, with nothing masked",
-    "lsm15": "to predict the latent concepts of 15 % of the tokens, with nothing masked",
-    "mlm+mlsm": "to predict both the words and the latent concepts of masked tokens",
-    "token-head": "to read masked words off the concepts that a frozen student predicts, by one linear layer",
-}
-PREDICTS_WORDS = ("mlm", "mlm+mlsm", "token-head")  # objectives after which the exported decoder knows words
+from mlsm.runs.record import RunRecord, read_record
+from mlsm.runs.run import Run
+from mlsm.training.objectives import find_objective
 
 
 def model_card(run: Run) -> str:
@@ -37,14 +28,14 @@ def model_card(run: Run) -> str:
         "## How it was trained",
         _table(["", "objective", "learns", "start", "updates", "words seen", "seed"], _phases(run.directory)),
     ]
-    if "source" not in run.config:
-        sections.append(_text(run.config))
-    if origin := run.config["concepts"]:
+    if run.record.source is None:
+        sections.append(_text(run.record))
+    if origin := run.record.concepts:
         sections.append(
-            f"Concepts: {origin['k']} atoms of a dictionary learnt from the unit-norm hidden states of layer "
-            f"{origin['layer']} of the teacher `{Path(origin['teacher']).name}` (fingerprint "
-            f"{origin['teacher_fingerprint']}), lambda {origin['lam']:g}, dictionary fingerprint "
-            f"{origin['dictionary_fingerprint']}. Targets are the sparse codes of Eq. 2 of the paper, "
+            f"Concepts: {origin.k} atoms of a dictionary learnt from the unit-norm hidden states of layer "
+            f"{origin.layer} of the teacher `{Path(origin.teacher).name}` (fingerprint "
+            f"{origin.teacher_fingerprint}), lambda {origin.lam:g}, dictionary fingerprint "
+            f"{origin.dictionary_fingerprint}. Targets are the sparse codes of Eq. 2 of the paper, "
             "divided by their L1 norm."
         )
     sections.append("## Results")
@@ -64,37 +55,41 @@ def lineage(run: Path) -> list[Path]:
     """The run and what it was made from, oldest first, each once: as far as they are still there, and a
     teacher only if its weights have not changed since.
     """
-    config = run_config(run)
+    record = read_record(run)
     parents = []
-    if (origin := config["concepts"]) and (Path(origin["teacher"]) / MODEL_FILE).exists():
-        teacher = Path(origin["teacher"])
-        parents += [teacher] * (fingerprint(teacher) == origin["teacher_fingerprint"])
-    init = config["train"].get("init", "random")
+    if (origin := record.concepts) and (Path(origin.teacher) / MODEL_FILE).exists():
+        teacher = Path(origin.teacher)
+        parents += [teacher] * (fingerprint(teacher) == origin.teacher_fingerprint)
+    init = record.train.init
     if init not in ("random", "teacher") and (Path(init) / "config.json").exists():
         parents.append(Path(init))
     ancestors = [ancestor for parent in parents for ancestor in lineage(parent)]
     return list(dict.fromkeys([*ancestors, run]))
 
 
+def _predicts_words(run: Run) -> bool:
+    return find_objective(run.record.train.objective).predicts_words
+
+
 def _header(run: Run) -> str:
-    pipeline = "pipeline_tag: fill-mask\n" if run.config["train"]["objective"] in PREDICTS_WORDS else ""
+    pipeline = "pipeline_tag: fill-mask\n" if _predicts_words(run) else ""
     return f"---\nlibrary_name: transformers\n{pipeline}tags:\n- deberta\n- mlsm\n---"
 
 
 def _summary(run: Run) -> str:
-    shape, train = run.config["model"], run.config["train"]
+    shape, train = run.record.model, run.record.train
     num_weights = sum(w.numel() for w in run.model.parameters())
     text = (
-        f"A language model (DeBERTa v1, {shape['depth']} layers of width {shape['width']}, "
-        f"{shape['vocab_size']:,} pieces, {num_weights / 1e6:.1f}M parameters with all heads), "
+        f"A language model (DeBERTa v1, {shape.depth} layers of width {shape.width}, "
+        f"{shape.vocab_size:,} pieces, {num_weights / 1e6:.1f}M parameters with all heads), "
     )
-    if "source" in run.config:
+    if run.record.source:
         return text + "which came from outside: it was not trained here."
     text += (
-        f"trained {LEARNT[train['objective']]}, after [MLSM](https://github.com/SzegedAI/MLSM) "
+        f"trained {find_objective(train.objective).learns}, after [MLSM](https://github.com/SzegedAI/MLSM) "
         "(Berend, BabyLM 2024)."
     )
-    if train["objective"] not in PREDICTS_WORDS:
+    if not _predicts_words(run):
         text += (
             "\n\n**It does not fill in words**: its objective does not train the rows of the vocabulary. "
             "Fine-tune it, or read its concepts."
@@ -105,22 +100,23 @@ def _summary(run: Run) -> str:
 def _phases(run: Path) -> list[list[str]]:
     rows = []
     for directory in lineage(run):
-        if source := run_config(directory).get("source"):
+        record, progress = read_record(directory), _progress(directory)
+        if source := record.source:
             rows.append(
-                [full_name(directory), "", "came from outside", Path(source["directory"]).name, *[""] * 3]
+                [full_name(directory), "", "came from outside", Path(source.directory).name, *[""] * 3]
             )
             continue
-        config, progress = run_config(directory)["train"], _progress(directory)
+        config = record.train
         words = progress.get("words_seen")
         rows.append(
             [
                 full_name(directory),
-                f"`{config['objective']}`",
-                LEARNT[config["objective"]],
-                Path(config["init"]).name,
-                f"{progress.get('step', config['num_steps']):,} of {config['batch_size']:,} sequences",
+                f"`{config.objective}`",
+                find_objective(config.objective).learns,
+                Path(config.init).name,
+                f"{progress.get('step', config.num_steps):,} of {config.batch_size:,} sequences",
                 "" if words is None else f"{words:,}",
-                str(config["seed"]),
+                str(config.seed),
             ]
         )
     return rows
@@ -133,19 +129,19 @@ def _progress(directory: Path) -> dict[str, Any]:
     return next((m for m in reversed(read_metrics(directory)) if "words_seen" in m), {})
 
 
-def _text(config: dict[str, Any]) -> str:
-    data, train, corpus = config["data"], config["train"], config.get("corpus", {})
+def _text(record: RunRecord) -> str:
+    data, train, corpus = record.data, record.train, record.corpus
     names = [
         "the World English Bible (public domain)" if name == EMBEDDED_CORPUS else f"`{Path(name).name}`"
-        for name in data["corpus"]
+        for name in data.corpus
     ]
-    words = f" ({corpus['words']:,} words, {corpus['lines']:,} lines)" if corpus else ""
-    masked = f", {train['mask_share']:.0%} masked" if OBJECTIVES[train["objective"]].is_masked else ""
-    versions = ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
+    words = f" ({corpus.words:,} words, {corpus.lines:,} lines)" if corpus else ""
+    masked = f", {train.mask_share:.0%} masked" if find_objective(train.objective).is_masked else ""
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     return (
-        f"Text: {', '.join(names)}{words}, as {data['sequence_mode']} of lines, at most {data['max_length']} "
-        f"tokens{masked}. AdamW at {train['learning_rate']:g}, warm-up {train['warmup_share']:.0%} of the "
-        f"updates, weight decay {train['weight_decay']:g}." + (f" Versions: {versions}." if versions else "")
+        f"Text: {', '.join(names)}{words}, as {data.sequence_mode} of lines, at most {data.max_length} "
+        f"tokens{masked}. AdamW at {train.learning_rate:g}, warm-up {train.warmup_share:.0%} of the "
+        f"updates, weight decay {train.weight_decay:g}." + (f" Versions: {versions}." if versions else "")
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +20,9 @@ from mlsm.evaluation.minimal_pairs import SUITES
 from mlsm.evaluation.summary import read_results
 from mlsm.log import read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE
-from mlsm.runs.run import run_config
+from mlsm.runs.record import RunRecord, read_record
+from mlsm.training.objectives import find_objective
 
-PHASES = {"mlm": "1", "token-head": "3"}
-LATENT = "2"  # every other objective
 ASKED_FOR = ("preset", "data", "model", "train")  # parts of config.json that a user sets
 FOUND = ("corpus", "concepts", "versions", "tokenizer")  # and what a run found where it was made
 
@@ -31,7 +31,7 @@ class RunFacts(NamedTuple):
     """A run as its files tell of it."""
 
     name: str
-    config: dict[str, Any]  # config.json
+    record: RunRecord
     training: list[dict[str, float]]  # lines of metrics.jsonl but the held-out one
     heldout: dict[str, float]  # the held-out one; empty for a run that is not finished
     results: dict[str, Any]  # results.json; empty for a run that was not evaluated
@@ -40,12 +40,12 @@ class RunFacts(NamedTuple):
 
 def read_facts(run: Path, name: str) -> RunFacts:
     """Raises ValueError if `run` is no run, or one of its files is damaged."""
-    config, metrics = run_config(run), read_metrics(run)
+    record, metrics = read_record(run), read_metrics(run)
     heldout = {key: value for line in metrics for key, value in line.items() if key.startswith("heldout_")}
     training = [line for line in metrics if not any(key.startswith("heldout_") for key in line)]
     return RunFacts(
         name,
-        config,
+        record,
         training,
         heldout,
         read_results(run),
@@ -65,15 +65,15 @@ def _sizes(path: Path) -> dict[str, int]:
 
 def compute_row(run: RunFacts) -> dict[str, str]:
     """What the run took, as in Table 1 of the paper. What its metrics lack stays empty."""
-    train = run.config["train"]
-    objective = train["objective"]
+    train = run.record.train
+    objective = find_objective(train.objective)
     last = run.training[-1] if run.training else {"step": 0}
-    step, planned = last["step"], train["num_steps"]
+    step, planned = last["step"], train.num_steps
     row: dict[str, str] = {
-        "phase": PHASES.get(objective, LATENT),
-        "objective": objective,
+        "phase": str(objective.phase),
+        "objective": train.objective,
         "updates": f"{step:,}" if step == planned else f"{step:,} of {planned:,}",
-        "sequences per update": f"{train['batch_size']:,}",
+        "sequences per update": f"{train.batch_size:,}",
     }
     if "epoch" in last:
         row |= {"epochs": f"{last['epoch']:.3g}", "words seen": f"{last['words_seen']:,}"}
@@ -82,7 +82,7 @@ def compute_row(run: RunFacts) -> dict[str, str]:
         row["time"] = duration(sum(line["seconds"] for line in run.training))
     if run.sizes:
         learning = run.sizes
-        if objective == "token-head":
+        if objective.trains_only_token_head:
             learning = {name: size for name, size in run.sizes.items() if name.startswith("token_head.")}
         row |= {
             "parameters": f"{sum(run.sizes.values()):,}",
@@ -122,8 +122,7 @@ def dictionary_rows(runs: Iterable[RunFacts]) -> dict[str, dict[str, str]]:
     """The dictionaries that students learnt from, as far as their files are still there."""
     rows: dict[str, dict[str, str]] = {}
     for run in runs:
-        path = Path((run.config["concepts"] or {}).get("dictionary", ""))
-        if not path.is_file():
+        if not (run.record.concepts and (path := Path(run.record.concepts.dictionary)).is_file()):
             continue
         dictionary = Dictionary.load(path)
         rows[str(path)] = {
@@ -146,10 +145,10 @@ def settings_rows(runs: Sequence[RunFacts], parts: Sequence[str]) -> dict[str, d
     rows: dict[str, dict[str, str]] = {}
     for run in runs:
         for part in parts:
-            if (value := run.config.get(part)) is None:
+            if (value := asdict(run.record)[part]) is None:
                 continue
             for name, inner in value.items() if isinstance(value, dict) else [("", value)]:
-                shown = ", ".join(map(str, inner)) if isinstance(inner, list) else str(inner)
+                shown = ", ".join(map(str, inner)) if isinstance(inner, tuple) else str(inner)
                 rows.setdefault(f"{part} {name}".strip(), {})[run.name] = "" if inner is None else shown
     return rows
 

@@ -91,7 +91,7 @@ def _results(runs: Sequence[RunFacts], tasks: Rows, quoted: Rows) -> list[str]:
     if demo:
         baselines = {run.name: run.results.get("demo baseline", {}) for run in runs if run.name in demo}
         shown = demo_rows(demo, baselines)
-        shown |= over_seeds(shown, {run.name: lineage(run.config) for run in runs if run.name in demo})
+        shown |= over_seeds(shown, {run.name: lineage(run.record) for run in runs if run.name in demo})
         parts += [
             as_html(shown, "Held-out text and minimal pairs of a small grammar"),
             _image(

@@ -11,8 +11,8 @@ The weights are copied, in float32, and the rows of words put in the order of ou
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from mlsm.model import deberta_v2
 from mlsm.model.language_model import LanguageModel
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.hub_names import RUN_FILE, from_huggingface, from_huggingface_v2
-from mlsm.runs.run import load_weights_, run_config
+from mlsm.runs.record import RunRecord, SourceRecord, read_record, record_json
+from mlsm.runs.run import load_weights_
+from mlsm.settings import Flags, FlagValue, argument
 from mlsm.text.tokenizer import Tokenizer, renumbered_json, renumbered_sentencepiece
 
 PICKLE_FILE = "pytorch_model.bin"
@@ -41,27 +43,28 @@ def is_checkpoint(directory: Path) -> bool:
     return path.is_file() and "model_type" in _object(path)
 
 
-def brought_in(given: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The given flags, with the run in place of each checkpoint that a flag of these names tells; one that
-    was exported here is a run already.
+def with_converted_checkpoints(given: Flags, *names: str) -> Flags:
+    """The flags with a converted run in place of each checkpoint that a flag of these names points to; a
+    directory that was exported by this project is a run already.
     """
+    runs: dict[str, FlagValue] = {}
     for name in names:
-        source = Path(given.get(name, ""))
+        source = Path(str(given.get(name, "")))
         if name in given and is_checkpoint(source) and not (source / RUN_FILE).exists():
             run = Path("runs") / f"outside-{source.resolve().name}"
-            bring_in(source, run)
-            given = given | {name: str(run)}
-    return given
+            convert(source, run)
+            runs[name] = str(run)
+    return {**given, **runs}
 
 
-def bring_in(source: Path, run: Path) -> None:
+def convert(source: Path, run: Path) -> None:
     """Make the run of a checkpoint, unless it is there. Raises ValueError for a checkpoint that cannot be
     one, and if the place is taken.
     """
     weights_file = _weights_file(source)
-    origin = {"directory": str(source), "weights": file_digest(weights_file)}
+    origin = SourceRecord(directory=str(source), weights=file_digest(weights_file))
     if run.exists():
-        if not (run / "config.json").exists() or _weights_of(run) != origin["weights"]:
+        if not (run / "config.json").exists() or _weights_of(run) != origin.weights:
             raise ValueError(
                 f"{run} is there and not made from {source} as it is now; remove it, or write another: "
                 f"python -m mlsm.runs.hub_import {source} RUN"
@@ -86,20 +89,20 @@ def bring_in(source: Path, run: Path) -> None:
         found = _in_our_order(from_huggingface_v2(tensors, shape.num_heads, is_shared), their_ids)
         ours = {name.removeprefix("encoder."): tensor for name, tensor in found.items()}
         load_weights_(deberta_v2.Encoder(shape, layout), ours, str(source))
-    record = {
-        "preset": "base",
-        "model": dataclasses.asdict(shape),
-        "data": dataclasses.asdict(DataConfig(max_length=min(DataConfig().max_length, shape.max_positions))),
-        "train": dataclasses.asdict(TrainConfig()),
-        "tokenizer": tokenizer.fingerprint,
-        "layout": layout and dataclasses.asdict(layout),
-        "source": origin,
-    }
+    record = RunRecord(
+        preset="base",
+        model=shape,
+        data=DataConfig(max_length=min(DataConfig().max_length, shape.max_positions)),
+        train=TrainConfig(),
+        tokenizer=tokenizer.fingerprint,
+        layout=layout,
+        source=origin,
+    )
 
     def fill(work: Path) -> None:
         (work / tokenizer.file_name).write_bytes(tokenizer.model)
         write_tensors(work / MODEL_FILE, ours)
-        write_json(work / "config.json", record)
+        write_json(work / "config.json", record_json(record))
 
     write_directory(run, fill)
     say(f"{run}: made from {source}")
@@ -107,7 +110,8 @@ def bring_in(source: Path, run: Path) -> None:
 
 def _weights_of(run: Path) -> str | None:
     """The digest of the weights a run was made from; None for one that was trained here."""
-    return run_config(run).get("source", {}).get("weights")
+    source = read_record(run).source
+    return source.weights if source else None
 
 
 def _whole_model(shape: ModelConfig, found: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
@@ -274,17 +278,20 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """What is converted, and where the run is written."""
+
+    directory: Path = argument("a checkpoint as transformers saves it", "DIRECTORY")
+    run: Path = argument("directory to write", "RUN")
+
+
 def main(argv: list[str]) -> None:
     """Read the command line and make the run."""
-    parser = cli.plain_parser(__doc__ or "")
-    parser.add_argument(
-        "directory", type=Path, metavar="DIRECTORY", help="a checkpoint as transformers saves it"
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory to write")
-    args = parser.parse_args(argv)
+    args = cli.parse(Arguments, argv, __doc__ or "")
     if not is_checkpoint(args.directory):
-        raise ValueError(f"no checkpoint in {args.directory}: its config.json tells no model_type")
-    bring_in(args.directory, args.run)
+        raise ValueError(f"no checkpoint in {args.directory}: its config.json names no model_type")
+    convert(args.directory, args.run)
 
 
 if __name__ == "__main__":

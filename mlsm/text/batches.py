@@ -132,8 +132,8 @@ class Corpus:
                 "give one sentence per line, or --sequence-mode packed"
             )
 
-    def describe(self) -> dict[str, int]:
-        """Sizes, for config.json and for people."""
+    def sizes(self) -> dict[str, int]:
+        """The size of the corpus in lines, words, tokens and sequences."""
         return {
             "lines": len(self.text.line_stops),
             "words": int(self.text.line_words.sum()),

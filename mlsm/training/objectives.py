@@ -1,7 +1,7 @@
-"""What is learnt, one function an objective; the loop in train.py is the same for all of them.
+"""The objectives: a loss function each, and a table that declares them. The loop in train.py is one for all.
 
-Each takes the model and a micro-batch and returns sums over the selected positions; the loop divides by the
-number selected in the whole update. Losses are computed in float32.
+A loss function takes the model and a micro-batch and returns sums over the selected positions; the loop
+divides by the number selected in the whole update. Losses are computed in float32.
 
 Legend: N selected positions, D width, V vocabulary, K concepts.
 """
@@ -9,6 +9,7 @@ Legend: N selected positions, D width, V vocabulary, K concepts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ def _concept_loss(model: LanguageModel, hidden_ND: Tensor, micro: MicroBatch, te
 def masked_lm(
     model: LanguageModel, micro: MicroBatch, teacher: Teacher | None, config: TrainConfig
 ) -> Outcome:
-    """Phase 1: the masked tokens, by the vocabulary rows."""
+    """Phase 1: cross-entropy of the masked tokens, by the tied decoder."""
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     return _word_loss(hidden_ND, *model.tied_decoder(), micro)
 
@@ -61,7 +62,7 @@ def masked_lm(
 def latent_concepts(
     model: LanguageModel, micro: MicroBatch, teacher: Teacher | None, config: TrainConfig
 ) -> Outcome:
-    """Phase 2, MLSM, LSM and LSM15 alike: they differ in what `selection` picks and masks."""
+    """Phase 2: KL to the teacher's concepts. MLSM, LSM and LSM15 differ in their selection only."""
     assert teacher is not None
     hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
     return _concept_loss(model, hidden_ND, micro, teacher)
@@ -83,31 +84,111 @@ def masked_lm_and_concepts(
 def token_head(
     model: LanguageModel, micro: MicroBatch, teacher: Teacher | None, config: TrainConfig
 ) -> Outcome:
-    """Phase 3: the masked tokens, by one linear layer on the concept logits of a frozen student."""
+    """Phase 3: cross-entropy of the masked tokens, by a linear layer on a frozen student's concept logits."""
     with torch.no_grad():
         concepts_NK = model.concept_logits(model.hidden_at(micro.inputs, micro.selected_N))
     assert model.token_head is not None
     return _word_loss(concepts_NK, model.token_head.weight, model.token_head.bias, micro)
 
 
-class Objective(NamedTuple):
-    """A loss and the positions it is taken at."""
+@dataclass(frozen=True)
+class Objective:
+    """A loss, the positions it is taken at, and everything else that the project knows about it. An entry of
+    OBJECTIVES is all that a new objective needs.
+    """
 
     loss: Callable[[LanguageModel, MicroBatch, Teacher | None, TrainConfig], Outcome]
-    is_masked: bool  # selected tokens are masked
-    learns_from_all: bool  # every ordinary token, instead of `mask_share` of them
-    needs_teacher: bool
+    learns: str  # ends the sentence "it was trained ..." of the model card
+    phase: int  # 1 teacher, 2 student, 3 token head: whose settings of a preset it takes
+    is_masked: bool  # the model sees [MASK] at the selected positions
+    learns_from_all: bool  # every ordinary token is selected, and not only `mask_share` of them
+    predicts_words: bool  # whether the words that the model predicts are trained
+    needs_teacher: bool = False  # targets are the concepts of a teacher
+    trains_only_token_head: bool = False  # on a frozen student
+    reads: tuple[str, ...] = ()  # settings of TrainConfig that only this loss reads
 
     def selection(self, mask_share: float) -> Selection:
         """How positions are picked for this objective."""
         return Selection(1.0 if self.learns_from_all else mask_share, self.is_masked)
 
+    def unused_settings(self) -> set[str]:
+        """The names of the settings that change nothing with this objective."""
+        unused = {name for other in OBJECTIVES.values() for name in other.reads} - {*self.reads}
+        if not self.needs_teacher:
+            unused |= {"dictionary", "code_tolerance", "code_steps", "solver"}
+        if self.learns_from_all:
+            unused.add("mask_share")
+        if self.trains_only_token_head:
+            unused |= {"dropout", "init_std"}  # the student is frozen, the head starts at zero
+        return unused
+
+    def prepare_(self, model: LanguageModel) -> None:
+        """Set the model to training mode, or freeze all but its token head."""
+        model.train(not self.trains_only_token_head)
+        if self.trains_only_token_head:
+            model.freeze_all_but_token_head_()
+
+
+def find_objective(name: str) -> Objective:
+    """The objective of a name. Raises ValueError for an unknown one."""
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
+    return OBJECTIVES[name]
+
 
 OBJECTIVES = {
-    "mlm": Objective(masked_lm, is_masked=True, learns_from_all=False, needs_teacher=False),
-    "mlsm": Objective(latent_concepts, is_masked=True, learns_from_all=False, needs_teacher=True),
-    "lsm": Objective(latent_concepts, is_masked=False, learns_from_all=True, needs_teacher=True),
-    "lsm15": Objective(latent_concepts, is_masked=False, learns_from_all=False, needs_teacher=True),
-    "mlm+mlsm": Objective(masked_lm_and_concepts, is_masked=True, learns_from_all=False, needs_teacher=True),
-    "token-head": Objective(token_head, is_masked=True, learns_from_all=False, needs_teacher=False),
+    "mlm": Objective(
+        masked_lm,
+        learns="to fill in masked words",
+        phase=1,
+        is_masked=True,
+        learns_from_all=False,
+        predicts_words=True,
+    ),
+    "mlsm": Objective(
+        latent_concepts,
+        learns="to predict the latent concepts of masked tokens",
+        phase=2,
+        is_masked=True,
+        learns_from_all=False,
+        predicts_words=False,
+        needs_teacher=True,
+    ),
+    "lsm": Objective(
+        latent_concepts,
+        learns="to predict the latent concepts of every token, with nothing masked",
+        phase=2,
+        is_masked=False,
+        learns_from_all=True,
+        predicts_words=False,
+        needs_teacher=True,
+    ),
+    "lsm15": Objective(
+        latent_concepts,
+        learns="to predict the latent concepts of 15 % of the tokens, with nothing masked",
+        phase=2,
+        is_masked=False,
+        learns_from_all=False,
+        predicts_words=False,
+        needs_teacher=True,
+    ),
+    "mlm+mlsm": Objective(
+        masked_lm_and_concepts,
+        learns="to predict both the words and the latent concepts of masked tokens",
+        phase=2,
+        is_masked=True,
+        learns_from_all=False,
+        predicts_words=True,
+        needs_teacher=True,
+        reads=("mlm_weight",),
+    ),
+    "token-head": Objective(
+        token_head,
+        learns="to read masked words off the concepts that a frozen student predicts, by one linear layer",
+        phase=3,
+        is_masked=True,
+        learns_from_all=False,
+        predicts_words=True,
+        trains_only_token_head=True,
+    ),
 }
