@@ -14,6 +14,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 
+_PLAIN = (bool, int, float, str, Path)
 LARGEST_NUMBER = 1 << 62  # in a field; a file may be damaged or hostile
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ def _has_type(value: object, kind: Any) -> bool:
         return isinstance(value, tuple) and all(isinstance(part, typing.get_args(kind)[0]) for part in value)
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    return isinstance(value, int | float if kind is float else typing.get_origin(kind) or kind)
 
 
 def check_fields(config: Any) -> None:
@@ -67,7 +68,7 @@ def check_fields(config: Any) -> None:
     for name, kind in field_types(type(config)).items():
         value = getattr(config, name)
         if not _has_type(value, kind):
-            raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+            raise ValueError(f"{name} must be {kind.__name__ if kind in _PLAIN else kind}, got {value!r}")
         if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
             raise ValueError(f"{name} must be at most {LARGEST_NUMBER}")
         if isinstance(value, float) and not math.isfinite(value):

@@ -296,9 +296,10 @@ def read_dictionary() -> None:
     import torch
 
     from mlsm.config import TrainConfig
-    from mlsm.runs.teacher import load_teacher
+    from mlsm.runs.teacher import load_dictionary, load_teacher
 
-    teacher = load_teacher(Path("run"), Path("dictionary.safetensors"), TrainConfig(), torch.device("cpu"))
+    dictionary = load_dictionary(Path("dictionary.safetensors"), Path("run"))
+    teacher = load_teacher(Path("run"), dictionary, TrainConfig(), torch.device("cpu"))
     signals_ND = torch.nn.functional.normalize(torch.ones(2, teacher.encoder.token_embedding.embedding_dim))
     teacher.dictionary.code(signals_ND)
 

@@ -17,7 +17,6 @@ import fit_dictionary
 import train
 from mlsm import concepts
 from mlsm.coding.targets import EVERY_TOKEN
-from mlsm.config import DataConfig, from_json
 from mlsm.evaluation.heldout import SEED, score_concepts
 from mlsm.evaluation.tables import as_text
 from mlsm.log import progress
@@ -200,9 +199,8 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def readers_of(student: Path) -> tuple[Readers, Corpus]:
     run = load_run(student)
-    args = concepts.parser().parse_args([str(student)])
-    corpus = Corpus(from_json(DataConfig, run.config["data"]), run.tokenizer)
-    return concepts.make_readers(run.config, args), corpus
+    corpus = Corpus(run.record.data, run.tokenizer)
+    return concepts.make_readers(run.record, concepts.Settings(run=student)), corpus
 
 
 def test_what_is_read_is_what_the_models_say(student: Path) -> None:
@@ -233,13 +231,13 @@ def test_what_is_read_is_what_the_models_say(student: Path) -> None:
 def test_agreement_is_that_of_the_evaluation(students: dict[str, Path]) -> None:
     readers, corpus = readers_of(students["lsm"])
     assert readers.teacher is not None
-    expected = score_concepts(load_run(students["lsm"]), readers.teacher, corpus, EVERY_TOKEN, 500)
+    expected = score_concepts(load_run(students["lsm"]).model, readers.teacher, corpus, EVERY_TOKEN, 500)
     heldout = corpus.heldout_update(500, EVERY_TOKEN, SEED)
     with progress(heldout.num_selected, "") as bar:
         told = read(readers, heldout.micro_batches, bar).agreement
     assert told is not None
-    assert told.kl == pytest.approx(expected.student, rel=1e-4)
-    assert told.constant_kl == pytest.approx(expected.constant, rel=1e-4)
+    assert told.kl == pytest.approx(expected.kl, rel=1e-4)
+    assert told.constant_kl == pytest.approx(expected.constant_kl, rel=1e-4)
 
 
 def test_agreement_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +423,7 @@ def test_mistakes_are_told(teacher: Path, tmp_path: Path) -> None:
         ([str(teacher), "--text="], "--text has no tokens"),
         ([str(teacher), "--text=" + "the cat " * 400], "tokens, the model reads"),
         ([str(teacher), f"--tags={tmp_path / 'no.txt'}"], "no tagged file"),
-        ([str(teacher), "--num-tokens=0"], "a whole number above 0"),
+        ([str(teacher), "--num-tokens=0"], "num_tokens must be above 0"),
         ([str(teacher), f"--corpus={tmp_path / 'no.txt'}"], "no corpus file"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -98,7 +98,7 @@ def test_base_has_the_papers_number_of_parameters() -> None:
     with torch.device("meta"):
         encoder = Encoder(base().model)
     sizes = {name: weight.numel() for name, weight in encoder.named_parameters()}
-    words = sizes.pop("words.weight")
+    words = sizes.pop("token_embedding.weight")
     assert words == 19_200_000
     assert sum(sizes.values()) == 99_998_208
 

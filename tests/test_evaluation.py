@@ -12,7 +12,6 @@ from small_text import sentences
 
 import evaluate
 import train
-from mlsm.config import DataConfig, from_json
 from mlsm.evaluation.grammar import PHENOMENA, demo_pairs
 from mlsm.evaluation.heldout import score_unigram, score_words
 from mlsm.evaluation.pseudo_likelihood import score_sentences, token_log_probabilities
@@ -79,15 +78,15 @@ def test_pairs_are_many_distinct_and_the_same_every_time(run: Run) -> None:
 
 
 def test_word_scores_of_known_predictions(run: Run) -> None:
-    corpus = Corpus(from_json(DataConfig, run.config["data"]), run.tokenizer, print)
-    trained, unigram = score_words(run, corpus, 4096), score_unigram(corpus, 4096)
+    corpus = Corpus(run.record.data, run.tokenizer, print)
+    trained, unigram = score_words(run.model, corpus, 4096), score_unigram(corpus, 4096)
     assert 1 < trained.perplexity < unigram.perplexity
     with torch.no_grad():
         bias = run.model.decoder_bias.clone()
         run.model.transform_norm.weight.zero_()
         run.model.transform_norm.bias.zero_()
         run.model.decoder_bias.zero_()
-        uniform = score_words(run, corpus, 4096)
+        uniform = score_words(run.model, corpus, 4096)
         run.model.decoder_bias.copy_(bias)
         run.model.transform_norm.weight.fill_(1.0)
     assert uniform.perplexity == pytest.approx(run.tokenizer.vocab_size, rel=1e-4)

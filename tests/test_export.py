@@ -182,7 +182,7 @@ def test_an_export_is_a_run_again(pair: tuple[Path, Path], tmp_path: Path) -> No
     export.main([str(pair[1]), str(tmp_path / "twice")])
     for directory in (pair[1], tmp_path / "twice"):
         again = load_run(directory)
-        assert again.config == ours.config
+        assert again.record == ours.record
         assert again.tokenizer.model == ours.tokenizer.model
         weights = again.model.state_dict()
         assert weights.keys() == ours.model.state_dict().keys()

@@ -13,20 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # modules of one level do not import each other in a circle.
 LEVELS = [
     ["kernels"],
-    [
-        f"mlsm.{name}"
-        for name in (
-            "config",
-            "seeds",
-            "distributed",
-            "files",
-            "device",
-            "directory",
-            "log",
-            "cli",
-            "version",
-        )
-    ],
+    ["mlsm.version", "mlsm.settings", "mlsm.config", "mlsm.seeds", "mlsm.distributed", "mlsm.files"]
+    + ["mlsm.device", "mlsm.directory", "mlsm.log", "mlsm.cli"],
     ["mlsm.text", "mlsm.model"],
     ["mlsm.coding"],
     ["mlsm.runs"],
@@ -37,11 +25,11 @@ LEVELS = [
         "train",
         "fit_dictionary",
         "evaluate",
+        "mlsm",
         "mlsm.api",
         "mlsm.concepts",
         "mlsm.export",
         "mlsm.report",
-        "mlsm",
     ],
 ]
 LEVELS_ABOVE = ["experiments", "benchmarks"]  # they use everything, and each only itself beside

@@ -23,6 +23,7 @@ from test_minimal_pairs import blimp_rows, write_lines
 import evaluate
 import fit_dictionary
 import train
+from mlsm import cli
 from mlsm.config import PRESETS, Preset, tiny
 from mlsm.files import read_json, write_json
 
@@ -107,7 +108,7 @@ def test_the_data_is_cut_to_what_the_budget_allows(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_begun_with_is_refused_first(flag: str, message: str, asked: list[str]) -> None:
     with pytest.raises(ValueError, match=message):
-        miniature.run(miniature.flags().parse_args([*asked, flag]), here([]))
+        miniature.run(cli.parse(miniature.Settings, [*asked, flag], ""), here([]))
     assert not Path("study").exists()
 
 
@@ -163,7 +164,7 @@ def test_a_small_study_from_text_to_page(
     every = miniature.students
     monkeypatch.setattr(miniature, "students", lambda *a: [s for s in every(*a) if s.name in few])
     done: list[str] = []
-    args = miniature.flags().parse_args(asked)
+    args = cli.parse(miniature.Settings, asked, "")
     miniature.run(args, here(done))
     page = Path("page.md").read_text(encoding="utf-8")
     assert Path("page.png").stat().st_size > 1000

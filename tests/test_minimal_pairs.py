@@ -1,6 +1,5 @@
 """Zero-shot suites: scores by hand, averages, ties, resumption, and every kind of bad file."""
 
-import dataclasses
 import json
 import math
 import statistics
@@ -15,7 +14,7 @@ from small_text import sentences
 from torch import Tensor, nn
 
 import evaluate
-from mlsm.config import TrainConfig
+from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.evaluation import minimal_pairs
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.jsonl import read_examples
@@ -25,6 +24,7 @@ from mlsm.evaluation.paper import EWOK_TIES_CORRECT, GLUE_AVERAGE, quoted_rows
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.summary import over_seeds
 from mlsm.evaluation.tables import Spread, as_text
+from mlsm.runs.record import ConceptsRecord, RunRecord
 from mlsm.runs.run import load_run
 from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import SEP_ID
@@ -212,29 +212,31 @@ def test_runs_that_differ_in_their_seed_get_a_row_of_means(
     assert shown.count("mean of") == 1
 
 
-def config_of(*, objective: str = "lsm", seed: int = 12, init: str = "random", lam: float = 0.05) -> dict:
-    concepts = {"objective": "lsm", "layer": 12, "k": 4, "lam": lam, "teacher": "gone"}
-    train = dataclasses.asdict(TrainConfig(objective=objective, seed=seed, init=init))
-    return {"model": {}, "data": {}, "train": train, "concepts": concepts | {"teacher_fingerprint": "t"}}
+def record_of(
+    *, objective: str = "lsm", seed: int = 12, init: str = "random", lam: float = 0.05
+) -> RunRecord:
+    concepts = ConceptsRecord("lsm", "gone", "t", "gone too", "d", layer=12, k=4, lam=lam)
+    train = TrainConfig(objective=objective, seed=seed, init=init)
+    return RunRecord("tiny", ModelConfig(), DataConfig(), train, "", concepts=concepts)
 
 
 def test_only_runs_that_were_made_alike_with_other_seeds_are_averaged(tmp_path: Path) -> None:
-    def means(**configs: dict) -> list[str]:
-        rows = {name: {"BLiMP": 0.5} for name in configs}
-        return list(over_seeds(rows, {name: lineage(config) for name, config in configs.items()}))
+    def means(**records: RunRecord) -> list[str]:
+        rows = {name: {"BLiMP": 0.5} for name in records}
+        return list(over_seeds(rows, {name: lineage(record) for name, record in records.items()}))
 
-    assert means(a=config_of(), b=config_of(seed=13)) == ["mean of a, b"]
-    assert not means(a=config_of(), b=config_of())  # as of two checkpoints of a run
-    assert not means(a=config_of(), b=config_of(seed=13), c=config_of(seed=13))
-    assert not means(a=config_of(), b=config_of(seed=13, lam=0.2))
-    assert not means(a=config_of(), b=config_of(seed=13, init="teacher"))
+    assert means(a=record_of(), b=record_of(seed=13)) == ["mean of a, b"]
+    assert not means(a=record_of(), b=record_of())  # as of two checkpoints of a run
+    assert not means(a=record_of(), b=record_of(seed=13), c=record_of(seed=13))
+    assert not means(a=record_of(), b=record_of(seed=13, lam=0.2))
+    assert not means(a=record_of(), b=record_of(seed=13, init="teacher"))
     students = [random_run(tmp_path / name, seed=seed) for name, seed in (("s1", 1), ("s2", 2))]
-    heads = [config_of(objective="token-head", init=str(student)) for student in students]
+    heads = [record_of(objective="token-head", init=str(student)) for student in students]
     assert means(a=heads[0], b=heads[1]) == ["mean of a, b"]  # one seed, but that of their students differs
     record = json.loads((students[1] / "config.json").read_text())
     record["train"]["num_steps"] = 7
     (students[1] / "config.json").write_text(json.dumps(record))
-    heads[1] = config_of(objective="token-head", init=str(students[1]))
+    heads[1] = record_of(objective="token-head", init=str(students[1]))
     assert not means(a=heads[0], b=heads[1])
 
 

@@ -10,10 +10,10 @@ import torch
 from pipeline import nano_teacher
 
 from mlsm.coding.targets import Teacher, unit_states
-from mlsm.config import DataConfig, TrainConfig, from_json
+from mlsm.config import TrainConfig
 from mlsm.model.language_model import LanguageModel
 from mlsm.runs.run import load_run
-from mlsm.runs.teacher import load_teacher
+from mlsm.runs.teacher import load_dictionary, load_teacher
 from mlsm.text.batches import Corpus, Selection, Update
 from mlsm.training.objectives import OBJECTIVES
 from mlsm.training.optim import learning_rate
@@ -29,19 +29,20 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def teacher(directory: Path) -> Teacher:
     [dictionary] = directory.glob("dictionary-*.safetensors")
-    return load_teacher(directory, dictionary, TrainConfig(), CPU)
+    return load_teacher(directory, load_dictionary(dictionary, directory), TrainConfig(), CPU)
 
 
 @pytest.fixture(scope="module")
 def corpus(directory: Path) -> Corpus:
     run = load_run(directory)
-    return Corpus(from_json(DataConfig, run.config["data"]), run.tokenizer, print)
+    return Corpus(run.record.data, run.tokenizer, print)
 
 
 @pytest.fixture
 def model(directory: Path) -> LanguageModel:
-    shape = load_run(directory).config["model"] | {"num_concepts": 24, "has_token_head": True, "dropout": 0.0}
-    return LanguageModel(from_json(type(load_run(directory).model.config), shape), seed=4)
+    shape = load_run(directory).record.model
+    heads = dataclasses.replace(shape, num_concepts=24, has_token_head=True, dropout=0.0)
+    return LanguageModel(heads, seed=4)
 
 
 def update_of(corpus: Corpus, selection: Selection, token_budget: int = 96) -> Update:

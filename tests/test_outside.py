@@ -100,7 +100,8 @@ def v2_checkpoint(folder: Path, **changes: Any) -> DebertaV2Model:
 
 def check_states(run: Path, theirs: torch.nn.Module, texts: list[str], their_rows: list[list[int]]) -> None:
     """Every layer of every text: ours, all texts at once, against transformers, one by one."""
-    encoder, tokenizer = load_encoder(run)
+    loaded = load_encoder(run)
+    encoder, tokenizer = loaded.encoder, loaded.tokenizer
     rows = [torch.tensor([CLS_ID, *tokenizer.encode(text), SEP_ID]) for text in texts]
     for layer in range(3):
         with torch.no_grad():
@@ -168,7 +169,10 @@ def test_an_encoder_alone_with_pickled_weights_teaches_too(
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / "v1" / name).unlink()
     outside.main([str(tmp_path / "v1"), str(tmp_path / "run")])
-    assert "random instead: transform.bias, transform.weight, transform_norm.bias" in capsys.readouterr().err
+    assert (
+        "random instead: decoder_bias, transform.bias, transform.weight, transform_norm.bias"
+        in capsys.readouterr().err
+    )
     run = load_run(tmp_path / "run")
     assert run.model.config.max_positions == 70
     weight = theirs.deberta.encoder.layer[1].output.dense.weight.half().float()
@@ -200,7 +204,7 @@ def test_v2_has_the_states_of_transformers(changes: dict[str, Any], tmp_path: Pa
 def test_sentencepiece_models_keep_their_pieces(tmp_path: Path) -> None:
     v2_checkpoint(tmp_path / "v2")
     outside.main([str(tmp_path / "v2"), str(tmp_path / "run")])
-    _, ours = load_encoder(tmp_path / "run")
+    ours = load_encoder(tmp_path / "run").tokenizer
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v2" / "spm.model"))
     assert tuple(ours.piece(i) for i in range(5)) == SPECIAL_PIECES
     assert ours.vocab_size == theirs.get_piece_size() + 1
@@ -233,13 +237,13 @@ def test_our_own_export_can_teach(tmp_path: Path) -> None:
     outside.main([str(tmp_path / "exported"), str(tmp_path / "again")])
     own, again = load_encoder(run), load_encoder(tmp_path / "again")
     states = []
-    for encoder, tokenizer in (own, again):
+    for _, _, encoder, tokenizer in (own, again):
         rows = [torch.tensor([CLS_ID, *tokenizer.encode(text), SEP_ID]) for text in sentences(5)]
         with torch.no_grad():
             states.append(encoder(Sequences.of(rows)))
     torch.testing.assert_close(*states)
-    assert isinstance(again[1], JsonTokenizer)
-    assert not {CLS_ID, SEP_ID, MASK_ID} & set(again[1].encode("[CLS] the [MASK][SEP]"))
+    assert isinstance(again.tokenizer, JsonTokenizer)
+    assert not {CLS_ID, SEP_ID, MASK_ID} & set(again.tokenizer.encode("[CLS] the [MASK][SEP]"))
 
 
 def small_flags(folder: Path, **extra: object) -> list[str]:
@@ -293,13 +297,13 @@ def test_a_checkpoint_that_changed_is_not_taken_for_the_old_one(
     model = v2_checkpoint(tmp_path / "v2")
     given = {"teacher": "v2", "init": "random", "output": "x"}
     told = {"teacher": "runs/outside-v2", "init": "random", "output": "x"}
-    assert outside.brought_in(given, "teacher", "init") == told
+    assert outside.with_converted_checkpoints(given, "teacher", "init") == told
     stamp = Path("runs/outside-v2", MODEL_FILE).stat().st_mtime_ns
-    assert outside.brought_in(given, "teacher") == told
+    assert outside.with_converted_checkpoints(given, "teacher") == told
     assert Path("runs/outside-v2", MODEL_FILE).stat().st_mtime_ns == stamp
     shaken(model).save_pretrained(tmp_path / "v2")
     with pytest.raises(ValueError, match="is there and not made from v2 as it is now; remove it"):
-        outside.brought_in(given, "teacher")
+        outside.with_converted_checkpoints(given, "teacher")
 
 
 def set_config(**changes: Any) -> Callable[[Path], None]:

@@ -22,8 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import fit_dictionary
 import train
-from mlsm import cli
-from mlsm.config import DataConfig, from_json
+from mlsm import cli, files
 from mlsm.evaluation.heldout import predictions
 from mlsm.files import file_digest, read_json, read_tensors, write_tensors
 from mlsm.log import Meter, read_metrics
@@ -108,8 +107,8 @@ def test_what_is_logged(teacher: Path, student: Path, tmp_path: Path) -> None:
     assert json.loads(texts["config/text_summary"].strip("`json\n")) == read_json(
         tmp_path / "run/config.json"
     )
-    run, data = load_run(tmp_path / "run"), read_json(tmp_path / "run/config.json")["data"]
-    shown = predictions(run.model, run.tokenizer, Corpus(from_json(DataConfig, data), run.tokenizer), 0.15)
+    run = load_run(tmp_path / "run")
+    shown = predictions(run.model, run.tokenizer, Corpus(run.record.data, run.tokenizer), 0.15)
     assert texts["predictions/text_summary"] == shown  # without dropout
     rows = shown.splitlines()[2:]
     assert len(rows) == 6  # sequences held out
@@ -366,14 +365,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = student_flags(teacher, "lsm", tmp_path / "run")
-    save = checkpoint.save_file
+    save = files.save_file
 
     def full_disk(tensors: dict, path: Path, metadata: dict | None) -> None:
         if ".step-4" in str(path):  # what safetensors says on a disk that is really full
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         save(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(files, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left") as full:
         train.main(flags)
     assert full.value.errno == errno.ENOSPC
@@ -418,7 +417,7 @@ def test_a_run_in_the_way_is_found_before_text_is_prepared(teacher: Path, tmp_pa
     with pytest.raises(ValueError, match="holds a run: --resume continues it"):
         train.main([*flags, *NANO_FLAGS])
     with pytest.raises(
-        ValueError, match=r"cannot resume .*: corpus was .*text\.txt'\] and is now .*other\.txt'\]"
+        ValueError, match=r"cannot resume .*: corpus was .*text\.txt',\) and is now .*other\.txt',\)"
     ):
         train.main([*flags, *NANO_FLAGS, "--resume"])
     assert not (tmp_path / "cache").exists()

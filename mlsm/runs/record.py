@@ -97,14 +97,14 @@ def read_record(run: Path) -> RunRecord:
     values = read_json(path)
     try:
         if not isinstance(values, dict):
-            raise ValueError("it must hold an object")
+            raise ValueError("it does not describe a run")
         parts = {
             name: from_json(_PARTS[name], value) if name in _PARTS and value is not None else value
             for name, value in values.items()
         }
         return from_json(RunRecord, parts)
     except ValueError as error:
-        raise ValueError(f"{path} does not describe a run: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
 
 
 def record_json(record: RunRecord) -> dict[str, object]:
