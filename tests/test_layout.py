@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+BASE = "version settings config seeds distributed files device directory log cli figures".split()
+COMMANDS = "train fit_dictionary evaluate mlsm.api mlsm.concepts mlsm.export mlsm.report".split()
 # The levels of the project, lowest first. A module imports from its own level and from lower ones; the
 # modules of one level do not import each other in a circle.
 LEVELS = [
     ["kernels"],
-    ["mlsm.version", "mlsm.settings", "mlsm.config", "mlsm.seeds", "mlsm.distributed", "mlsm.files"]
-    + ["mlsm.device", "mlsm.directory", "mlsm.log", "mlsm.cli"],
+    [f"mlsm.{name}" for name in BASE],
     ["mlsm.text", "mlsm.model"],
     ["mlsm.coding"],
     ["mlsm.runs"],
