@@ -32,7 +32,7 @@ from mlsm.evaluation.lineage import Lineage, lineage, row_names
 from mlsm.evaluation.pseudo_likelihood import REDUCTIONS, score_sentences
 from mlsm.evaluation.subject import Subject, of_run, random_twin
 from mlsm.evaluation.tables import Cell, Spread, as_text, columns_of, draw
-from mlsm.files import write_json, write_text
+from mlsm.files import folder_within, write_json, write_text
 from mlsm.log import progress, say
 from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.run import Run, load_run
@@ -80,7 +80,7 @@ def zero_shot(subject: Subject, name: str, args: Settings) -> dict[str, Any]:
     scores = minimal_pairs.score_suite(
         subject,
         subtasks,
-        subject.folder / "evaluation" / name,
+        folder_within(subject.folder, "evaluation", name),
         has_prefix=args.prefix,
         token_budget=SCORING_BUDGET,
         progress=lambda total: progress(total, f"{subject.name}: {suite.title}", unit="token"),

@@ -27,7 +27,7 @@ from mlsm import distributed
 from mlsm.evaluation.glue import TASKS, Item, accuracy, encode_item, f1, read_items, task_file
 from mlsm.evaluation.subject import Subject
 from mlsm.evaluation.tables import Spread
-from mlsm.files import file_digest, write_text
+from mlsm.files import file_digest, folder_within, read_json, write_text
 from mlsm.model.deberta import Encoder, init_weights_
 from mlsm.seeds import generator_for, seed_for
 from mlsm.text.sequences import Sequences
@@ -253,7 +253,7 @@ def score_seeds(
 
     `progress` makes a bar from a number of updates and a description.
     """
-    folder = subject.folder / "evaluation" / "glue"
+    folder = folder_within(subject.folder, "evaluation", "glue")
     paths = {seed: folder / f"{data.trained_on}-seed-{seed}.json" for seed in seeds}
     origin = {"weights": subject.weights, "data": data.digest, "settings": asdict(settings)}
     found = {seed: _stored(path, {**origin, "seed": seed}) for seed, path in paths.items()}
@@ -282,7 +282,7 @@ def _seed_result(data: TaskData, stored: dict[str, Any]) -> SeedResult:
 def _stored(path: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
     """An earlier result with the same origin; None if there is none (or it is damaged)."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         is_complete = stored.keys() >= {"predictions", "epoch", "failure", "truncated"}
         return stored if stored["origin"] == origin and is_complete else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

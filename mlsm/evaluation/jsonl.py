@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlsm.files import read_bytes
+
 _KINDS = {str: "text", int: "a whole number"}
 
 
@@ -27,7 +29,7 @@ def read_examples(path: Path, fields: Mapping[str, type], *, may_be_empty: bool 
     Raises ValueError naming file and line.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_bytes(path).split(b"\n")
     except OSError as error:
         raise ValueError(f"no file {path} ({error.strerror}): --data names the folder of the tasks") from None
     examples = []

@@ -22,7 +22,7 @@ from mlsm import distributed
 from mlsm.evaluation.jsonl import Example, read_examples
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.subject import Subject
-from mlsm.files import file_digest, write_text
+from mlsm.files import file_digest, read_text, write_text
 from mlsm.model.language_model import LanguageModel
 from mlsm.text.tokenizer import SEP_ID, UNK_ID, Tokenizer
 
@@ -204,7 +204,7 @@ def _origin(weights: str, subtask: SubTask, has_prefix: bool) -> dict[str, objec
 def _stored(folder: Path, subtask: SubTask, origin: dict[str, object]) -> list[Scores] | None:
     """Scores written earlier for the same weights and data; None if there are none (or they are damaged)."""
     try:
-        first, *lines = (folder / f"{subtask.name}.jsonl").read_text(encoding="utf-8").splitlines()
+        first, *lines = read_text(folder / f"{subtask.name}.jsonl").splitlines()
         if json.loads(first) != origin or len(lines) != len(subtask.pairs):
             return None
         rows = [json.loads(line) for line in lines]

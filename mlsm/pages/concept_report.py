@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlsm.evaluation.tables import Rows
+from mlsm.log import printable
 from mlsm.pages import concept_use as use
 from mlsm.pages.concept_reading import Reading, Sentence
 from mlsm.seeds import seed_for
@@ -53,11 +54,6 @@ MEANINGS = {
     "found again": f"share of the atoms whose partner has a cosine of {FOUND_AGAIN} or more",
     "mutually nearest": "share of the atoms that are the nearest of their nearest",
 }
-
-
-def printable(text: str) -> str:
-    """The text with a replacement mark for every control and formatting character."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def report(

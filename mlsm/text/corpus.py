@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import os
 import re
-import shutil
 import tokenize
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mlsm.config import EMBEDDED_CORPUS, DataConfig
-from mlsm.files import file_digest, write_text, write_whole
+from mlsm.files import file_digest, folder_within, open_file, remove_directory, write_text, write_whole
 from mlsm.text.tokenizer import CLS_ID, PAD_ID, SAMPLE_BYTES, SEP_ID, Tokenizer, train_tokenizer
 
 CHARACTERS_PER_BLOCK = 2_000_000  # encoded at once; bounds memory, enough to keep the cores busy
@@ -70,7 +69,7 @@ def read_lines(files: Iterable[Path]) -> Iterator[str]:
     UTF-8, or longer than `LONGEST_LINE`.
     """
     for path in files:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
                 if len(raw) > LONGEST_LINE:
                     raise ValueError(
@@ -94,7 +93,7 @@ def corpus_directory(config: DataConfig) -> Path:
     for path in corpus_files(config):
         status = path.stat()
         digest.update(_digest(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-    return Path(config.cache_dir) / digest.hexdigest()[:12]
+    return folder_within(Path(config.cache_dir), digest.hexdigest()[:12])
 
 
 @functools.cache
@@ -147,13 +146,14 @@ def encode_corpus(config: DataConfig, tokenizer: Tokenizer, say: Callable[[str],
         say(f"encoding {', '.join(config.corpus)} -> {directory}")
         directory.parent.mkdir(parents=True, exist_ok=True)
         work = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-        work.mkdir(exist_ok=True)  # of a process that was killed and had our number
+        remove_directory(work)  # of a process that was killed and had our number
+        work.mkdir()
         try:
             _encode_into(work, read_lines(corpus_files(config)), tokenizer)
             _check_unchanged(config, directory.parent)
             os.rename(work, directory)
         except BaseException as error:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_directory(work)
             if not (isinstance(error, OSError) and directory.exists()):  # another process was first
                 raise
     return _load_text(directory, tokenizer.vocab_size)
@@ -193,6 +193,7 @@ def _largest_id(ids: np.memmap) -> int:
 def _load_array(path: Path) -> np.memmap:
     """A vector of whole numbers, memory-mapped; what its header claims is held against the file's size."""
     try:
+        open_file(path).close()
         with warnings.catch_warnings(action="error"):  # of a header that Python 2 would have written
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (

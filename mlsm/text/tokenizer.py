@@ -19,6 +19,8 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
+from mlsm.files import LARGEST_JSON, read_bytes
+
 CLS_ID, SEP_ID, UNK_ID, PAD_ID, MASK_ID = range(5)
 SPECIAL_PIECES = ("[CLS]", "[SEP]", "<unk>", "<pad>", "[MASK]")
 NUM_SPECIALS = len(SPECIAL_PIECES)
@@ -57,7 +59,7 @@ class Tokenizer:
         that of the fingerprint. The file is parsed only if its fingerprint matches.
         """
         try:
-            kind, model = JsonTokenizer if path.suffix == ".json" else cls, path.read_bytes()
+            kind, model = JsonTokenizer if path.suffix == ".json" else cls, read_bytes(path, LARGEST_JSON)
             if fingerprint not in (None, fingerprint_of(model)):
                 raise ValueError("damaged, or the tokenizer of another run")
             return kind(model)
