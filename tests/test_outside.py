@@ -2,7 +2,6 @@
 is computed otherwise.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,17 +11,18 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
-from small_runs import LETTERS, random_run
+from hub_checkpoints import (
+    shaken,
+    v1_checkpoint,
+    v2_checkpoint,
+    write_sentencepiece,
+)
+from small_runs import random_run
 from small_text import sentences, write_corpus
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
-    DebertaConfig,
-    DebertaForMaskedLM,
     DebertaTokenizer,
-    DebertaV2Config,
-    DebertaV2Model,
     DebertaV2Tokenizer,
 )
 
@@ -37,65 +37,6 @@ from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer, renumbered_json
 
 TEXTS = [*sentences(4, seed=5), " ".join(sentences(3, seed=6)), "Déjà vu: 3 - 2 = 1?  Two blanks [MASK]"]
-SIZE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 90,
-    "relative_attention": True,
-    "position_biased_input": False,
-    "pos_att_type": ["p2c", "c2p"],
-}
-LETTER_LINES = [*sentences(300), *LETTERS * 3]
-
-
-def shaken(model: torch.nn.Module) -> Any:
-    """The model in eval mode with every weight, also biases and norms, far from its start."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
-    return model.eval()
-
-
-def write_byte_pairs(folder: Path) -> int:
-    """vocab.json and merges.txt with the special pieces where DeBERTa v1 has them. Returns their number."""
-    made = ByteLevelBPETokenizer()
-    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-    made.train_from_iterator(LETTER_LINES, vocab_size=340, special_tokens=special, show_progress=False)
-    made.save_model(str(folder))
-    vocabulary = json.loads((folder / "vocab.json").read_text())
-    write_json(folder / "vocab.json", vocabulary | {"[MASK]": len(vocabulary)})
-    return len(vocabulary) + 1
-
-
-def write_sentencepiece(folder: Path) -> int:
-    """spm.model with the special pieces where DeBERTa v2 and v3 have them, [MASK] behind the last."""
-    with open(folder / "spm.model", "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(LETTER_LINES), model_writer=file, vocab_size=100, hard_vocab_limit=False,
-            pad_id=0, pad_piece="[PAD]", bos_id=1, bos_piece="[CLS]", eos_id=2, eos_piece="[SEP]", unk_id=3,
-            unk_piece="[UNK]", minloglevel=2,
-        )  # fmt: skip
-    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model")).get_piece_size()
-
-
-def v1_checkpoint(folder: Path, **changes: Any) -> DebertaForMaskedLM:
-    folder.mkdir()
-    num_pieces = write_byte_pairs(folder)
-    model = shaken(DebertaForMaskedLM(DebertaConfig(vocab_size=num_pieces, **(SIZE | changes))))
-    model.save_pretrained(folder)
-    return model
-
-
-def v2_checkpoint(folder: Path, **changes: Any) -> DebertaV2Model:
-    folder.mkdir()
-    num_rows = write_sentencepiece(folder) + 7  # more rows than pieces, as in the published models
-    settings = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"} | changes
-    model = shaken(DebertaV2Model(DebertaV2Config(vocab_size=num_rows, **SIZE, **settings)))
-    model.save_pretrained(folder)
-    return model
 
 
 def check_states(run: Path, theirs: torch.nn.Module, texts: list[str], their_rows: list[list[int]]) -> None:
