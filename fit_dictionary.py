@@ -63,7 +63,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
             num_tokens=config.num_tokens,
             token_budget=token_budget,
             seed=config.seed,
-            precision=choose_precision("auto", device),
+            precision=choose_precision("auto", device, encoder.token_embedding.embedding_dim),
             device=device,
             bar=bar,
         )

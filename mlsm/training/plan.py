@@ -67,6 +67,10 @@ def make_plan(given: Flags) -> Plan:
         dictionary = load_dictionary(path, Path(settings.train.teacher))
         concepts = concepts_record(settings, path, dictionary)
     record = make_record(settings, origin, tokenizer, concepts)
+    if before:
+        # Before the precision was recorded, runs on a CPU were in float32.
+        precision = before.precision or (None if torch.cuda.is_available() else "off")
+        record = dataclasses.replace(record, precision=precision, num_threads=before.num_threads)
     return Plan(request.output, record, tokenizer, dictionary, settings.start)
 
 
@@ -109,11 +113,11 @@ def make_record(
     )
 
 
-def open_run(plan: Plan, corpus: Corpus) -> Checkpoint | None:
+def open_run(plan: Plan, corpus: Corpus, precision: str) -> Checkpoint | None:
     """Write the record into the run's directory; returns the checkpoint to continue from. Raises ValueError
     if the directory holds another run.
     """
-    record = dataclasses.replace(plan.record, corpus=CorpusRecord(**corpus.sizes()))
+    record = dataclasses.replace(plan.record, corpus=CorpusRecord(**corpus.sizes()), precision=precision)
     if has_work(plan.directory):
         parts = {"model": record.model, "tokenizer": record.tokenizer, "concepts": record.concepts}
         check_same(plan.directory, read_record(plan.directory), parts)
