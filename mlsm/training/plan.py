@@ -117,7 +117,12 @@ def open_run(plan: Plan, corpus: Corpus, precision: str) -> Checkpoint | None:
     """Write the record into the run's directory; returns the checkpoint to continue from. Raises ValueError
     if the directory holds another run.
     """
-    record = dataclasses.replace(plan.record, corpus=CorpusRecord(**corpus.sizes()), precision=precision)
+    record = dataclasses.replace(
+        plan.record,
+        corpus=CorpusRecord(**corpus.sizes()),
+        precision=precision,
+        num_threads=torch.get_num_threads(),
+    )
     if has_work(plan.directory):
         parts = {"model": record.model, "tokenizer": record.tokenizer, "concepts": record.concepts}
         check_same(plan.directory, read_record(plan.directory), parts)
