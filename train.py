@@ -42,7 +42,8 @@ from mlsm.training.optim import (
     set_learning_rate_,
     step_,
 )
-from mlsm.training.plan import Plan, make_plan, open_run
+from mlsm.training.plan import Plan, make_plan
+from mlsm.training.resume import open_run
 
 
 def train(plan: Plan) -> None:
@@ -54,7 +55,7 @@ def train(plan: Plan) -> None:
     precision = choose_precision(config.amp, device, width, before=before)
     corpus = Corpus(plan.record.data, plan.tokenizer, say)
     selection = objective.selection(config.mask_share)
-    checkpoint = open_run(plan, corpus, precision.name)
+    checkpoint = open_run(plan.directory, plan.record, plan.tokenizer, corpus, precision.name)
     if (plan.directory / MODEL_FILE).exists():
         say(f"{plan.directory} is finished")
         return
