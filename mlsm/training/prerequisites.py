@@ -81,9 +81,11 @@ def find_concepts(
     The dictionary is the one that is named, or that a resumed run began with, or the default one, or the only
     one that the teacher has. It is learnt if there is none. Raises ValueError if it is of another teacher.
     """
-    train = settings.train
-    if origin is None or not find_objective(train.objective).needs_teacher:
-        return (origin and origin.record.concepts), None
+    train, objective = settings.train, find_objective(settings.train.objective)
+    if origin and objective.trains_only_token_head:
+        return origin.record.concepts, None
+    if origin is None or not objective.needs_teacher:
+        return None, None
     began_with = before.concepts.dictionary if before and before.concepts else None
     path = Path(train.dictionary or began_with or _dictionary_of(origin, settings))
     dictionary = load_dictionary(path, origin.directory)
