@@ -54,7 +54,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
             )
         say(f"{path} is there, learnt with these settings")
         return path
-    corpus = Corpus(data, tokenizer, say)
+    corpus = Corpus(data, tokenizer)
     with progress(config.num_tokens, "hidden states", unit="token") as bar:
         sample_ND = sample_states(
             encoder,

@@ -50,7 +50,7 @@ def train(plan: Plan) -> None:
     config, objective = plan.record.train, find_objective(plan.record.train.objective)
     device = choose_device(config.device)
     precision = choose_precision(config.amp, device)
-    corpus = Corpus(plan.record.data, plan.tokenizer, say)
+    corpus = Corpus(plan.record.data, plan.tokenizer)
     selection = objective.selection(config.mask_share)
     checkpoint = open_run(plan, corpus)
     if (plan.directory / MODEL_FILE).exists():

@@ -188,7 +188,7 @@ def build_missing(settings: Settings, origin: Origin | None, directory: Path) ->
     if origin:
         tokenizer = load_tokenizer(*origin)
     else:
-        tokenizer = corpus_tokenizer(settings.data, settings.model.vocab_size, say)
+        tokenizer = corpus_tokenizer(settings.data, settings.model.vocab_size)
     if start:
         start_record = read_record(start)
         check_has_heads(start, start_record)

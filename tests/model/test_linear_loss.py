@@ -54,7 +54,9 @@ def test_a_target_of_zeros_agrees_with_no_prediction() -> None:
     inputs, weight, bias = problem()
     predicts_first = bias.detach().index_fill(0, torch.tensor(0), 100.0)
     assert linear_cross_entropy(inputs, weight, predicts_first, torch.zeros(N, V).double()).num_agreeing == 0
-    assert linear_cross_entropy(inputs, weight, predicts_first, torch.eye(V).double()[[0] * N]).num_agreeing == N
+    assert (
+        linear_cross_entropy(inputs, weight, predicts_first, torch.eye(V).double()[[0] * N]).num_agreeing == N
+    )
 
 
 def test_frozen_inputs_get_no_gradient() -> None:
@@ -102,7 +104,10 @@ def rare_classes() -> tuple[list[Tensor], Tensor]:
     """8,000 classes whose frequencies differ by a factor of a million, and positions that follow them."""
     generator = torch.Generator().manual_seed(7)
     bias_V = torch.linspace(0, -14, 8000)
-    weight_VD, inputs_ND = torch.randn(8000, 32, generator=generator), torch.randn(64, 32, generator=generator)
+    weight_VD, inputs_ND = (
+        torch.randn(8000, 32, generator=generator),
+        torch.randn(64, 32, generator=generator),
+    )
     classes_N = torch.multinomial(bias_V.softmax(0), 64, replacement=True, generator=generator)
     return [inputs_ND, 0.02 * weight_VD, bias_V], classes_N
 
@@ -115,7 +120,9 @@ def chunked_loss(inputs: Tensor, weight: Tensor, bias: Tensor, classes: Tensor) 
     return linear_cross_entropy(inputs, weight, bias, classes, chunk_elements=20 * len(weight)).total
 
 
-def fp16_gradients(loss: Callable[..., Tensor], tensors: list[Tensor], classes: Tensor, scale: float) -> Grads:
+def fp16_gradients(
+    loss: Callable[..., Tensor], tensors: list[Tensor], classes: Tensor, scale: float
+) -> Grads:
     """The gradients of a loss under fp16 autocast with a loss scale, which is divided out in float64."""
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     with torch.autocast("cpu", torch.float16):
@@ -141,7 +148,7 @@ def test_fp16_gradients_of_rare_classes_are_as_good_as_those_of_autocast(scale: 
 
 
 def test_fp16_gradients_of_frequent_classes_do_not_overflow() -> None:
-    """20,000 positions with inputs of 8 sum up to more than fp16 holds, once by class and once by position."""
+    """Sums over 20,000 positions with inputs of 8 are larger than any number of fp16."""
     tensors = [torch.full((20_000, 4), 8.0), torch.zeros(3, 4), torch.zeros(3)]
     gradients = fp16_gradients(chunked_loss, tensors, torch.zeros(20_000, dtype=torch.long), scale=1.0)
     expected_V = torch.tensor([-2 / 3, 1 / 3, 1 / 3]).double() * 20_000
