@@ -49,7 +49,7 @@ SCORING_BUDGET = 4096  # the same for suites; on a CPU core at width 128, 8192 i
 def demo(run: Run, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
     """Held-out words and concepts, and the minimal pairs of our grammar: (the run's row, the baseline's)."""
     record, model = run.record, run.model
-    corpus = Corpus(text_of(record, {}), run.tokenizer, say)
+    corpus = Corpus(text_of(record, {}), run.tokenizer)
     words, unigram = score_words(model, corpus, TOKEN_BUDGET), score_unigram(corpus, TOKEN_BUDGET)
     row = {"word accuracy": words.accuracy, "word perplexity": words.perplexity}
     baseline = {"word accuracy": unigram.accuracy, "word perplexity": unigram.perplexity}

@@ -64,7 +64,7 @@ def concepts(args: Settings) -> None:
         tagged = read_tagged(args.tags, tokenizer, readers.selection, seed=args.seed, **where)
 
     data = dataclasses.replace(record.data, corpus=args.corpus or record.data.corpus)
-    corpus = Corpus(data, tokenizer, say)
+    corpus = Corpus(data, tokenizer)
     batches = corpus.sample(
         [corpus.heldout, corpus.training],
         readers.selection,

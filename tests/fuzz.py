@@ -231,7 +231,7 @@ def read_corpus() -> None:
     from mlsm.text.corpus import corpus_tokenizer
 
     config = DataConfig(corpus=("text.txt",), cache_dir="new cache", max_length=32)
-    corpus = Corpus(config, corpus_tokenizer(config, 80, _silent), _silent)
+    corpus = Corpus(config, corpus_tokenizer(config, 80))
     corpus.update(0, 8, 64, Selection(0.15, True), seed=1)
 
 
@@ -246,7 +246,7 @@ def read_index() -> None:
     shutil.rmtree(cache)
     shutil.move(Path("index"), cache)
     for mode in ("pairs", "packed"):
-        corpus = Corpus(DataConfig(**{**vars(config), "sequence_mode": mode}), tokenizer, _silent)
+        corpus = Corpus(DataConfig(**{**vars(config), "sequence_mode": mode}), tokenizer)
         for micro in corpus.update(0, 8, 64, Selection(0.15, True), seed=1).micro_batches:
             assert 0 <= int(micro.text.ids_T.min()) <= int(micro.text.ids_T.max()) < tokenizer.vocab_size
 
@@ -320,10 +320,6 @@ def keep_results() -> None:
     import evaluate
 
     evaluate.keep(Path("run"), "run", "weights", {"demo": {"minimal pairs": 0.5}})
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def _json(content: bytes, draw: random.Random) -> bytes:

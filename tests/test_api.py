@@ -38,7 +38,7 @@ def write_dictionary(run: Path, seed: int) -> Path:
     atoms_DK = torch.randn(32, 40, generator=torch.Generator().manual_seed(seed))
     atoms_DK = torch.nn.functional.normalize(atoms_DK, dim=0)
     path = run / f"dictionary-{seed}.safetensors"
-    Dictionary.of(atoms_DK, 0.05, layer=1, teacher=fingerprint(run)).save(path)
+    Dictionary(atoms_DK, 0.05, layer=1, teacher=fingerprint(run)).save(path)
     return path
 
 

@@ -78,7 +78,7 @@ def test_pairs_are_many_distinct_and_the_same_every_time(run: Run) -> None:
 
 
 def test_word_scores_of_known_predictions(run: Run) -> None:
-    corpus = Corpus(run.record.data, run.tokenizer, print)
+    corpus = Corpus(run.record.data, run.tokenizer)
     trained, unigram = score_words(run.model, corpus, 4096), score_unigram(corpus, 4096)
     assert 1 < trained.perplexity < unigram.perplexity
     with torch.no_grad():

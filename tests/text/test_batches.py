@@ -1,6 +1,5 @@
 """From text files to micro-batches: what is in an update, and that nothing but (seed, step) decides it."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +8,19 @@ import torch
 from small_text import sentences, write_corpus
 
 from mlsm.config import DataConfig
-from mlsm.text.batches import Corpus, MicroBatch, Selection, Update
-from mlsm.text.corpus import corpus_tokenizer, unigram_log_probabilities
+from mlsm.text.batches import Corpus, MicroBatch, Selection, Update, heldout_lines, num_leaking_lines
+from mlsm.text.corpus import corpus_tokenizer
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, SEP_ID
 
 MASKED = Selection(0.15, is_masked=True)
 EVERYTHING = Selection(1.0, is_masked=False)
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 def make_corpus(folder: Path, lines: list[str] | None = None, **settings: object) -> Corpus:
     path = folder / "text.txt"
     path.write_text("\n".join(lines or sentences(400)) + "\n", encoding="utf-8")
     config = DataConfig(corpus=(str(path),), cache_dir=str(folder / "cache"), **settings)  # type: ignore[arg-type]
-    return Corpus(config, corpus_tokenizer(config, 80, quiet), quiet)
+    return Corpus(config, corpus_tokenizer(config, 80))
 
 
 def rows_of(update: Update, name: str = "text") -> list[tuple[int, ...]]:
@@ -50,7 +45,7 @@ def test_a_pair_is_two_consecutive_lines(tmp_path: Path) -> None:
     ]
     corpus = make_corpus(tmp_path, [*sentences(200), *lines])
     tokenizer = corpus_tokenizer(
-        DataConfig(corpus=(str(tmp_path / "text.txt"),), cache_dir=str(tmp_path / "cache")), 80, quiet
+        DataConfig(corpus=(str(tmp_path / "text.txt"),), cache_dir=str(tmp_path / "cache")), 80
     )
     last = len(corpus.index.starts_S) - 1
     [row] = rows_of(corpus.cut(np.array([last - 1]), 999, EVERYTHING, torch.Generator()))
@@ -154,6 +149,66 @@ def test_an_epoch_reads_every_training_sequence_once(tmp_path: Path) -> None:
     assert rows_of(asked(corpus, 1, batch_size=120)) == rows_of(expected)
 
 
+def test_heldout_lines_of_a_small_share_are_among_those_of_a_larger_one() -> None:
+    shares = [0.0, 0.003, 0.02, 0.05, 0.3, 0.31, 0.99]
+    for num_lines in (1, 2, 7, 400, 401, 12_345, 1_000_000):
+        masks = [heldout_lines(num_lines, share) for share in shares]
+        for share, small, large in zip(shares, masks, masks[1:], strict=False):
+            assert len(small) == num_lines
+            assert not (small & ~large).any()
+            assert small.sum() <= min(share * num_lines + 1, 4_000)
+            assert (small[1::2] == small[: num_lines // 2 * 2 : 2]).all()  # a pair stays together
+        assert not masks[0].any()
+
+
+def test_heldout_lines_are_spread_evenly_over_the_text() -> None:
+    for num_lines, share in ((1000, 0.02), (40_000, 0.02), (1_000_000, 0.5)):
+        places = np.flatnonzero(heldout_lines(num_lines, share))
+        assert len(places) == pytest.approx(min(share * num_lines, 4_000), rel=0.02)
+        gaps = np.diff(places, prepend=0, append=num_lines)
+        assert gaps.max() < 3 * num_lines / (np.sum(gaps > 1) - 1)
+
+
+def lines_of(corpus: Corpus, sequences: np.ndarray) -> set[int]:
+    """The lines of which the sequences hold at least the first token."""
+    starts = np.concatenate([[0], corpus.text.line_stops[:-1]])
+    first_S = np.searchsorted(starts, corpus.index.starts_S[sequences])
+    stop_S = np.searchsorted(starts, corpus.index.stops_S[sequences])
+    return {line for first, stop in zip(first_S, stop_S, strict=True) for line in range(first, stop)}
+
+
+@pytest.mark.parametrize("num_lines", [401, 9_001])
+def test_no_run_is_trained_on_lines_that_another_with_the_same_share_holds_out(
+    tmp_path: Path, num_lines: int
+) -> None:
+    """Whatever the sequence modes and lengths; `num_leaking_lines` counts them for other shares."""
+    lines = sentences(num_lines)
+    corpora = [
+        (share, make_corpus(tmp_path, lines, sequence_mode=mode, max_length=length, heldout_share=share))
+        for mode in ("pairs", "packed")
+        for length, share in ((24, 0.05), (64, 0.05), (64, 0.02))
+    ]
+    for heldout_share, one in corpora:
+        heldout = lines_of(one, one.heldout)
+        assert len(heldout) > 0.5 * heldout_share * num_lines
+        for share, other in corpora:
+            common = heldout & lines_of(other, other.training)
+            assert len(common) <= num_leaking_lines(num_lines, heldout_share, share)
+            if share >= heldout_share:
+                assert not common
+            elif one.max_length == other.max_length:
+                assert common
+
+
+def test_a_leak_between_runs_is_one_sentence(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, heldout_share=0.1)
+    assert corpus.leak("runs/teacher", corpus.digest, 0.1) == ""
+    assert corpus.leak("runs/teacher", "", 0.1) == ""
+    assert "runs/teacher was trained on 32 lines" in corpus.leak("runs/teacher", corpus.digest, 0.02)
+    assert "runs/teacher holds out 40 lines" in corpus.leak("runs/teacher", corpus.digest, 0.2)
+    assert "runs/teacher read another text" in corpus.leak("runs/teacher", "0123456789ab", 0.1)
+
+
 def test_selection_hides_what_it_selects(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path)
     update = corpus.cut(corpus.training, 100_000, MASKED, torch.Generator().manual_seed(0))
@@ -177,38 +232,11 @@ def test_every_ordinary_token_is_selected_for_lsm(tmp_path: Path) -> None:
         assert len(micro.selected_N) == int((micro.text.ids_T >= NUM_SPECIALS).sum())
 
 
-def test_ids_stay_on_disk(tmp_path: Path) -> None:
-    text = make_corpus(tmp_path).text
-    assert all(isinstance(array, np.memmap) for array in text)
-    assert text.ids.dtype == np.uint16
-
-
-def test_a_corpus_that_changed_is_encoded_anew(tmp_path: Path) -> None:
-    before = len(make_corpus(tmp_path).text.ids)
-    assert len(make_corpus(tmp_path, sentences(500)).text.ids) > before
-
-
-def test_byte_order_mark_and_carriage_returns_are_no_text(tmp_path: Path) -> None:
-    plain = make_corpus(tmp_path, sentences(100)).text.counts_V
-    path = tmp_path / "text.txt"
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(sentences(100)).encode())
-    config = DataConfig(corpus=(str(path),), cache_dir=str(tmp_path / "cache"))
-    tokenizer = corpus_tokenizer(dataclasses.replace(config), 80, quiet)
-    assert int(Corpus(config, tokenizer, quiet).text.counts_V.sum()) == int(plain.sum())
-
-
-def test_unigram_probabilities_sum_to_one(tmp_path: Path) -> None:
-    text = make_corpus(tmp_path).text
-    log_probability_V = unigram_log_probabilities(text)
-    assert float(log_probability_V.exp().sum()) == pytest.approx(1.0, abs=1e-5)
-    assert int(log_probability_V.argmax()) == int(text.counts_V[NUM_SPECIALS:].argmax()) + NUM_SPECIALS
-
-
 def test_bad_corpora_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no corpus file at"):
-        Corpus(DataConfig(corpus=("missing.txt",), cache_dir=str(tmp_path)), None, quiet)  # type: ignore[arg-type]
+        Corpus(DataConfig(corpus=("missing.txt",), cache_dir=str(tmp_path)), None)  # type: ignore[arg-type]
     tokenizer_text = DataConfig(corpus=(str(write_corpus(tmp_path / "good.txt")),), cache_dir=str(tmp_path))
-    tokenizer = corpus_tokenizer(tokenizer_text, 80, quiet)
+    tokenizer = corpus_tokenizer(tokenizer_text, 80)
     for content, message in (
         (b"", "no text"),
         (b"\n \n", "no text"),
@@ -217,7 +245,7 @@ def test_bad_corpora_are_refused(tmp_path: Path) -> None:
     ):
         (tmp_path / "bad.txt").write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            Corpus(DataConfig(corpus=(str(tmp_path / "bad.txt"),), cache_dir=str(tmp_path)), tokenizer, quiet)
+            Corpus(DataConfig(corpus=(str(tmp_path / "bad.txt"),), cache_dir=str(tmp_path)), tokenizer)
     with pytest.raises(ValueError, match="an update needs 400 sequences, the corpus has"):
         asked(make_corpus(tmp_path), 0, batch_size=400)
 
