@@ -30,6 +30,7 @@ from mlsm.evaluation.tables import Spread
 from mlsm.files import file_digest, write_text
 from mlsm.model.deberta import Encoder, init_weights_
 from mlsm.seeds import generator_for, seed_for
+from mlsm.text.batches import cut_by_token_budget
 from mlsm.text.sequences import Sequences
 
 SEEDS = (12, 13, 14, 15, 16)  # of the paper
@@ -173,20 +174,9 @@ def _update(
 
 
 def micro_batches(rows: Sequence[Row], device: torch.device) -> list[list[int]]:
-    """Indices of the rows, longest first, cut so that a micro-batch is within the token budget and, on a CPU,
-    holds little padding.
-    """
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
+    """The numbers of the rows by micro-batch, longest first; on a CPU micro-batches hold little padding."""
     shortest_share = SHORTEST_SHARE if device.type == "cpu" else 0.0
-    cut: list[list[int]] = []
-    for i in order:
-        longest = len(rows[cut[-1][0]].ids) if cut else 0
-        fits = cut and (len(cut[-1]) + 1) * longest <= TOKEN_BUDGET
-        if fits and len(rows[i].ids) >= shortest_share * longest:
-            cut[-1].append(i)
-        else:
-            cut.append([i])
-    return cut
+    return cut_by_token_budget([len(row.ids) for row in rows], TOKEN_BUDGET, shortest_share=shortest_share)
 
 
 def _sequences(rows: Sequence[Row], device: torch.device) -> Sequences:
