@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mlsm.seeds import generator_for
 from mlsm.text.batches import MicroBatch, Selection, cut_by_token_budget
@@ -50,9 +49,9 @@ def read_tagged(
     generator = generator_for("tagged positions", seed)
     selected = [select(row, selection.share, generator) for row in rows]
     micro_batches, chosen = [], []
-    for numbers in cut_by_token_budget([len(row) for row in rows], token_budget, is_sorted=False):
-        micro_batches.append(MicroBatch.of([rows[i] for i in numbers], [selected[i] for i in numbers], selection))
-        chosen += [labels[i][selected[i]] for i in numbers]
+    for these in cut_by_token_budget([len(row) for row in rows], token_budget, is_sorted=False):
+        micro_batches.append(MicroBatch.of([rows[i] for i in these], [selected[i] for i in these], selection))
+        chosen += [labels[i][selected[i]] for i in these]
     return Tagged(micro_batches, torch.cat(chosen).numpy(), list(numbers))
 
 

@@ -111,9 +111,9 @@ def cut_by_token_budget(
     lengths: Sequence[int], token_budget: int, *, is_sorted: bool = True, shortest_share: float = 0.0
 ) -> list[list[int]]:
     """The numbers of sequences, by micro-batch. A micro-batch, padded to its longest sequence, has at most
-    `token_budget` tokens; a sequence beyond the budget is a micro-batch of its own. The longest sequences come
-    first, or all stay in the given order. A sequence shorter than `shortest_share` of the longest one before
-    it in its micro-batch starts the next micro-batch.
+    `token_budget` tokens; a sequence beyond the budget is a micro-batch of its own. The longest sequences
+    come first, or all stay in the given order. A sequence shorter than `shortest_share` of the longest one
+    before it in its micro-batch starts the next micro-batch.
     """
     numbers = range(len(lengths))
     order = sorted(numbers, key=lambda number: -lengths[number]) if is_sorted else numbers
