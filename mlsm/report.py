@@ -16,7 +16,7 @@ from pathlib import Path
 from mlsm import cli
 from mlsm.directory import check_writable
 from mlsm.evaluation import paper, summary
-from mlsm.evaluation.lineage import lineage, row_names
+from mlsm.evaluation.recipes import recipe_of, row_names
 from mlsm.evaluation.tables import Rows, columns_of
 from mlsm.files import write_text
 from mlsm.pages import run_view
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     runs = [read_facts(*these) for these in zip(directories, row_names(directories), strict=True)]
     check_writable(output.parent)
     tasks = {run.name: row for run in runs if (row := summary.row(run.results))}
-    tasks |= summary.over_seeds(tasks, {run.name: lineage(run.record) for run in runs if run.name in tasks})
+    tasks |= summary.over_seeds(tasks, {run.name: recipe_of(run.record) for run in runs if run.name in tasks})
     quoted: dict[str, Rows] = {
         "tasks": paper.quoted_rows(args.paper, columns_of(tasks)),
         "compute": paper.quoted_compute(args.paper),

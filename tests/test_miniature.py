@@ -17,8 +17,7 @@ import miniature_report
 import pytest
 from several_commands import MAINS
 from small_text import sentences, write_corpus
-from test_glue import write_cola
-from test_minimal_pairs import blimp_rows, write_lines
+from task_files import blimp_rows, write_cola, write_lines
 
 import evaluate
 import fit_dictionary

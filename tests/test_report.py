@@ -15,8 +15,9 @@ from small_runs import random_run
 from mlsm import report
 from mlsm.config import TrainConfig
 from mlsm.evaluation import paper
-from mlsm.evaluation.finetune import SeedResult, Settings
-from mlsm.evaluation.summary import glue_result
+from mlsm.evaluation.finetune import FineTuneSettings
+from mlsm.evaluation.glue_scores import GlueResult, SeedResult
+from mlsm.evaluation.results import Results, results_json
 from mlsm.files import write_json
 from mlsm.pages import run_view
 from mlsm.pages.run_facts import RunFacts, compute_row, duration, learning_rows, read_facts
@@ -169,11 +170,11 @@ def test_the_papers_rows_stand_beside_what_was_measured(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     suite = suite_of(0.5, {"anaphora": 0.5})
     seeds = {
-        seed: SeedResult({} if failure else {"cola": 0.5}, 1, failure, 0)
+        seed: SeedResult(None if failure else 0.5, 1, failure, 0)
         for seed, failure in ((12, ""), (13, "the loss became nan"))
     }
-    glue = glue_result("cola", seeds, Settings())
-    write_json(run / "results.json", {"blimp": suite, "glue": {"cola": glue}})
+    results = results_json(Results(glue={"cola": GlueResult(seeds, FineTuneSettings())}))
+    write_json(run / "results.json", {"blimp": suite, **results})
     page = written(str(run), "--paper", "100M", "--output", str(tmp_path / "page.html"))
     for told in ("LSM, third phase (quoted: 100M words, Table 4)", "0.684", "0.541", "about 50 h", "failed"):
         assert told in page.text

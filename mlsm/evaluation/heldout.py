@@ -1,5 +1,5 @@
-"""The one measure of held-out quality: masked words, and the concepts of the teacher, predicted on text that
-the run was not trained on. The end of training, the demo and the reports all show these numbers.
+"""How well a model predicts masked words and the concepts of its teacher on text that it was not trained on.
+The end of training, the demo and the reports all show these numbers.
 
 Legend: N selected positions, V vocabulary, K concepts.
 """
@@ -24,9 +24,9 @@ from mlsm.text.tokenizer import Tokenizer
 from mlsm.training.objectives import Objective
 
 MASKED = Selection(share=0.15, is_masked=True)
-MOST_NATS = 700.0  # of a float64 exponential
-SEED = 2024  # of the masked positions: the same for every run
-NUM_SHOWN, PIECES_AROUND = 8, 12  # of the predictions that people read
+MOST_NATS = 700.0  # the exponential of more is not finite in float64
+SEED = 2024  # of the selected positions: the same for every run
+NUM_SHOWN, PIECES_AROUND = 8, 12  # rows of the table of predictions, and pieces shown on either side
 
 
 class WordScores(NamedTuple):
@@ -44,14 +44,14 @@ class ConceptScores(NamedTuple):
     """Prediction of the teacher's distribution over concepts, as means over the positions."""
 
     kl: float  # KL(teacher || student), nats
-    constant_kl: float  # of the best prediction that does not depend on the text: the mean of the targets
-    top_accuracy: float  # share of the positions whose largest concept the student predicts
+    constant_kl: float  # KL of the best prediction that does not depend on the text, the mean target
+    top_accuracy: float  # share of the positions where the student's largest concept is the teacher's
 
 
 @torch.no_grad()
 def score_words(model: LanguageModel, corpus: Corpus, token_budget: int) -> WordScores:
-    """15 % of the held-out tokens masked, and predicted by the token head, or by the tied decoder without
-    one. Raises ValueError if too little text was held out.
+    """Mask 15 % of the held-out tokens and predict them by the token head, or by the tied decoder if the
+    model has no token head. Raises ValueError if too little text was held out.
     """
     update = corpus.heldout_update(token_budget, MASKED, SEED)
     if not update.num_selected:
@@ -68,7 +68,7 @@ def score_words(model: LanguageModel, corpus: Corpus, token_budget: int) -> Word
 
 
 def score_unigram(corpus: Corpus, token_budget: int) -> WordScores:
-    """The same tokens predicted by their frequency in the corpus."""
+    """Predict the tokens of `score_words` by their frequency in the corpus."""
     log_probability_V = unigram_log_probabilities(corpus.text)
     update = corpus.heldout_update(token_budget, MASKED, SEED)
     labels_N = torch.cat([micro.labels_N() for micro in update.micro_batches])
@@ -80,7 +80,9 @@ def score_unigram(corpus: Corpus, token_budget: int) -> WordScores:
 def score_concepts(
     model: LanguageModel, teacher: Teacher, corpus: Corpus, selection: Selection, token_budget: int
 ) -> ConceptScores:
-    """The student's prediction of its teacher's concepts on the held-out text, at the selected positions."""
+    """Compare the concepts that a student predicts with its teacher's, at the selected held-out positions. An
+    all-zero target has no largest concept and agrees with no prediction.
+    """
     update = corpus.heldout_update(token_budget, selection, SEED)
     sums = torch.zeros(3, dtype=torch.float64)
     total_K = torch.zeros(model.config.num_concepts, dtype=torch.float64)
@@ -89,7 +91,8 @@ def score_concepts(
         target_NK = teacher.targets(micro).distribution_NK
         hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
         log_student_NK = model.concept_logits(hidden_ND).float().log_softmax(-1)
-        num_agreeing = (log_student_NK.argmax(-1) == target_NK.argmax(-1)).sum()
+        is_agreeing_N = log_student_NK.argmax(-1) == target_NK.argmax(-1)
+        num_agreeing = (is_agreeing_N & (target_NK > 0).any(-1)).sum()
         kl = F.kl_div(log_student_NK, target_NK, reduction="sum")
         sums += torch.stack([kl, torch.xlogy(target_NK, target_NK).sum(), num_agreeing]).cpu()
         total_K += target_NK.sum(0, dtype=torch.float64).cpu()
@@ -102,7 +105,9 @@ def score_concepts(
 def heldout_metrics(
     model: LanguageModel, teacher: Teacher | None, corpus: Corpus, objective: Objective, token_budget: int
 ) -> dict[str, float]:
-    """What an objective trains, measured on the held-out text, under the names of the training metrics."""
+    """The metrics of training, measured on the held-out text: of words if the objective trains them, and of
+    concepts if there is a teacher.
+    """
     metrics = {}
     if objective.predicts_words:
         words = score_words(model, corpus, token_budget)
@@ -116,8 +121,8 @@ def heldout_metrics(
 
 @torch.no_grad()
 def predictions(model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, share: float) -> str:
-    """A Markdown table with one masked token of each of some held-out sequences, and the model's likeliest
-    predictions.
+    """A Markdown table with a masked token of each of a few held-out sequences and the three most probable
+    predictions of the model.
     """
     sequences = corpus.heldout[:: max(1, len(corpus.heldout) // NUM_SHOWN)][:NUM_SHOWN]
     [micro] = corpus.cut(

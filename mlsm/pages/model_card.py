@@ -11,6 +11,7 @@ from typing import Any
 
 from mlsm.config import EMBEDDED_CORPUS
 from mlsm.evaluation import summary
+from mlsm.evaluation.results import read_results
 from mlsm.files import read_json
 from mlsm.log import read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, fingerprint
@@ -156,8 +157,7 @@ def _results(directory: Path) -> str:
             + ", ".join(f"{n.removeprefix('heldout_').replace('_', ' ')} {v:.4g}" for n, v in values.items())
             + "."
         )
-    if results := summary.read_results(directory):
-        measured = summary.markdown(full_name(directory), results)
+    if measured := summary.markdown(full_name(directory), read_results(directory)):
         parts.append(measured.replace("## ", "### ").strip())
     return "\n\n".join(parts)
 

@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.minimal_pairs import SUITES
-from mlsm.evaluation.summary import read_results
+from mlsm.evaluation.results import Results, read_results
 from mlsm.log import read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.record import RunRecord, read_record
@@ -34,7 +34,7 @@ class RunFacts(NamedTuple):
     record: RunRecord
     training: list[dict[str, float]]  # lines of metrics.jsonl but the held-out one
     heldout: dict[str, float]  # the held-out one; empty for a run that is not finished
-    results: dict[str, Any]  # results.json; empty for a run that was not evaluated
+    results: Results  # empty for a run that was not evaluated
     sizes: dict[str, int]  # weights by the name of their tensor; empty without a model
 
 
@@ -165,8 +165,9 @@ def subtask_rows(runs: Sequence[RunFacts]) -> dict[str, dict[str, dict[str, floa
     tables: dict[str, dict[str, dict[str, float | str]]] = {}
     for name, suite in SUITES.items():
         for run in runs:
-            for subtask, value in run.results.get(name, {}).get("subtasks", {}).items():
-                tables.setdefault(suite.title, {}).setdefault(subtask, {})[run.name] = value
+            if result := run.results.suites.get(name):
+                for subtask, value in result.subtasks.items():
+                    tables.setdefault(suite.title, {}).setdefault(subtask, {})[run.name] = value
     return tables
 
 
@@ -174,8 +175,8 @@ def glue_rows(runs: Sequence[RunFacts]) -> dict[str, dict[str, float | str]]:
     """A row a task and seed of fine-tuning, a column a run; a seed that failed says so."""
     rows: dict[str, dict[str, float | str]] = {}
     for run in runs:
-        for task, result in run.results.get("glue", {}).items():
-            for seed, one in result["seeds"].items():
-                score = "failed" if one["scores"] is None else one["scores"]
+        for task, result in run.results.glue.items():
+            for seed, one in result.seeds.items():
+                score = "failed" if one.score is None else one.score
                 rows.setdefault(f"{TASKS[task].title}, seed {seed}", {})[run.name] = score
     return rows

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlsm.evaluation.lineage import lineage
+from mlsm.evaluation.recipes import recipe_of
 from mlsm.evaluation.summary import demo_rows, over_seeds
 from mlsm.evaluation.tables import Rows, as_html, draw_grammar
 from mlsm.pages.run_facts import (
@@ -85,13 +85,11 @@ def page(runs: Sequence[RunFacts], tasks: Rows, quoted: Mapping[str, Rows]) -> s
 def _results(runs: Sequence[RunFacts], tasks: Rows, quoted: Rows) -> list[str]:
     """Whatever evaluate.py left in the runs."""
     parts = []
-    demo: dict[str, Mapping[str, float]] = {
-        run.name: run.results["demo"] for run in runs if "demo" in run.results
-    }
+    demo = {run.name: run.results.demo for run in runs if run.results.demo}
     if demo:
-        baselines = {run.name: run.results.get("demo baseline", {}) for run in runs if run.name in demo}
+        baselines = {run.name: run.results.demo_baseline for run in runs if run.name in demo}
         shown = demo_rows(demo, baselines)
-        shown |= over_seeds(shown, {run.name: lineage(run.record) for run in runs if run.name in demo})
+        shown |= over_seeds(shown, {run.name: recipe_of(run.record) for run in runs if run.name in demo})
         parts += [
             as_html(shown, "Held-out text and minimal pairs of a small grammar"),
             _image(

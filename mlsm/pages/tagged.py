@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mlsm.seeds import generator_for
-from mlsm.text.batches import MicroBatch, Selection
+from mlsm.text.batches import MicroBatch, Selection, cut_by_token_budget
 from mlsm.text.masking import select
 from mlsm.text.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
@@ -50,21 +49,10 @@ def read_tagged(
     generator = generator_for("tagged positions", seed)
     selected = [select(row, selection.share, generator) for row in rows]
     micro_batches, chosen = [], []
-    for here in _within(rows, token_budget):
-        micro_batches.append(MicroBatch.of(rows[here], selected[here], selection))
-        chosen += [label[keep] for label, keep in zip(labels[here], selected[here], strict=True)]
+    for these in cut_by_token_budget([len(row) for row in rows], token_budget, is_sorted=False):
+        micro_batches.append(MicroBatch.of([rows[i] for i in these], [selected[i] for i in these], selection))
+        chosen += [labels[i][selected[i]] for i in these]
     return Tagged(micro_batches, torch.cat(chosen).numpy(), list(numbers))
-
-
-def _within(rows: list[Tensor], token_budget: int) -> Iterator[slice]:
-    """Consecutive rows that fit the budget when padded; a longer row goes alone."""
-    first = widest = 0
-    for number, row in enumerate(rows):
-        widest = max(widest, len(row))
-        if number > first and widest * (number + 1 - first) > token_budget:
-            yield slice(first, number)
-            first, widest = number, len(row)
-    yield slice(first, len(rows))
 
 
 def _sentences(path: Path) -> Iterator[list[tuple[str, str]]]:
