@@ -25,7 +25,7 @@ import train
 from mlsm import export
 from mlsm.evaluation.pseudo_likelihood import Text, score_sentences, score_texts
 from mlsm.export import huggingface_tokenizer, replacement_rules
-from mlsm.files import read_json, read_tensors, write_json
+from mlsm.files import read_json, read_tensors
 from mlsm.runs.checkpoint import Checkpoint, fingerprint, save_checkpoint
 from mlsm.runs.run import load_run
 from mlsm.text.sequences import Sequences
@@ -255,43 +255,6 @@ def test_a_checkpoint_is_exported_if_it_is_whole(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"step-7/model.safetensors is damaged"):
         export.main([str(step), str(tmp_path / "damaged")])
     assert not (tmp_path / "damaged").exists()
-
-
-def test_the_card_tells_how_a_run_was_made(tmp_path: Path) -> None:
-    teacher = random_run(tmp_path / "my-teacher")
-    origin = {
-        "objective": "lsm", "teacher": str(teacher), "teacher_fingerprint": fingerprint(teacher),
-        "dictionary": "", "dictionary_fingerprint": "d1c7", "layer": 2, "k": 6, "lam": 0.07,
-    }  # fmt: skip
-    student, head = (random_run(tmp_path / name, num_concepts=6) for name in ("student", "head"))
-    for run, objective, init in ((student, "lsm", "random"), (head, "token-head", str(student))):
-        config = read_json(run / "config.json")
-        config["train"] |= {"objective": objective, "init": init, "teacher": str(teacher), "seed": 77}
-        config["data"]["corpus"] = [str(tmp_path / "my-text.txt")]
-        write_json(run / "config.json", config | {"concepts": origin, "corpus": {"words": 4321, "lines": 99}})
-    write_json(head / "results.json", {"demo": {"word accuracy": 0.125}})
-    (student / "metrics.jsonl").write_text('{"step": 5, "words_seen": 5555}\n', encoding="utf-8")
-    export.main([str(head), str(tmp_path / "exported")])
-    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
-    phases = [line.split(" | ")[0] for line in card.splitlines() if " sequences | " in line]
-    assert phases == ["| my-teacher", "| student", "| head"]
-    for told in (
-        "`my-text.txt` (4,321 words",
-        "5,555",
-        "| 77 |",
-        "layer 2 of",
-        "lambda 0.07",
-        "6 atoms",
-        "0.125",
-    ):
-        assert told in card
-    assert str(tmp_path) not in card
-    assert "does not fill in words" not in card
-    export.main([str(student), str(tmp_path / "exported-student")])
-    card = (tmp_path / "exported-student" / "README.md").read_text(encoding="utf-8")
-    assert "does not fill in words" in card
-    assert "None were found" in card
-    assert "fill-mask" not in card
 
 
 def test_minicons_gives_the_same_scores(pair: tuple[Path, Path]) -> None:

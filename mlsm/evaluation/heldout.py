@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mlsm import distributed
@@ -46,6 +47,28 @@ class ConceptScores(NamedTuple):
     kl: float  # KL(teacher || student), nats
     constant_kl: float  # KL of the best prediction that does not depend on the text, the mean target
     top_accuracy: float  # share of the positions where the student's largest concept is the teacher's
+
+
+class KLSums:
+    """KL(target || prediction), added up over positions in float64 on the CPU, beside the KL of the best
+    prediction that does not depend on the text: the mean of the targets.
+    """
+
+    def __init__(self, num_concepts: int) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64)  # of the KL, and of the targets' negative entropy
+        self.target_K = torch.zeros(num_concepts, dtype=torch.float64)
+
+    def add(self, target_NK: Tensor, log_prediction_NK: Tensor) -> None:
+        """Add N positions: rows of `target_NK` sum to 1, or are zero and add nothing."""
+        kl = F.kl_div(log_prediction_NK, target_NK, reduction="sum")
+        self.sums += torch.stack([kl, torch.xlogy(target_NK, target_NK).sum()]).cpu()
+        self.target_K += target_NK.sum(0, dtype=torch.float64).cpu()
+
+    def means(self, num_positions: int) -> tuple[float, float]:
+        """The KL of the predictions and that of the mean target, in nats per position."""
+        kl, negative_entropy = self.sums.tolist()
+        cross_entropy = -float(torch.xlogy(self.target_K, self.target_K / self.target_K.sum()).sum())
+        return kl / num_positions, (negative_entropy + cross_entropy) / num_positions
 
 
 @torch.no_grad()
@@ -84,22 +107,18 @@ def score_concepts(
     all-zero target has no largest concept and agrees with no prediction.
     """
     update = corpus.heldout_update(token_budget, selection, SEED)
-    sums = torch.zeros(3, dtype=torch.float64)
-    total_K = torch.zeros(model.config.num_concepts, dtype=torch.float64)
+    sums, num_agreeing = KLSums(model.config.num_concepts), torch.zeros((), dtype=torch.float64)
     for micro in distributed.shard(update.micro_batches):
         micro = micro.to(model.device)
         target_NK = teacher.targets(micro).distribution_NK
         hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
         log_student_NK = model.concept_logits(hidden_ND).float().log_softmax(-1)
+        sums.add(target_NK, log_student_NK)
         is_agreeing_N = log_student_NK.argmax(-1) == target_NK.argmax(-1)
-        num_agreeing = (is_agreeing_N & (target_NK > 0).any(-1)).sum()
-        kl = F.kl_div(log_student_NK, target_NK, reduction="sum")
-        sums += torch.stack([kl, torch.xlogy(target_NK, target_NK).sum(), num_agreeing]).cpu()
-        total_K += target_NK.sum(0, dtype=torch.float64).cpu()
-    distributed.all_reduce_sum_(sums, total_K)
-    kl, negative_entropy, agreeing = (sums / update.num_selected).tolist()
-    cross_entropy = -float(torch.xlogy(total_K, total_K / total_K.sum()).sum()) / update.num_selected
-    return ConceptScores(kl, negative_entropy + cross_entropy, agreeing)
+        num_agreeing += (is_agreeing_N & (target_NK > 0).any(-1)).sum().cpu()
+    distributed.all_reduce_sum_(sums.sums, sums.target_K, num_agreeing)
+    kl, constant_kl = sums.means(update.num_selected)
+    return ConceptScores(kl, constant_kl, float(num_agreeing) / update.num_selected)
 
 
 def heldout_metrics(

@@ -1,7 +1,7 @@
-"""The page of concepts: well formed, closed to what a corpus holds, and alive in a browser.
+"""The page of concepts: well formed, closed to what a corpus holds, and working in a browser.
 
-The browser is a headless Chromium that prints the document as it stands after its scripts. Nobody is there to
-type, so what a user does is done by a script that a test adds to a copy of the page.
+The browser is a headless Chromium that prints the document after its scripts. What a user would do is done by
+a script that a test adds to a copy of the page.
 """
 
 import base64
@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from mlsm.pages import concept_report, concept_view
+from mlsm.log import progress
+from mlsm.pages import concept_view
 from mlsm.pages.concept_reading import Agreement, Reading, Sentence
-from mlsm.pages.concept_use import codes_by_concept
+from mlsm.pages.concept_report import About, ConceptReport, build_report
+from mlsm.pages.concept_use import Codes
 from mlsm.text.tokenizer import CLS_ID, SEP_ID
 
 HOSTILE = [
@@ -45,8 +48,8 @@ class Pieces:
         return PIECES[number]
 
 
-def made_report() -> dict[str, Any]:
-    """A student and its teacher on a made text: concept 7 is "▁king" and nothing else."""
+def small_report() -> ConceptReport:
+    """A student and its teacher on a random text: concept 7 is "▁king" and nothing else."""
     draw = np.random.default_rng(0)
     words = draw.integers(5, len(PIECES), size=(40, 8))
     stream = np.concatenate([np.full((40, 1), CLS_ID), words, np.full((40, 1), SEP_ID)], 1)
@@ -54,38 +57,37 @@ def made_report() -> dict[str, Any]:
     ids_N = stream.ravel()[places_N]
     drawn_N = draw.integers(8, NUM_CONCEPTS - 1, size=len(ids_N))  # the last one stays dead
     concepts_N = np.where(ids_N == PIECES.index("▁king"), 7, drawn_N)
-    codes = codes_by_concept(
-        np.arange(len(ids_N)),
-        concepts_N.astype(np.uint16),
-        np.ones(len(ids_N), np.float32),
-        num_positions=len(ids_N),
-        num_concepts=NUM_CONCEPTS,
+    entries = torch.from_numpy(np.stack([np.arange(len(ids_N)), concepts_N]))
+    codes = Codes.from_sparse(
+        torch.sparse_coo_tensor(
+            entries, torch.ones(len(ids_N)), (len(ids_N), NUM_CONCEPTS), check_invariants=True
+        )
     )
-    both = {"teacher": codes, "student": codes}
     agreement = Agreement(1.0, 2.0, 0.5, 0.1, 0.6, draw.random(NUM_CONCEPTS))
     starts = np.flatnonzero(stream.ravel() == CLS_ID)
-    reading = Reading(stream.ravel(), places_N, starts, both, {"teacher": 1.0, "student": 0.9}, agreement)
-    about = {"run": "runs/<b>bold</b>", "k": NUM_CONCEPTS, "layer": 12, "lam": 0.05}
+    reading = Reading(stream.ravel(), places_N, starts, {"teacher": codes, "student": codes}, agreement)
+    about = About(
+        run="runs/<b>bold</b>", corpus=["text.txt"], layer=12, lam=0.05, k=NUM_CONCEPTS, seed=0,
+        positions=len(ids_N), types=len(PIECES) - 5,
+    )  # fmt: skip
     atoms_KD = draw.standard_normal((NUM_CONCEPTS, 5))
-    pieces: Any = Pieces()
-    told = concept_report.report(reading, pieces, atoms_KD, about=about, seed=0)
-    concept_report.add_comparison(told, atoms_KD, atoms_KD[::-1], 0)
-    concept_report.add_tags(told, reading, ids_N % 2, ["<i>odd</i>", "even"], 0)
     weights_LK = draw.dirichlet(np.full(NUM_CONCEPTS, 0.02), 3)
-    concept_report.add_sentence(
-        told, Sentence([5, 8, 9], {"teacher": weights_LK, "student": weights_LK}), pieces
-    )
-    return told
+    sentence = Sentence([5, 8, 9], {"teacher": weights_LK, "student": weights_LK})
+    pieces: Any = Pieces()
+    with progress(2, "") as bar:
+        return build_report(
+            reading, pieces, about, bar, atoms_KD=atoms_KD, others_JD=atoms_KD[::-1], sentence=sentence
+        )
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, Any]:
-    return made_report()
+def report() -> ConceptReport:
+    return small_report()
 
 
 @pytest.fixture(scope="module")
-def page(told: dict[str, Any]) -> str:
-    return concept_view.page(told)
+def page(report: ConceptReport) -> str:
+    return concept_view.concept_page(report)
 
 
 class Outline(HTMLParser):
@@ -128,18 +130,21 @@ def test_the_policy_names_the_page_s_own_script_and_style(page: str) -> None:
     assert "default-src 'none'" in page
 
 
-def test_what_is_embedded_is_the_report(page: str, told: dict[str, Any]) -> None:
+def test_what_is_embedded_is_the_report(page: str, report: ConceptReport) -> None:
     embedded = re.search(r'<script type="application/json" id="report">(.*?)</script>', page, re.DOTALL)
     assert embedded
     assert "<" not in embedded[1]
-    assert json.loads(embedded[1]) == told
+    assert json.loads(embedded[1]) == json.loads(report.to_json())
     assert "▁</script><script>" not in page
-    assert HOSTILE[0] in told["pieces"]
+    assert HOSTILE[0] in report.pieces
+    assert json.loads(embedded[1])["sources"]["teacher"]["tokens"][7] == [[report.pieces.index("▁king"), 1.0]]
+    assert embedded[1].isprintable()
+    assert not re.search(r"\\u00[0189]", embedded[1].replace("\\u003c", ""))  # escaped control characters
 
 
-def test_pictures_take_any_text(told: dict[str, Any], tmp_path: Path) -> None:
-    concept_view.draw_concepts(tmp_path / "concepts.png", told)
-    concept_view.draw_sentence(tmp_path / "sentence.png", told)
+def test_pictures_take_any_text(report: ConceptReport, tmp_path: Path) -> None:
+    concept_view.draw_concepts(tmp_path / "concepts.png", report)
+    concept_view.draw_sentence(tmp_path / "sentence.png", report)
     for name in ("concepts.png", "sentence.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
@@ -166,9 +171,9 @@ def dump(address: str, folder: Path) -> str:
 
 def text_of(document: str, identifier: str) -> str:
     """The text of the element with this id, which must not hold another of the same tag."""
-    found = re.search(rf'<(\w+)[^>]*id="{identifier}".*?</\1>', document, re.DOTALL)
-    assert found, identifier
-    return html.unescape(re.sub(r"<[^>]*>", "", found[0]))
+    element = re.search(rf'<(\w+)[^>]*id="{identifier}".*?</\1>', document, re.DOTALL)
+    assert element, identifier
+    return html.unescape(re.sub(r"<[^>]*>", "", element[0]))
 
 
 def shown_concepts(document: str) -> list[int]:
@@ -192,7 +197,7 @@ def test_the_browser_shows_the_concepts_and_runs_nothing_of_the_corpus(page: str
 
 
 @needs_browser
-def test_the_address_holds_the_state(page: str, told: dict[str, Any], tmp_path: Path) -> None:
+def test_the_address_holds_the_state(page: str, report: ConceptReport, tmp_path: Path) -> None:
     document = browse(page, tmp_path, "search=KING&sort=-concept&concept=7&source=teacher")
     assert shown_concepts(document) == [7]
     assert text_of(document, "status") == "1 of 260 concepts match “KING”"
@@ -203,7 +208,7 @@ def test_the_address_holds_the_state(page: str, told: dict[str, Any], tmp_path: 
     assert not re.search(r"<(img|svg|b|i)[ >]", document)
     document = browse(page, tmp_path, "sort=shared")
     shown = shown_concepts(document)
-    assert shown == sorted(range(NUM_CONCEPTS), key=lambda k: (told["shared"][k], k))[:200]
+    assert shown == sorted(range(NUM_CONCEPTS), key=lambda k: (report.shared[k], k))[:200]
 
 
 @needs_browser
@@ -232,8 +237,8 @@ const note = () => { const at = document.activeElement; done.push(at.id || at.te
   document.querySelector("#heads button").click(); await wait();
   done.push(document.querySelector("#heads th").getAttribute("aria-sort"), document.activeElement.id);
   document.getElementById("more").click(); done.push(document.querySelectorAll("#rows tr").length); note();
-  const told = Object.assign(document.createElement("pre"), {id: "keys", textContent: JSON.stringify(done)});
-  document.body.append(told);
+  const keys = Object.assign(document.createElement("pre"), {id: "keys", textContent: JSON.stringify(done)});
+  document.body.append(keys);
 })();
 """
 
@@ -265,8 +270,8 @@ def test_nothing_sticks_out_on_a_phone(page: str, tmp_path: Path, state: str) ->
     (tmp_path / "concepts.html").write_text(page, encoding="utf-8")
     (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
     document = dump(f"{(tmp_path / 'frame.html').as_uri()}#{state}", tmp_path)
-    found = re.search(r"<title>(\d+),(\d+),(\d+)</title>", document)
-    assert found, document
-    width, room, num_rows = map(int, found.groups())
-    assert width == room <= 390
+    title = re.search(r"<title>(\d+),(\d+),(\d+)</title>", document)
+    assert title, document
+    width, available, num_rows = map(int, title.groups())
+    assert width == available <= 390
     assert num_rows > 0
