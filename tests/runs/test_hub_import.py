@@ -245,6 +245,20 @@ def set_config(**changes: Any) -> Callable[[Path], None]:
     return damage
 
 
+def drop_setting(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        config = read_json(folder / "config.json")
+        del config[name]
+        write_json(folder / "config.json", config)
+
+    return damage
+
+
+def quantized(tensor: Tensor) -> Tensor:
+    """8-bit integers with a scale."""
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
 def set_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         tensors = read_tensors(folder / MODEL_FILE)
@@ -264,6 +278,8 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content) and None
 
 
+WORDS = hub_import.EMBEDDINGS
+QUERY = "encoder.layer.0.attention.self.query_proj.weight"
 MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ("v1", set_config(model_type="bert"), "model_type is bert, not one of deberta, deberta-v2"),
     ("v1", set_config(hidden_act="relu"), "hidden_act is relu, only gelu is computed here"),
@@ -272,7 +288,42 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ("v1", set_config(relative_attention=False), "relative_attention is False"),
     ("v1", set_config(pos_att_type="c2p"), "pos_att_type is c2p, only"),
     ("v1", set_config(layer_norm_eps=1e-5), "layer_norm_eps is 1e-05"),
-    ("v1", set_config(hidden_size="x"), "has no hidden_size"),
+    ("v1", set_config(hidden_size="x"), "hidden_size must be int, got 'x'"),
+    ("v1", set_config(hidden_size=0), "hidden_size must be above 0"),
+    ("v1", drop_setting("vocab_size"), "unknown or missing: vocab_size"),
+    ("v1", set_config(hidden_dropout_prob=None), "hidden_dropout_prob must be float, got None"),
+    ("v1", set_config(attention_probs_dropout_prob=0.0), "attention_probs_dropout_prob is 0.0, only 0.1"),
+    ("v1", set_config(pos_att_type=[1, 2]), "pos_att_type must be"),
+    ("v1", set_config(pos_att_type=5), "pos_att_type must be"),
+    ("v1", set_config(pos_att_type=None), "pos_att_type is empty"),
+    ("v1", set_config(max_relative_positions="a"), "max_relative_positions must be int, got 'a'"),
+    ("v1", set_config(max_relative_positions=1 << 40), "must be at most 1048576"),
+    ("v1", set_config(max_position_embeddings=-3), "max_positions must be above 0"),
+    ("v1", set_config(num_attention_heads=5), "width 32 is not a multiple of num_heads 5"),
+    ("v2", set_config(norm_rel_ebd=5), "norm_rel_ebd must be str, got 5"),
+    ("v2", set_config(position_buckets="x"), "position_buckets must be int, got 'x'"),
+    ("v2", set_config(position_buckets=1 << 40), "must be at most 1048576"),
+    ("v1", set_tensors(lambda t: t.update({3: t[WORDS]})), "holds something else than named weights"),
+    (
+        "v1",
+        set_tensors(lambda t: t.update({WORDS: t[WORDS].to("meta")})),
+        "something else than named weights",
+    ),
+    ("v1", set_tensors(lambda t: t.update({WORDS: torch.tensor(1.0)})), "has no word embeddings"),
+    (
+        "v1",
+        set_tensors(lambda t: t.update({WORDS: quantized(t[WORDS])})),
+        "something else than named weights",
+    ),
+    ("v1", set_tensors(lambda t: t.update({WORDS: t[WORDS] * 1j})), "something else than named weights"),
+    (
+        "v1",
+        set_tensors(lambda t: t.update({WORDS: t[WORDS].to_sparse()})),
+        "something else than named weights",
+    ),
+    ("v1", set_tensors(lambda t: t.update({WORDS: t[WORDS][:50]})), "the tokenizer has ids up to"),
+    ("v2", set_tensors(lambda t: t.update({QUERY: torch.tensor(1.0)})), "do not fit this model: layers.0"),
+    ("v2", set_tensors(lambda t: t.update({QUERY: t[QUERY][:30]})), "do not fit this model: layers.0"),
     (
         "v1",
         set_config(intermediate_size=40),
@@ -283,7 +334,7 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
         set_tensors(lambda t: t.pop("deberta.encoder.layer.1.attention.self.q_bias")),
         "that do not fit this model: encoder.layers.1.attention.q_bias (1",
     ),
-    ("v1", set_tensors(lambda t: t.pop("deberta.embeddings.word_embeddings.weight")), "no word embeddings"),
+    ("v1", set_tensors(lambda t: t.pop(WORDS)), "no word embeddings"),
     ("v1", set_tensors(lambda t: t.update(step=3)), "holds something else than named weights"),
     ("v1", with_code, "is damaged, or holds more than weights"),
     ("v1", lambda folder: (folder / MODEL_FILE).unlink(), "no model.safetensors and no pytorch_model.bin"),
@@ -316,6 +367,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:(torch.quantize_per_tensor|TypedStorage)")
 @pytest.mark.parametrize(("kind", "damage", "message"), MISTAKES, ids=[message for *_, message in MISTAKES])
 def test_what_is_computed_otherwise_or_damaged_is_refused(
     kind: str, damage: Callable[[Path], None], message: str, checkpoints: Path, tmp_path: Path
