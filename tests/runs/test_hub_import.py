@@ -1,8 +1,7 @@
-"""Teachers from outside: the same hidden states as in transformers, the same pieces, and nothing taken that
-is computed otherwise.
+"""Imported teachers: the same hidden states as in transformers, the same pieces, and every checkpoint refused
+that this project computes differently.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,90 +11,23 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
-from small_runs import LETTERS, random_run
+from hub_checkpoints import shaken, v1_checkpoint, v2_checkpoint, write_sentencepiece
+from small_runs import random_run
 from small_text import sentences, write_corpus
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    DebertaConfig,
-    DebertaForMaskedLM,
-    DebertaTokenizer,
-    DebertaV2Config,
-    DebertaV2Model,
-    DebertaV2Tokenizer,
-)
+from transformers import AutoTokenizer, DebertaTokenizer, DebertaV2Tokenizer
 
 import fit_dictionary
 import train
 from mlsm import export
 from mlsm.files import read_json, read_tensors, write_json
-from mlsm.runs import hub_import as outside
+from mlsm.runs import hub_import
 from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
 from mlsm.runs.run import load_encoder, load_run
 from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer, renumbered_json
 
 TEXTS = [*sentences(4, seed=5), " ".join(sentences(3, seed=6)), "Déjà vu: 3 - 2 = 1?  Two blanks [MASK]"]
-SIZE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 90,
-    "relative_attention": True,
-    "position_biased_input": False,
-    "pos_att_type": ["p2c", "c2p"],
-}
-LETTER_LINES = [*sentences(300), *LETTERS * 3]
-
-
-def shaken(model: torch.nn.Module) -> Any:
-    """The model in eval mode with every weight, also biases and norms, far from its start."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
-    return model.eval()
-
-
-def write_byte_pairs(folder: Path) -> int:
-    """vocab.json and merges.txt with the special pieces where DeBERTa v1 has them. Returns their number."""
-    made = ByteLevelBPETokenizer()
-    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-    made.train_from_iterator(LETTER_LINES, vocab_size=340, special_tokens=special, show_progress=False)
-    made.save_model(str(folder))
-    vocabulary = json.loads((folder / "vocab.json").read_text())
-    write_json(folder / "vocab.json", vocabulary | {"[MASK]": len(vocabulary)})
-    return len(vocabulary) + 1
-
-
-def write_sentencepiece(folder: Path) -> int:
-    """spm.model with the special pieces where DeBERTa v2 and v3 have them, [MASK] behind the last."""
-    with open(folder / "spm.model", "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(LETTER_LINES), model_writer=file, vocab_size=100, hard_vocab_limit=False,
-            pad_id=0, pad_piece="[PAD]", bos_id=1, bos_piece="[CLS]", eos_id=2, eos_piece="[SEP]", unk_id=3,
-            unk_piece="[UNK]", minloglevel=2,
-        )  # fmt: skip
-    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model")).get_piece_size()
-
-
-def v1_checkpoint(folder: Path, **changes: Any) -> DebertaForMaskedLM:
-    folder.mkdir()
-    num_pieces = write_byte_pairs(folder)
-    model = shaken(DebertaForMaskedLM(DebertaConfig(vocab_size=num_pieces, **(SIZE | changes))))
-    model.save_pretrained(folder)
-    return model
-
-
-def v2_checkpoint(folder: Path, **changes: Any) -> DebertaV2Model:
-    folder.mkdir()
-    num_rows = write_sentencepiece(folder) + 7  # more rows than pieces, as in the published models
-    settings = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"} | changes
-    model = shaken(DebertaV2Model(DebertaV2Config(vocab_size=num_rows, **SIZE, **settings)))
-    model.save_pretrained(folder)
-    return model
 
 
 def check_states(run: Path, theirs: torch.nn.Module, texts: list[str], their_rows: list[list[int]]) -> None:
@@ -124,14 +56,14 @@ def test_v1_has_the_states_and_words_of_transformers(
 ) -> None:
     """`legacy` decides the names of the masked-LM head."""
     theirs = v1_checkpoint(tmp_path / "v1", legacy=legacy)
-    outside.main([str(tmp_path / "v1"), str(tmp_path / "run")])
+    hub_import.main([str(tmp_path / "v1"), str(tmp_path / "run")])
     assert "random" not in capsys.readouterr().err
     texts, their_rows = TEXTS[:-1], their_byte_pairs(tmp_path / "v1", TEXTS[:-1])
     check_states(tmp_path / "run", theirs, texts, their_rows)
 
     run = load_run(tmp_path / "run")
     tokenizer = run.tokenizer
-    _, their_ids = outside._read_tokenizer(tmp_path / "v1")
+    _, their_ids = hub_import._read_tokenizer(tmp_path / "v1")
     for text, ids in zip(texts, their_rows, strict=True):
         ours = [CLS_ID, *tokenizer.encode(text), SEP_ID]
         assert [their_ids[i] for i in ours] == ids
@@ -145,7 +77,7 @@ def test_v1_has_the_states_and_words_of_transformers(
 
 def test_byte_pairs_keep_what_every_tokenizer_here_promises(tmp_path: Path) -> None:
     v1_checkpoint(tmp_path / "v1")
-    outside.main([str(tmp_path / "v1"), str(tmp_path / "run")])
+    hub_import.main([str(tmp_path / "v1"), str(tmp_path / "run")])
     tokenizer = load_run(tmp_path / "run").tokenizer
     for text in (*TEXTS, "", "猫 \ud800 [MASK][SEP]"):
         ids = tokenizer.encode(text)
@@ -164,11 +96,11 @@ def test_an_encoder_alone_with_pickled_weights_teaches_too(
     theirs = v1_checkpoint(tmp_path / "v1", max_relative_positions=70)
     (tmp_path / "v1" / MODEL_FILE).unlink()
     half = {name: weight.half() for name, weight in theirs.deberta.state_dict().items()}
-    torch.save(half, tmp_path / "v1" / outside.PICKLE_FILE)
-    (tmp_path / "v1" / "tokenizer.json").write_bytes(outside._byte_pairs(tmp_path / "v1", False))
+    torch.save(half, tmp_path / "v1" / hub_import.PICKLE_FILE)
+    (tmp_path / "v1" / "tokenizer.json").write_bytes(hub_import._byte_pairs(tmp_path / "v1", False))
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / "v1" / name).unlink()
-    outside.main([str(tmp_path / "v1"), str(tmp_path / "run")])
+    hub_import.main([str(tmp_path / "v1"), str(tmp_path / "run")])
     assert (
         "random instead: decoder_bias, transform.bias, transform.weight, transform_norm.bias"
         in capsys.readouterr().err
@@ -192,7 +124,7 @@ def test_an_encoder_alone_with_pickled_weights_teaches_too(
 )
 def test_v2_has_the_states_of_transformers(changes: dict[str, Any], tmp_path: Path) -> None:
     theirs = v2_checkpoint(tmp_path / "v2", **changes)
-    outside.main([str(tmp_path / "v2"), str(tmp_path / "run")])
+    hub_import.main([str(tmp_path / "v2"), str(tmp_path / "run")])
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v2" / "spm.model"))
     their_rows = [[1, *pieces.encode(text), 2] for text in TEXTS]
     assert max(map(len, their_rows)) > 40  # so that distances of several buckets occur
@@ -203,7 +135,7 @@ def test_v2_has_the_states_of_transformers(changes: dict[str, Any], tmp_path: Pa
 
 def test_sentencepiece_models_keep_their_pieces(tmp_path: Path) -> None:
     v2_checkpoint(tmp_path / "v2")
-    outside.main([str(tmp_path / "v2"), str(tmp_path / "run")])
+    hub_import.main([str(tmp_path / "v2"), str(tmp_path / "run")])
     ours = load_encoder(tmp_path / "run").tokenizer
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v2" / "spm.model"))
     assert tuple(ours.piece(i) for i in range(5)) == SPECIAL_PIECES
@@ -234,7 +166,7 @@ def test_our_own_export_can_teach(tmp_path: Path) -> None:
     """Also one with a token head, whose words have a decoder of their own."""
     run = random_run(tmp_path / "run", num_concepts=6)
     export.main([str(run), str(tmp_path / "exported")])
-    outside.main([str(tmp_path / "exported"), str(tmp_path / "again")])
+    hub_import.main([str(tmp_path / "exported"), str(tmp_path / "again")])
     own, again = load_encoder(run), load_encoder(tmp_path / "again")
     states = []
     for _, _, encoder, tokenizer in (own, again):
@@ -297,13 +229,13 @@ def test_a_checkpoint_that_changed_is_not_taken_for_the_old_one(
     model = v2_checkpoint(tmp_path / "v2")
     given = {"teacher": "v2", "init": "random", "output": "x"}
     told = {"teacher": "runs/outside-v2", "init": "random", "output": "x"}
-    assert outside.with_converted_checkpoints(given, "teacher", "init") == told
+    assert hub_import.with_converted_checkpoints(given, "teacher", "init") == told
     stamp = Path("runs/outside-v2", MODEL_FILE).stat().st_mtime_ns
-    assert outside.with_converted_checkpoints(given, "teacher") == told
+    assert hub_import.with_converted_checkpoints(given, "teacher") == told
     assert Path("runs/outside-v2", MODEL_FILE).stat().st_mtime_ns == stamp
     shaken(model).save_pretrained(tmp_path / "v2")
     with pytest.raises(ValueError, match="is there and not made from v2 as it is now; remove it"):
-        outside.with_converted_checkpoints(given, "teacher")
+        hub_import.with_converted_checkpoints(given, "teacher")
 
 
 def set_config(**changes: Any) -> Callable[[Path], None]:
@@ -313,25 +245,41 @@ def set_config(**changes: Any) -> Callable[[Path], None]:
     return damage
 
 
+def drop_setting(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        config = read_json(folder / "config.json")
+        del config[name]
+        write_json(folder / "config.json", config)
+
+    return damage
+
+
+def quantized(tensor: Tensor) -> Tensor:
+    """8-bit integers with a scale."""
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
 def set_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         tensors = read_tensors(folder / MODEL_FILE)
         change(tensors)
         (folder / MODEL_FILE).unlink()
-        torch.save(tensors, folder / outside.PICKLE_FILE)
+        torch.save(tensors, folder / hub_import.PICKLE_FILE)
 
     return damage
 
 
 def with_code(folder: Path) -> None:
     (folder / MODEL_FILE).unlink()
-    torch.save(shutil.rmtree, folder / outside.PICKLE_FILE)
+    torch.save(shutil.rmtree, folder / hub_import.PICKLE_FILE)
 
 
 def write(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content) and None
 
 
+WORDS = hub_import.EMBEDDINGS
+QUERY = "encoder.layer.0.attention.self.query_proj.weight"
 MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ("v1", set_config(model_type="bert"), "model_type is bert, not one of deberta, deberta-v2"),
     ("v1", set_config(hidden_act="relu"), "hidden_act is relu, only gelu is computed here"),
@@ -340,7 +288,42 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ("v1", set_config(relative_attention=False), "relative_attention is False"),
     ("v1", set_config(pos_att_type="c2p"), "pos_att_type is c2p, only"),
     ("v1", set_config(layer_norm_eps=1e-5), "layer_norm_eps is 1e-05"),
-    ("v1", set_config(hidden_size="x"), "has no hidden_size"),
+    ("v1", set_config(hidden_size="x"), "hidden_size must be int, got 'x'"),
+    ("v1", set_config(hidden_size=0), "hidden_size must be above 0"),
+    ("v1", drop_setting("vocab_size"), "unknown or missing: vocab_size"),
+    ("v1", set_config(hidden_dropout_prob=None), "hidden_dropout_prob must be float, got None"),
+    ("v1", set_config(attention_probs_dropout_prob=0.0), "attention_probs_dropout_prob is 0.0, only 0.1"),
+    ("v1", set_config(pos_att_type=[1, 2]), "pos_att_type must be"),
+    ("v1", set_config(pos_att_type=5), "pos_att_type must be"),
+    ("v1", set_config(pos_att_type=None), "pos_att_type is empty"),
+    ("v1", set_config(max_relative_positions="a"), "max_relative_positions must be int, got 'a'"),
+    ("v1", set_config(max_relative_positions=1 << 40), "must be at most 1048576"),
+    ("v1", set_config(max_position_embeddings=-3), "max_positions must be above 0"),
+    ("v1", set_config(num_attention_heads=5), "width 32 is not a multiple of num_heads 5"),
+    ("v2", set_config(norm_rel_ebd=5), "norm_rel_ebd must be str, got 5"),
+    ("v2", set_config(position_buckets="x"), "position_buckets must be int, got 'x'"),
+    ("v2", set_config(position_buckets=1 << 40), "must be at most 1048576"),
+    ("v1", set_tensors(lambda t: t.update({3: t[WORDS]})), "holds something else than named weights"),
+    (
+        "v1",
+        set_tensors(lambda t: t.update({WORDS: t[WORDS].to("meta")})),
+        "something else than named weights",
+    ),
+    ("v1", set_tensors(lambda t: t.update({WORDS: torch.tensor(1.0)})), "has no word embeddings"),
+    (
+        "v1",
+        set_tensors(lambda t: t.update({WORDS: quantized(t[WORDS])})),
+        "something else than named weights",
+    ),
+    ("v1", set_tensors(lambda t: t.update({WORDS: t[WORDS] * 1j})), "something else than named weights"),
+    (
+        "v1",
+        set_tensors(lambda t: t.update({WORDS: t[WORDS].to_sparse()})),
+        "something else than named weights",
+    ),
+    ("v1", set_tensors(lambda t: t.update({WORDS: t[WORDS][:50]})), "the tokenizer has ids up to"),
+    ("v2", set_tensors(lambda t: t.update({QUERY: torch.tensor(1.0)})), "do not fit this model: layers.0"),
+    ("v2", set_tensors(lambda t: t.update({QUERY: t[QUERY][:30]})), "do not fit this model: layers.0"),
     (
         "v1",
         set_config(intermediate_size=40),
@@ -351,7 +334,7 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
         set_tensors(lambda t: t.pop("deberta.encoder.layer.1.attention.self.q_bias")),
         "that do not fit this model: encoder.layers.1.attention.q_bias (1",
     ),
-    ("v1", set_tensors(lambda t: t.pop("deberta.embeddings.word_embeddings.weight")), "no word embeddings"),
+    ("v1", set_tensors(lambda t: t.pop(WORDS)), "no word embeddings"),
     ("v1", set_tensors(lambda t: t.update(step=3)), "holds something else than named weights"),
     ("v1", with_code, "is damaged, or holds more than weights"),
     ("v1", lambda folder: (folder / MODEL_FILE).unlink(), "no model.safetensors and no pytorch_model.bin"),
@@ -384,6 +367,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:(torch.quantize_per_tensor|TypedStorage)")
 @pytest.mark.parametrize(("kind", "damage", "message"), MISTAKES, ids=[message for *_, message in MISTAKES])
 def test_what_is_computed_otherwise_or_damaged_is_refused(
     kind: str, damage: Callable[[Path], None], message: str, checkpoints: Path, tmp_path: Path
@@ -391,7 +375,7 @@ def test_what_is_computed_otherwise_or_damaged_is_refused(
     shutil.copytree(checkpoints / kind, tmp_path / kind)
     damage(tmp_path / kind)
     with pytest.raises(ValueError) as refused:  # noqa: PT011 -- the message is looked at
-        outside.main([str(tmp_path / kind), str(tmp_path / "run")])
+        hub_import.main([str(tmp_path / kind), str(tmp_path / "run")])
     assert message in str(refused.value)
     assert not (tmp_path / "run").exists()
 
@@ -401,12 +385,12 @@ def test_without_the_package_tokenizers_one_line_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match="pip install tokenizers"):
-        outside.main([str(checkpoints / "v1"), str(tmp_path / "run")])
-    outside.main([str(checkpoints / "v2"), str(tmp_path / "run")])  # SentencePiece needs none
+        hub_import.main([str(checkpoints / "v1"), str(tmp_path / "run")])
+    hub_import.main([str(checkpoints / "v2"), str(tmp_path / "run")])  # SentencePiece needs none
 
 
 def test_a_directory_that_is_no_checkpoint_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no checkpoint in"):
-        outside.main([str(tmp_path), str(tmp_path / "run")])
+        hub_import.main([str(tmp_path), str(tmp_path / "run")])
     with pytest.raises(ValueError, match="no checkpoint in"):
-        outside.main([str(random_run(tmp_path / "own")), str(tmp_path / "run")])
+        hub_import.main([str(random_run(tmp_path / "own")), str(tmp_path / "run")])

@@ -1,22 +1,16 @@
 """What the peers of benchmarks/bench_training.py are given."""
 
-from pathlib import Path
 from unittest import mock
 
 import pytest
+import recipe
 import torch
 
 from mlsm.text.batches import MicroBatch, Selection
 from mlsm.text.tokenizer import MASK_ID, PAD_ID
 
-pytest.importorskip("transformers")
-ROOT = Path(__file__).resolve().parent.parent
 
-
-def test_a_peer_gets_the_same_sequences_padded_and_all_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import recipe
-
+def test_a_peer_gets_the_same_sequences_padded_and_all_on_its_device() -> None:
     rows, selected = (
         [torch.tensor([7, 8, 9]), torch.tensor([6])],
         [torch.tensor([0, 1, 0]), torch.tensor([1])],
