@@ -5,6 +5,7 @@ The Hugging Face package `kernels` owns that top-level name; a stub with its nam
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -139,17 +140,26 @@ def test_the_wheel_takes_one_name_and_no_exact_version(wheel: Path) -> None:
     assert not [line for line in requirements if "==" in line.partition(";")[0]]
 
 
+def pins() -> dict[str, str]:
+    """The versions of requirements.txt by the names of the packages."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.partition(" ;")[0].split("==") for line in lines if not line.startswith("#"))
+
+
 def test_ranges_and_pins_name_the_same_packages() -> None:
-    pins = dict(
-        line.partition(" ;")[0].split("==")
-        for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-        if not line.startswith("#")
-    )
     ranges = dict(
-        line.split(">=")
+        line.partition(",")[0].split(">=")
         for line in SETTINGS["project"]["dependencies"] + SETTINGS["project"]["optional-dependencies"]["export"]
     )
-    assert pins.keys() - {"triton"} == ranges.keys()  # torch's build for CUDA brings triton
+    assert pins().keys() - {"triton"} == ranges.keys()  # torch's build for CUDA brings triton
     for name, lowest in ranges.items():
-        pinned = [int(part) for part in pins[name].split(".")]
+        pinned = [int(part) for part in pins()[name].split(".")]
         assert [int(part) for part in lowest.split(".")] <= pinned, name
+
+
+def test_the_lock_has_the_pinned_versions_and_a_hash_for_every_package() -> None:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    entries = re.findall(r"^([\w-]+==[^ ]+)(.*(?:\n    .*)*)", lock, re.MULTILINE)
+    assert all("--hash=sha256:" in hashes for _, hashes in entries)
+    assert "://" not in lock
+    assert {f"{name}=={version}" for name, version in pins().items()} <= {name for name, _ in entries}
