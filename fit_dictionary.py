@@ -30,7 +30,7 @@ from mlsm.runs.teacher import text_of
 from mlsm.seeds import generator_for
 from mlsm.settings import option, override
 from mlsm.text.batches import Corpus
-from mlsm.training.plan import find_teacher
+from mlsm.training.prerequisites import find_teacher
 
 HELDOUT_SHARE = 0.05  # of the sample: states that only the statistics see
 
@@ -63,7 +63,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
             num_tokens=config.num_tokens,
             token_budget=token_budget,
             seed=config.seed,
-            precision=choose_precision("auto", device),
+            precision=choose_precision("auto", device, encoder.token_embedding.embedding_dim),
             device=device,
             bar=bar,
         )
@@ -126,8 +126,9 @@ def main(argv: list[str]) -> None:
         output = override(Output(), given).output
         if output is not None and output.is_dir():
             raise ValueError(f"{output} is a directory; --output names a file")
-        check_writable(output.parent if output else Path(override(DictionaryConfig(), given).teacher))
-        record = read_record(find_teacher(given))
+        teacher = Path(override(DictionaryConfig(), given).teacher)
+        check_writable(output.parent if output else teacher)
+        record = read_record(find_teacher(teacher, given))
         preset = PRESETS[str(given.get("preset", record.preset))]()
         config, data = override(preset.dictionary, given), text_of(record, given)
     fit(config, data, preset.teacher.token_budget, output)

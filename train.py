@@ -19,7 +19,7 @@ import torch
 
 from mlsm import cli, distributed
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
-from mlsm.device import choose_device, choose_precision
+from mlsm.device import choose_device, choose_precision, keep_num_threads
 from mlsm.directory import only_process
 from mlsm.evaluation.heldout import MASKED, heldout_metrics, predictions
 from mlsm.files import write_tensors
@@ -42,20 +42,24 @@ from mlsm.training.optim import (
     set_learning_rate_,
     step_,
 )
-from mlsm.training.plan import Plan, make_plan, open_run
+from mlsm.training.plan import Plan, make_plan
+from mlsm.training.resume import open_run
 
 
 def train(plan: Plan) -> None:
     """Run the plan from its newest checkpoint (or the start) to the end, and write the finished model."""
     config, objective = plan.record.train, find_objective(plan.record.train.objective)
     device = choose_device(config.device)
-    precision = choose_precision(config.amp, device)
+    keep_num_threads(plan.record.num_threads)
+    width, before = plan.record.model.width, plan.record.precision
+    precision = choose_precision(config.amp, device, width, before=before)
     corpus = Corpus(plan.record.data, plan.tokenizer, say)
     selection = objective.selection(config.mask_share)
-    checkpoint = open_run(plan, corpus)
+    checkpoint = open_run(plan.directory, plan.record, plan.tokenizer, corpus, precision.name)
     if (plan.directory / MODEL_FILE).exists():
         say(f"{plan.directory} is finished")
         return
+    say(f"precision: {precision.name} ({precision.reason})")
     model = build_model(plan, checkpoint, device)
     teacher = None
     if plan.dictionary is not None:

@@ -137,4 +137,8 @@ class Model:
                 f"{directory} has no concepts: learn them with python fit_dictionary.py --teacher {directory}"
             )
         dictionary = Dictionary.load(path, teacher=fingerprint(directory)).to(self._device)
-        return Teacher(self.run.model.encoder, dictionary, choose_precision("off", self._device))
+        return Teacher(
+            self.run.model.encoder,
+            dictionary,
+            choose_precision("off", self._device, self.run.record.model.width),
+        )

@@ -134,7 +134,7 @@ class TrainConfig:
     solver: str = option("auto", SOLVER_HELP, SOLVERS)
     amp: str = option(
         "auto",
-        "autocast precision; auto: bf16 or fp16 on a GPU, off on a CPU",
+        "autocast precision; auto: bf16 where the processor or GPU has it, else fp16 on a GPU, off on a CPU",
         ("auto", "bf16", "fp16", "off"),
     )
     compile: bool = option(False, "compile the layers with torch.compile (for GPUs; needs a C++ compiler)")

@@ -167,7 +167,7 @@ def test_the_message_names_the_micro_batch_that_is_not_finite(
 ) -> None:
     plan = train.make_plan(cli.parse_flags(train.flags(), flags(shared, tmp_path / "run")))
     corpus = train.Corpus(plan.record.data, plan.tokenizer)
-    config, precision = plan.record.train, train.choose_precision("off", torch.device("cpu"))
+    config, precision = plan.record.train, train.choose_precision("off", torch.device("cpu"), 16)
     model, objective = train.LanguageModel(plan.record.model), train.OBJECTIVES["mlm"]
     update = corpus.update(0, 8, 64, objective.selection(0.15), seed=1)
     bad = update.micro_batches[1]

@@ -65,6 +65,8 @@ class RunRecord:
     corpus: CorpusRecord | None = None  # None: converted from another checkpoint
     concepts: ConceptsRecord | None = None  # None: the objective has no teacher
     versions: dict[str, str] = dataclasses.field(default_factory=dict)  # of mlsm, torch and Python
+    precision: str | None = None  # that training runs in: bf16, fp16 or off (float32)
+    num_threads: int | None = None  # on a CPU, in each process
     layout: Layout | None = None  # of the encoder of a DeBERTa v2 or v3; None: DeBERTa v1
     source: SourceRecord | None = None  # None: trained here
 

@@ -163,7 +163,7 @@ def main(argv: list[str]) -> None:
     run, device = args.record.parent, choose_device(args.device)
     record = read_record(run)
     config, objective = record.train, find_objective(record.train.objective)
-    precision = choose_precision(args.amp or config.amp, device)
+    precision = choose_precision(args.amp or config.amp, device, record.model.width, before=record.precision)
     model = LanguageModel(record.model)
     load_weights_(model, read_tensors(args.record.with_suffix(".safetensors")), str(args.record))
     objective.prepare_(model.to(device))

@@ -16,7 +16,6 @@ from mlsm.runs.run import load_run
 from mlsm.runs.teacher import load_dictionary, load_teacher
 from mlsm.text.batches import Corpus, Selection, Update
 from mlsm.training.objectives import OBJECTIVES
-from mlsm.training.optim import learning_rate
 
 CPU = torch.device("cpu")
 
@@ -142,13 +141,3 @@ def test_the_divergence_is_kl_in_nats(corpus: Corpus, model: LanguageModel, teac
     )
     outcome = OBJECTIVES["lsm"].loss(model, micro, teacher, TrainConfig())
     assert outcome.loss.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_learning_rate_rises_then_falls() -> None:
-    config = TrainConfig(num_steps=1000, warmup_share=0.01, learning_rate=2.0)
-    rates = [learning_rate(step, config) for step in range(1000)]
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[10] == max(rates) == 2.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0 < rates[-1] < 0.01
-    assert all(rate > 0 for rate in rates)
