@@ -1,7 +1,7 @@
 """The one place that decides which implementation of an operation runs, for every door of this package.
 
 An implementation is named by the caller or picked by "auto": the first in the door's order of preference that
-can run. The choice is said once, with its reason, on the logger "kernels". Naming one that cannot run is an
+can run. The choice is said once, with its reason, on this package's logger. Naming one that cannot run is an
 error and never a quiet swap: a measurement or a test that asked for a kernel must not time or check something
 else.
 """
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-logger = logging.getLogger("kernels")
+logger = logging.getLogger(__package__)
 
 _already_said: set[tuple[str, str]] = set()
 
