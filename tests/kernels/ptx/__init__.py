@@ -1,0 +1,18 @@
+"""Executes the PTX that Triton compiles for NVIDIA GPUs, on a CPU.
+
+Triton's interpreter runs a kernel's Python; what a GPU runs is the compiler's output, with shared memory,
+barriers, tensor cores and shuffles that the Python does not show. This package executes that output, one
+thread block at a time, all threads of the block as NumPy vectors, driven by the project's own host code.
+
+    program.py     the text of a PTX kernel as a list of instructions
+    values.py      instructions that compute values from registers
+    memory.py      global and shared memory, with checks of bounds, alignment and races
+    transfers.py   instructions that move data between registers and memory
+    warps.py       instructions that the threads of a warp execute together
+    block.py       one thread block: registers, branches, barriers
+    compiler.py    a process that compiles kernels, while the tests' own process interprets them
+    launch.py      runs every kernel[grid](...) of the host code in the emulator
+    cases.py       the project's operations, run through their host code
+
+Not covered: WGMMA (the sparse coder's two products on sm_90), ptxas itself, and time.
+"""
