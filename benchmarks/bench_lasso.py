@@ -22,8 +22,7 @@ from recipe import original_fista
 from signals import NUM_MOST, coding_problem
 from torch import Tensor
 
-from kernels.lasso import nonneg_lasso
-from kernels.lasso_reference import duality_gap
+from kernels.lasso import duality_gap, nonneg_lasso
 
 ROUNDS = 5
 
@@ -57,7 +56,7 @@ class Row(NamedTuple):
     """Of each signal, over 1/2 |x|^2, in float64 from the codes alone."""
     num_nonzero: float
     floor_seconds: float | None = None
-    """What the arithmetic of lasso_triton allows on this GPU."""
+    """What the arithmetic of descent_triton allows on this GPU."""
 
 
 SETTINGS = [
@@ -189,7 +188,7 @@ def test_gpu(benchmark, setting, solver):
 
 
 def gpu_floor(setting: Setting, num_signals: int, num_updates: float) -> float | None:
-    """Seconds by the sum in lasso_triton's docstring, with the updates that were made; None for an unknown
+    """Seconds by the sum in descent_triton's docstring, with the updates that were made; None for an unknown
     GPU."""
     name = torch.cuda.get_device_name()
     rates = next((rates for model, rates in RATES.items() if model in name), None)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kernels.lasso_reference import gram, largest_step
+from kernels.lasso import gram, largest_step
 
 NUM_FOR_DICTIONARY = 100_000
 NUM_MOST = 16_384  # signals of a coding problem

@@ -29,8 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kernels.lasso import LassoResult, nonneg_lasso
-from kernels.lasso_reference import gram, largest_step
+from kernels.lasso import LassoResult, gram, largest_step, nonneg_lasso
 from mlsm import distributed
 from mlsm.checkpoint import parse_json, write_tensors
 from mlsm.config import MOST_ATOMS

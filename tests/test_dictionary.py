@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import mlsm.dictionary
-from kernels.lasso_reference import largest_step
+from kernels.lasso import largest_step
 from mlsm.dictionary import (
     Dictionary,
     learn_dictionary,

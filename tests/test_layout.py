@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the cellar to the roof. A module imports from lower floors only, never from its own.
 FLOORS = [
     ["kernels.backend", "kernels.dropout"],
-    ["kernels.attention_reference", "kernels.attention_strided", "kernels.attention_triton"],
-    ["kernels.lasso_reference"],
-    ["kernels.lasso_descent", "kernels.lasso_triton"],
-    ["kernels.lasso", "kernels.attention"],
+    ["kernels.attention.reference", "kernels.attention.strided", "kernels.attention.tile_triton"],
+    ["kernels.attention.forward_triton", "kernels.attention.backward_triton", "kernels.lasso.reference"],
+    ["kernels.attention.fused_triton", "kernels.lasso.descent_cpu", "kernels.lasso.descent_triton"],
+    ["kernels.attention.attend", "kernels.lasso.solve"],
     ["mlsm.config", "mlsm.seeds", "mlsm.sequences", "mlsm.linear_loss", "mlsm.distributed"],
     ["mlsm.tokenizer", "mlsm.checkpoint", "mlsm.huggingface"],
     ["mlsm.log"],

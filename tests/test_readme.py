@@ -33,7 +33,7 @@ PARSERS = {
     "mlsm.concepts": concepts.parser,
     "mlsm.report": report.parser,
 }
-OF_USERS = {"results.md", "score_mlsm.py", "kernels/lasso_ista.py"}  # files that a run or a reader makes
+OF_USERS = {"results.md", "score_mlsm.py", "kernels/lasso/ista.py"}  # files that a run or a reader makes
 
 
 @pytest.mark.parametrize("command", sorted({c for c in COMMANDS if c.startswith(("python ", "torchrun "))}))

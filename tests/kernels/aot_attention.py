@@ -5,14 +5,12 @@ dropout (which needs more registers), on a batch of long sequences.
 import torch
 from aot import Spec
 
-from kernels import attention_triton
-from kernels.attention import WIDTHS_FOR_TRITON
+from kernels.attention import fused_triton
+from kernels.attention.attend import WIDTHS_FOR_TRITON
 
 NUM_HEADS = 12
 NVIDIA, AMD = ("sm80", "sm86", "sm90", "sm100", "sm120"), ("gfx942",)
-KERNELS = [
-    getattr(attention_triton, f"_{name}_kernel") for name in ("forward", "queries", "keys", "distances")
-]
+KERNELS = [getattr(fused_triton, f"{name}_kernel") for name in ("forward", "queries", "keys", "distances")]
 
 
 def tensors(kernel, dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -23,9 +21,9 @@ def tensors(kernel, dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 
 def spec(kernel, dtype: torch.dtype, head_width: int, targets: tuple[str, ...]) -> Spec:
-    is_distances = kernel is attention_triton._distances_kernel
+    is_distances = kernel is fused_triton.distances_kernel
     precision = "tf32x3" if targets != AMD and not is_distances else "ieee"
-    options = attention_triton.launch_options(kernel, dtype, head_width, 512, is_amd=targets == AMD)
+    options = fused_triton.launch_options(kernel, dtype, head_width, 512, is_amd=targets == AMD)
     scalars: dict[str, object] = {
         "T": 16_000, "H": NUM_HEADS, "stride_T": 3 * NUM_HEADS * head_width, "stride_H": 3 * head_width,
         "max_length": 512, "scale": 0.07, "dropout_p": 0.1, "HAS_DROPOUT": True, "PRECISION": precision,

@@ -4,8 +4,8 @@ limits."""
 import torch
 from aot import Spec
 
-from kernels import lasso_triton
-from kernels.lasso import LARGEST_FOR_TRITON
+from kernels.lasso import descent_triton
+from kernels.lasso.solve import LARGEST_FOR_TRITON
 
 F32, I32, I64 = torch.float32, torch.int32, torch.int64
 NVIDIA, AMD = ("sm80", "sm86", "sm90", "sm100", "sm120"), ("gfx942",)
@@ -14,31 +14,31 @@ SPECS = [
     Spec(
         kernel,
         {name: I64 if name == "rows_ptr" else F32 for name in kernel.arg_names if name.endswith("_ptr")}
-        | {"R": 4096, "D": 768, "K": 1500, "PRECISION": precision, **lasso_triton.PRODUCT_TILE},
-        lasso_triton.PRODUCT_OPTIONS,
+        | {"R": 4096, "D": 768, "K": 1500, "PRECISION": precision, **descent_triton.PRODUCT_TILE},
+        descent_triton.PRODUCT_OPTIONS,
         f"{kernel.__name__} {precision}",
         targets,
     )
-    for kernel in (lasso_triton._residual_kernel, lasso_triton._direction_kernel)
+    for kernel in (descent_triton._residual_kernel, descent_triton._direction_kernel)
     for precision, targets in (("tf32x3", NVIDIA), ("ieee", NVIDIA + AMD))
 ]
 SIZES = [(1, 1), (256, 384), (1500, 128), (1500, 768), (4096, 1024), (LARGEST_FOR_TRITON, 1024)]
 for num_atoms, width in SIZES:
-    block, options = lasso_triton.descend_options(num_atoms)
+    block, options = descent_triton.descend_options(num_atoms)
     tensors = {
         name: {"rows_ptr": I64, "steps_ptr": I32, "open_ptr": I32}.get(name, F32)
-        for name in lasso_triton._descend_kernel.arg_names
+        for name in descent_triton._descend_kernel.arg_names
         if name.endswith("_ptr")
     }
     scalars = {"tol": 1e-3, "max_updates": 1_000_000, "D": width, "K": num_atoms}
     blocks = {
-        "CHECK_EVERY": lasso_triton.CHECK_EVERY,
-        "BLOCK_D": lasso_triton.triton.next_power_of_2(width),
+        "CHECK_EVERY": descent_triton.CHECK_EVERY,
+        "BLOCK_D": descent_triton.triton.next_power_of_2(width),
         "BLOCK_K": block,
     }
     SPECS.append(
         Spec(
-            lasso_triton._descend_kernel,
+            descent_triton._descend_kernel,
             tensors | scalars | blocks,
             options,
             f"_descend_kernel D {width} K {num_atoms}",

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import attention_reference
-from kernels.attention import disentangled_attention
+from kernels.attention import disentangled_attention, reference
 
 IMPLEMENTATIONS = ("reference", "strided")
 
@@ -43,7 +42,7 @@ def test_equals_the_reference(shape: str, name: str, dtype: torch.dtype, toleran
     for x in (*ours, *exact):
         x.requires_grad_()
     out = disentangled_attention(*ours, *layout(sizes[2]), implementation=name)
-    expected = attention_reference.disentangled_attention(*exact, *layout(sizes[2]))
+    expected = reference.disentangled_attention(*exact, *layout(sizes[2]))
     assert (out - expected).abs().max() <= tolerance * 10
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (out * weight.to(dtype)).sum().backward()

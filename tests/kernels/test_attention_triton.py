@@ -13,8 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from kernels import attention, attention_reference, attention_triton
-from kernels.attention import disentangled_attention
+from kernels.attention import attend, disentangled_attention, fused_triton, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "small_tiles")
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -30,7 +29,7 @@ DTYPES = [
 
 def use_tiles_of(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"BLOCK": block, "num_warps": 4, "num_stages": 1}
-    monkeypatch.setattr(attention_triton, "launch_options", lambda *_: options)
+    monkeypatch.setattr(fused_triton, "launch_options", lambda *_: options)
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def defined(tensors: list[Tensor], lengths: list[int], dropout_p: float = 0.0) -
     """The same from the definition, in float64."""
     tensors = [x.detach().double().requires_grad_() for x in tensors]
     where = layout(lengths, tensors[0].device.type)
-    out = attention_reference.disentangled_attention(*tensors, *where, dropout_p=dropout_p)
+    out = reference.disentangled_attention(*tensors, *where, dropout_p=dropout_p)
     return [out.detach(), *torch.autograd.grad(out, tensors, weight_like(out))]
 
 
@@ -88,7 +87,7 @@ def kept(num_heads: int, lengths: list[int], dropout_p: float, seed: int, device
     for first, length in zip(layout(lengths, device)[0].tolist(), lengths, strict=False):
         v[first : first + length, :, :length] = torch.eye(length, device=device)[:, None]
     torch.manual_seed(seed)
-    out = attention_triton.disentangled_attention(
+    out = fused_triton.disentangled_attention(
         q, k, v, rel_k, rel_q, *layout(lengths, device), dropout_p=dropout_p
     )
     for part, length in zip(out.split(lengths), lengths, strict=True):
@@ -131,7 +130,7 @@ def test_the_gradients_of_the_tables_in_one_part_and_in_many(
     tensors = arguments(1, 32, lengths, device)
     want = defined(tensors, lengths)
     for num_programs in (1, 1024):
-        monkeypatch.setattr(attention_triton, "NUM_PROGRAMS", num_programs)
+        monkeypatch.setattr(fused_triton, "NUM_PROGRAMS", num_programs)
         check(fused(tensors, lengths), want)
 
 
@@ -155,9 +154,7 @@ def test_dropout_in_the_backward_is_that_of_the_forward(monkeypatch: pytest.Monk
     torch.manual_seed(7)
     got = fused(tensors, lengths, 0.3)
     remaining = iter(masks)
-    monkeypatch.setattr(
-        attention_reference.F, "dropout", lambda weights, p: weights * next(remaining) / (1 - p)
-    )
+    monkeypatch.setattr(reference.F, "dropout", lambda weights, p: weights * next(remaining) / (1 - p))
     check(got, defined(tensors, lengths, 0.3))
 
 
@@ -245,13 +242,13 @@ def test_auto_takes_it_on_a_gpu_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    assert attention._choice("auto", device, None, torch.bfloat16, has_kernel) == name
+    assert attend._choice("auto", device, None, torch.bfloat16, has_kernel) == name
 
 
 def test_an_old_gpu_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     with pytest.raises(ValueError, match=r"it needs a GPU of compute capability 8\.0, this one has 7\.5"):
-        attention._choice("triton", "cuda", 0, torch.float16, has_kernel=True)
+        attend._choice("triton", "cuda", 0, torch.float16, has_kernel=True)
 
 
 def test_kernels_run_on_the_card_of_their_tensors(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
@@ -267,7 +264,7 @@ def test_kernels_run_on_the_card_of_their_tensors(monkeypatch: pytest.MonkeyPatc
     for name in ("forward", "queries", "keys", "distances"):
         kernel = mock.MagicMock()
         kernel.__getitem__.return_value.side_effect = lambda **_: launched_on.extend(current)
-        monkeypatch.setattr(attention_triton, f"_{name}_kernel", kernel)
+        monkeypatch.setattr(fused_triton, f"{name}_kernel", kernel)
     tensors = arguments(1, 32, [5], device)
     fused(tensors, [5])
     assert launched_on == [tensors[0].device] * 4

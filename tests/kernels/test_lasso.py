@@ -11,9 +11,8 @@ import pytest
 import torch
 from lasso_problems import common_direction, gaussian, relative_gap, uneven_atoms
 
-from kernels import lasso_descent
-from kernels.lasso import MAX_STEPS, nonneg_lasso
-from kernels.lasso_reference import largest_step
+from kernels.lasso import descent_cpu, largest_step, nonneg_lasso
+from kernels.lasso.solve import MAX_STEPS
 
 SOLVERS = ["fista", "descent"]
 ROUNDING = 2e-6
@@ -167,7 +166,7 @@ def test_a_support_larger_than_the_first_working_set():
 
 
 def first_capacity() -> int:
-    line = next(line for line in lasso_descent.SOURCE.read_text().splitlines() if "ATOMS_AT_FIRST" in line)
+    line = next(line for line in descent_cpu.SOURCE.read_text().splitlines() if "ATOMS_AT_FIRST" in line)
     return int(line.split()[2])
 
 
@@ -322,9 +321,9 @@ def test_descent_in_float64_is_an_error_and_auto_takes_fista():
 
 def test_without_a_compiler_fista_runs_and_a_warning_says_so(monkeypatch, caplog):
     signals_ND, dictionary_DK = gaussian(4, 8, 20)
-    reason = lasso_descent.load_library(find=lambda name: None)
+    reason = descent_cpu.load_library(find=lambda name: None)
     assert reason == "no C compiler (cc, gcc or clang) on this machine"
-    monkeypatch.setattr(lasso_descent, "obstacle", lambda: reason)
+    monkeypatch.setattr("kernels.lasso.solve.why_no_descent", lambda: reason)
     monkeypatch.setattr("kernels.backend._already_said", set())
     with caplog.at_level(logging.INFO, "kernels"):
         result = nonneg_lasso(signals_ND, dictionary_DK, 0.1)
@@ -342,14 +341,14 @@ def test_a_compiler_that_fails_is_an_obstacle_with_its_message(tmp_path):
         "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 1; else echo 'no such target' >&2; exit 1; fi\n"
     )
     broken.chmod(0o755)
-    reason = lasso_descent.load_library(lambda name: str(broken), tmp_path)
+    reason = descent_cpu.load_library(lambda name: str(broken), tmp_path)
     assert isinstance(reason, str)
-    assert "could not compile lasso_descent.c: no such target" in reason
+    assert "could not compile descent.c: no such target" in reason
 
 
 def test_two_processes_may_compile_at_once(tmp_path):
     script = (
-        "import pathlib, shutil, sys; from kernels.lasso_descent import load_library\n"
+        "import pathlib, shutil, sys; from kernels.lasso.descent_cpu import load_library\n"
         "assert not isinstance(load_library(shutil.which, pathlib.Path(sys.argv[1])), str)"
     )
     running = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(2)]

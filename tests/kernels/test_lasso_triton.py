@@ -9,8 +9,8 @@ from lasso_problems import common_direction, gaussian, relative_gap, uneven_atom
 
 pytest.importorskip("triton")
 
-from kernels import lasso_triton
-from kernels.lasso import MAX_STEPS, nonneg_lasso
+from kernels.lasso import descent_triton, nonneg_lasso
+from kernels.lasso.solve import MAX_STEPS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -48,7 +48,7 @@ def test_it_runs_on_the_card_of_its_tensors(monkeypatch, device):
     signals_ND, dictionary_DK = (t.to(device) for t in gaussian(2, 8, 20))
     with mock.patch.object(torch.cuda, "device_of") as device_of:
         launch = mock.Mock(side_effect=lambda *_: device_of.return_value.__enter__.assert_called_once())
-        monkeypatch.setattr(lasso_triton, "_solve_chunk_", launch)
+        monkeypatch.setattr(descent_triton, "_solve_chunk_", launch)
         nonneg_lasso(signals_ND, dictionary_DK, 0.3, solver="triton")
     device_of.return_value.__exit__.assert_called_once()
     assert launch.call_count == 1
@@ -66,12 +66,12 @@ def test_the_two_products_against_float64(num_signals, width, num_atoms, device)
     c_RK = torch.empty(num_signals, num_atoms, device=device)
     on_nvidia = device == "cuda" and not torch.version.hip
     shape = dict(R=num_signals, D=width, K=num_atoms, PRECISION="tf32x3" if on_nvidia else "ieee")
-    shape |= lasso_triton.PRODUCT_TILE | lasso_triton.PRODUCT_OPTIONS
-    lasso_triton._residual_kernel[lasso_triton._product_grid(num_signals, width)](
+    shape |= descent_triton.PRODUCT_TILE | descent_triton.PRODUCT_OPTIONS
+    descent_triton._residual_kernel[descent_triton._product_grid(num_signals, width)](
         signals_ptr=signals_ND, codes_ptr=codes_NK, atoms_ptr=dictionary_DK.mT.contiguous(), rows_ptr=rows_R,
         residual_ptr=residual_RD, **shape,
     )  # fmt: skip
-    lasso_triton._direction_kernel[lasso_triton._product_grid(num_signals, num_atoms)](
+    descent_triton._direction_kernel[descent_triton._product_grid(num_signals, num_atoms)](
         residual_ptr=residual_RD, dictionary_ptr=dictionary_DK, lam_ptr=lam_N, rows_ptr=rows_R, c_ptr=c_RK,
         **shape,
     )  # fmt: skip
@@ -132,7 +132,7 @@ def test_no_code_depends_on_its_batch_mates(device):
 
 def test_more_signals_than_a_chunk(monkeypatch, device):
     signals_ND, dictionary_DK, whole = solve(gaussian, 5, 8, 20, 0.3, device)
-    monkeypatch.setattr(lasso_triton, "CHUNK", 2)
+    monkeypatch.setattr(descent_triton, "CHUNK", 2)
     parts = nonneg_lasso(signals_ND, dictionary_DK, 0.3, solver="triton")
     for left, right in zip(whole, parts, strict=True):
         assert torch.equal(left, right)
@@ -158,8 +158,10 @@ def test_a_signal_that_was_stopped_early_says_so(device, caplog, monkeypatch):
 
 
 def test_a_signal_without_updates_left_is_verified_once(device, monkeypatch):
-    grid, launches = lasso_triton._product_grid, []
-    monkeypatch.setattr(lasso_triton, "_product_grid", lambda *shape: launches.append(shape) or grid(*shape))
+    grid, launches = descent_triton._product_grid, []
+    monkeypatch.setattr(
+        descent_triton, "_product_grid", lambda *shape: launches.append(shape) or grid(*shape)
+    )
     _, _, result = solve(common_direction, 2, 16, 50, 0.05, device, tol=1e-5, max_steps=3)
     assert (result.steps_N == 3).all()
     assert launches == [(2, 50), (2, 16), (2, 50)]  # a pass, the residual, the verification
@@ -167,7 +169,7 @@ def test_a_signal_without_updates_left_is_verified_once(device, monkeypatch):
 
 def test_the_gap_after_the_last_pass_is_that_of_the_code(device, monkeypatch):
     """A wrong Gram matrix moves the code in every pass, and passes run out before it is good."""
-    monkeypatch.setattr(lasso_triton, "MAX_PASSES", 2)
+    monkeypatch.setattr(descent_triton, "MAX_PASSES", 2)
     wrong_KK = 1.01 * torch.eye(30, device=device)
     signals_ND, dictionary_DK, result = solve(gaussian, 3, 16, 30, 0.05, device, gram_KK=wrong_KK)
     gap_N = relative_gap(signals_ND, dictionary_DK, 0.05, result.codes_NK)

@@ -355,7 +355,7 @@ static int solve(const gram_t *g, float *b, float squared_norm, float lam, float
     t->newton_wait = SWEEPS_TO_NEWTON;
     for (int round = 0;; round++) {
         float top = round ? descent_direction(g, b, lam, M, t) : top_b - lam;
-        /* The gap, as in lasso_reference.duality_gap: d_j.r = c_j + lam, and |r|^2 = |x|^2 - a.(b + D^T r). */
+        /* The gap, as in reference.duality_gap: d_j.r = c_j + lam, and |r|^2 = |x|^2 - a.(b + D^T r). */
         double scale = top > 0 ? lam / ((double)lam + top) : 1, explained = 0, slack = 0, sum = 0;
         float violation = top > 0 ? top : 0;
         for (int64_t s = 0; s < M; s++) {

@@ -40,7 +40,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.lasso_reference import gram
+from kernels.lasso.reference import gram
 
 CHUNK = 16_384
 """Signals solved at a time: bounds the buffers for c and the residual whatever N is."""

@@ -80,7 +80,7 @@ def disentangled_attention(
     *,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """The same as `attention_reference.disentangled_attention`; scores and softmax in the dtype of the
+    """The same as `reference.disentangled_attention`; scores and softmax in the dtype of the
     inputs.
     """
     num_tokens, num_heads, head_width = q_THE.shape

@@ -1,4 +1,4 @@
-"""The CPU solver: compiles `lasso_descent.c` with the system's C compiler at first use, and calls it.
+"""The CPU solver: compiles `descent.c` with the system's C compiler at first use, and calls it.
 
 A compiled file is kept in the user's cache directory under a name made of the source, the flags, the compiler
 and the processor, so it is compiled once (about a second) and never reused where it does not fit. No wheel to
@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.lasso_reference import gram
+from kernels.lasso.reference import gram
 
-SOURCE = Path(__file__).with_suffix(".c")
+SOURCE = Path(__file__).with_name("descent.c")
 
 # Not -ffast-math: it would switch the whole process to flushing denormals when the library is loaded. These
 # let maxima be vectorised; the door has refused NaN and infinity.

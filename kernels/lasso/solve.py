@@ -23,8 +23,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import lasso_descent, lasso_reference
 from kernels.backend import Candidate, choose, logger
+from kernels.lasso.descent_cpu import nonneg_descent
+from kernels.lasso.descent_cpu import obstacle as why_no_descent
+from kernels.lasso.reference import nonneg_fista
 
 MAX_STEPS = {"fista": 20_000, "descent": 10_000_000, "triton": 1_000_000}
 """Default limit per signal, in the solver's own unit."""
@@ -159,13 +161,14 @@ def _solve(
     aim = max(0.98 * tol - 8 * torch.finfo(signals_ND.dtype).eps, 0.5 * tol)
     with torch.autocast(signals_ND.device.type, enabled=False):
         if solver == "descent":
-            result = lasso_descent.nonneg_descent(signals_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
+            result = nonneg_descent(signals_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
         elif solver == "triton":
-            from kernels import lasso_triton  # here, so that a machine without triton can import this module
+            # Imported here, so that a machine without triton can import this module.
+            from kernels.lasso.descent_triton import nonneg_triton
 
-            result = lasso_triton.nonneg_triton(signals_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
+            result = nonneg_triton(signals_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
         else:
-            result = lasso_reference.nonneg_fista(signals_ND, dictionary_DK, lam_N, aim, step, limit)
+            result = nonneg_fista(signals_ND, dictionary_DK, lam_N, aim, step, limit)
     codes_NK, gap_N, steps_N = result
 
     target_N = tol * 0.5 * (norm_N / unit_N) ** 2
@@ -211,7 +214,7 @@ def _candidates(signals_ND: Tensor, num_atoms: int) -> list[Candidate]:
     def descent_obstacle() -> str | None:
         if device != "cpu" or dtype != torch.float32:
             return f"it is for float32 on a CPU, not {dtype} on {device}"
-        return lasso_descent.obstacle()
+        return why_no_descent()
 
     triton = Candidate(
         "triton", "coordinate descent on the GPU", triton_obstacle, expected=dtype != torch.float32

@@ -13,7 +13,8 @@ import os
 import torch
 from torch import Tensor
 
-from kernels import attention_reference, attention_strided
+from kernels.attention.reference import disentangled_attention as reference_attention
+from kernels.attention.strided import disentangled_attention as strided_attention
 from kernels.backend import Candidate, choose
 
 WIDTHS_FOR_TRITON = {
@@ -23,8 +24,8 @@ WIDTHS_FOR_TRITON = {
 }
 """Heads that the compile check has passed."""
 _FOR_ANY_DEVICE = {
-    "strided": attention_strided.disentangled_attention,
-    "reference": attention_reference.disentangled_attention,
+    "strided": strided_attention,
+    "reference": reference_attention,
 }
 
 
@@ -66,9 +67,8 @@ def disentangled_attention(
     has_kernel = any(width == head_width for width in WIDTHS_FOR_TRITON.get(q_THE.dtype, ()))
     name = _choice(implementation, q_THE.device.type, q_THE.device.index, q_THE.dtype, has_kernel)
     if name == "triton":
-        from kernels import attention_triton  # here, so that a machine without triton can import this module
-
-        attend = attention_triton.disentangled_attention
+        # Imported here, so that a machine without triton can import this module.
+        from kernels.attention.fused_triton import disentangled_attention as attend
     else:
         attend = _FOR_ANY_DEVICE[name]
     return attend(q_THE, k_THE, v_THE, rel_k_HRE, rel_q_HRE, cu_seqlens, max_length, dropout_p=dropout_p)
