@@ -63,6 +63,7 @@ class Block:
             name: np.broadcast_to(np.uint32(value), (num_threads,)) for name, value in constants.items()
         }
 
+    @np.errstate(all="ignore")  # overflow and NaN are results like others
     def run(self) -> None:
         """Execute to the end. Raises Fault with the line that is at fault."""
         groups = {0: self.everyone}
@@ -138,10 +139,9 @@ class Block:
             return
         if self.program.widths.get(name) != value_T.dtype.itemsize:
             raise Fault(f"{name} does not have the {value_T.dtype.itemsize} bytes of the result")
-        if mask is not self.everyone:
-            held = self.registers.get(name)
-            before_T = np.zeros_like(value_T) if held is None else held.view(value_T.dtype)
-            value_T = np.where(mask, value_T, before_T)
+        held = self.registers.get(name)
+        if mask is not self.everyone and held is not None:
+            value_T = np.where(mask, value_T, held.view(value_T.dtype))
         self.registers[name] = value_T
 
     def addresses(self, operand: Operand, dtype: np.dtype[Any]) -> Vector:

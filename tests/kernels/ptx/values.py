@@ -207,9 +207,8 @@ def _execute(value: Value) -> Execute:
 
     def execute(block: Block, instruction: Instruction, mask: Mask) -> None:
         destination, *sources = instruction.operands
-        with np.errstate(all="ignore"):
-            computed = function(*(block.read(x, dtype) for x, dtype in zip(sources, types, strict=True)))
-        block.write(destination, computed, mask)
+        operands = [block.read(x, dtype) for x, dtype in zip(sources, types, strict=True)]
+        block.write(destination, function(*operands), mask)
 
     return execute
 
