@@ -62,6 +62,20 @@ def _fma(x: Vector, y: Vector, z: Vector) -> Vector:
     return (x.astype(F64) * y.astype(F64) + z.astype(F64)).astype(F32)
 
 
+def _exp2(x: Vector) -> Vector:
+    return np.exp2(x.astype(F64)).astype(F32)
+
+
+def _max(x: Vector, y: Vector) -> Vector:
+    """The other one if one is NaN; 0 is larger than -0."""
+    return np.where(x == y, (x.view(U32) & y.view(U32)).view(F32), np.fmax(x, y))
+
+
+def _min(x: Vector, y: Vector) -> Vector:
+    """The other one if one is NaN; -0 is smaller than 0."""
+    return np.where(x == y, (x.view(U32) | y.view(U32)).view(F32), np.fmin(x, y))
+
+
 def _shift_left(x: Vector, amount: Vector) -> Vector:
     """Amounts from the width on give 0."""
     width = 8 * x.dtype.itemsize
@@ -141,13 +155,13 @@ def _bits(values: dict[str, Value]) -> None:
 
 def _floats(values: dict[str, Value]) -> None:
     for name, function in (
-        ("add", np.add), ("sub", np.subtract), ("mul", np.multiply), ("max", np.fmax), ("min", np.fmin),
+        ("add", np.add), ("sub", np.subtract), ("mul", np.multiply), ("max", _max), ("min", _min),
         ("div.full", np.divide), ("div.rn", np.divide),
     ):  # fmt: skip
         values[f"{name}.f32"] = Value(F32, (F32, F32), function)
     for name, function in (("neg", np.negative), ("abs", np.abs), ("sqrt.rn", np.sqrt)):
         values[f"{name}.f32"] = Value(F32, (F32,), function)
-    for name, function in (("ex2", np.exp2), ("sqrt", np.sqrt), ("lg2", np.log2)):
+    for name, function in (("ex2", _exp2), ("sqrt", np.sqrt), ("lg2", np.log2)):
         values[f"{name}.approx.ftz.f32"] = Value(F32, (F32,), _flushing(function))
     values["fma.rn.f32"] = Value(F32, (F32,) * 3, _fma)
     values["fma.rn.ftz.f32"] = Value(F32, (F32,) * 3, _flushing(_fma))
