@@ -5,6 +5,7 @@ barriers, tensor cores and shuffles that the Python does not show. This package 
 thread block at a time, all threads of the block as NumPy vectors, driven by the project's own host code.
 
     program.py     the text of a PTX kernel as a list of instructions
+    arithmetic.py  what NumPy has no function for
     values.py      instructions that compute values from registers
     memory.py      global and shared memory, with checks of bounds, alignment and races
     transfers.py   instructions that move data between registers and memory

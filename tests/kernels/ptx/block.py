@@ -56,7 +56,9 @@ class Block:
         self.open_copies: list[Copy] = []
         self.copy_groups: list[list[Copy]] = []
         self.executed: Counter[str] = Counter()
-        constants = {"%tid.x": self.thread_T, "global_smem": 0}
+        self.barriers: list[int] = []
+        """Positions of the barriers that were passed, in order."""
+        constants: dict[str, Any] = {"%tid.x": self.thread_T, "global_smem": 0}
         for axis, place, extent in zip("xyz", index, grid, strict=True):
             constants |= {f"%ctaid.{axis}": place, f"%nctaid.{axis}": extent}
         self._names = {
@@ -82,7 +84,9 @@ class Block:
                     continue
                 following = self._step(instruction, position, active)
             except Fault as fault:
-                raise Fault(f"{self.program.name}, line {instruction.line}: {fault}: {instruction.text}") from fault
+                raise Fault(
+                    f"{self.program.name}, line {instruction.line}: {fault}: {instruction.text}"
+                ) from fault
             for target, mask in following:
                 groups[target] = groups[target] | mask if target in groups else mask
         raise Fault(f"{self.program.name} does not end")
@@ -115,6 +119,7 @@ class Block:
             raise Fault(f"{where}: a barrier of another kind: {instruction.text}")
         waiting.clear()
         self.executed["bar.sync"] += 1
+        self.barriers.append(position)
         self.shared.forget()
         return {position + 1: mask}
 

@@ -109,7 +109,7 @@ def solve(signals_ND: Tensor, dictionary_DK: Tensor, lam: float) -> LassoResult:
 def residual_and_direction(
     signals_ND: Tensor, codes_NK: Tensor, dictionary_DK: Tensor, lam_N: Tensor, rows_R: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The sparse coder's two products, x - D a (R, D) and D^T (x - D a) - lam (R, K), of the signals rows_R."""
+    """The sparse coder's two products, x - D a (R, D) and D^T (x - D a) - lam (R, K), of signals rows_R."""
     num_rows, (width, num_atoms) = len(rows_R), dictionary_DK.shape
     residual_RD, c_RK = torch.empty(num_rows, width), torch.empty(num_rows, num_atoms)
     shape = {"R": num_rows, "D": width, "K": num_atoms, "PRECISION": "tf32x3"}

@@ -35,8 +35,10 @@ class Emulator:
         """Applied to each kernel before it runs; a test breaks kernels with it."""
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """From here on `kernel[grid](...)` runs in this emulator, and host code chooses as for an NVIDIA GPU."""
-        monkeypatch.setattr(InterpretedFunction, "run", lambda kernel, **launch: self.launch(kernel, **launch))
+        """From here on `kernel[grid](...)` runs here, and host code chooses as for an NVIDIA GPU."""
+        monkeypatch.setattr(
+            InterpretedFunction, "run", lambda kernel, **launch: self.launch(kernel, **launch)
+        )
         monkeypatch.setattr(torch.Tensor, "is_cuda", True)
 
     def launch(
@@ -47,7 +49,11 @@ class Emulator:
         name = kernel.fn.__name__
         target = self.target_of.get(name, self.target)
         request = Request(
-            kernel.fn.__module__, name, target, tuple(map(_described, arguments.items())), tuple(options.items())
+            kernel.fn.__module__,
+            name,
+            target,
+            tuple(map(_described, arguments.items())),
+            tuple(options.items()),
         )
         compiled = _compile(request)
         program = self.change(parse(compiled.ptx))

@@ -1,9 +1,9 @@
 """Global and shared memory of the emulator. Every access is checked: bounds, alignment, and races.
 
-A race is two accesses to one byte, at least one of them a store, by two agents that nothing orders. In shared
-memory the agents are the warps of a block, and a barrier orders what lies before it and after it. (The threads
-of one warp count as ordered.) In global memory the agents are the programs of a launch, and nothing orders
-them: these kernels have no atomics.
+A race is two accesses to one byte, at least one of them a store, by two agents that nothing orders. In
+shared memory the agents are the warps of a block, and a barrier orders what lies before it and after it. (The
+threads of one warp count as ordered.) In global memory the agents are the programs of a launch, and nothing
+orders them: these kernels have no atomics.
 
 Legend: n active threads, S bytes of an access of one thread (1 to 16, a power of two). Places are int64 byte
 positions from the memory's start, data is uint8.
@@ -70,9 +70,7 @@ class Memory:
         rows[row_n[n], s] = SEVERAL
 
     @staticmethod
-    def _demand(
-        record: NDArray[np.int32], row_n: Integers, size: int, agent_n1: Integers, what: str
-    ) -> None:
+    def _demand(record: NDArray[np.int32], row_n: Integers, size: int, agent_n1: Integers, what: str) -> None:
         """Raise Fault if the record of some byte names another agent."""
         before_nS = record.reshape(-1, size)[row_n]
         bad = (before_nS != NOBODY) & (before_nS != agent_n1)
@@ -200,4 +198,4 @@ class GlobalMemory:
 
 def _start(tensor: torch.Tensor) -> int:
     """Bytes from the start of its storage, which torch aligns."""
-    return tensor.storage_offset() * tensor.element_size()
+    return int(tensor.storage_offset()) * tensor.element_size()

@@ -48,6 +48,8 @@ class Program(NamedTuple):
     """Bytes of each register; 1 for a predicate."""
 
 
+DIRECTIVES = (".loc", ".reg", ".pragma")
+
 _ENTRY = re.compile(r"\.visible \.entry (\w+)\((.*?)\)(.*?)\n\{\n(.*?)\n\}", re.DOTALL)
 _PARAMETER = re.compile(r"\.param \.(\w+)[^,]*?(\w+)\s*(?:,|$)")
 _STATEMENT = re.compile(r"(?:@(!?)(%\w+)\s+)?([\w.:]+)\s*(.*)", re.DOTALL)
@@ -73,9 +75,8 @@ def parse(text: str) -> Program:
         while label := _LABEL.match(line):
             labels[label[1]] = len(instructions)
             line = line[label.end() :]
-        for statement in filter(None, (part.strip() for part in line.split(";"))):
-            if not statement.startswith((".loc", ".reg", ".pragma")): 
-                instructions.append(_instruction(number, statement))
+        statements = filter(None, map(str.strip, line.split(";")))
+        instructions += [_instruction(number, x) for x in statements if not x.startswith(DIRECTIVES)]
     parameters = {name: kind for kind, name in _PARAMETER.findall(entry[2])}
     widths = {
         f"{prefix}{number}": _WIDTHS[kind]

@@ -119,7 +119,7 @@ EXPECTED: dict[str, Callable[..., Number]] = {
 EXPECTED_CVT: dict[str, Callable[..., Number]] = {
     "cvt.f32.bf16": lambda bits: struct.unpack("f", (bits << 16).to_bytes(4, "little"))[0],
     "cvt.rn.bf16.f32": nearest_bf16,
-    "cvt.rn.f16.f32": lambda x: np.uint16(nearest_f16(x)).view(np.float16),
+    "cvt.rn.f16.f32": lambda x: float(np.uint16(nearest_f16(x)).view(np.float16)),
     "cvt.rn.bf16x2.f32": lambda x, y: nearest_bf16(x) << 16 | nearest_bf16(y),
     "cvt.rn.f16x2.f32": lambda x, y: nearest_f16(x) << 16 | nearest_f16(y),
     "cvt.rna.tf32.f32": nearest_tf32,
@@ -131,9 +131,13 @@ def expected(opcode: str) -> Callable[..., Number]:
     if opcode in EXPECTED_CVT:
         return EXPECTED_CVT[opcode]
     if opcode.startswith("cvt"):
-        return lambda x: x  # to a wider, narrower or rounded number: the conversion to the result's type does it
+        return lambda x: (
+            x
+        )  # to a wider, narrower or rounded number: the conversion to the result's type does it
     if opcode.startswith("setp"):
         return COMPARE[opcode.split(".")[1]]
     if opcode == "bfe.s32":
-        return lambda x, start, length: (((x >> start) + 2 ** (length - 1)) & ((1 << length) - 1)) - 2 ** (length - 1)
+        return lambda x, start, length: (
+            (((x >> start) + 2 ** (length - 1)) & ((1 << length) - 1)) - 2 ** (length - 1)
+        )
     return EXPECTED[opcode.rpartition(".")[0]]

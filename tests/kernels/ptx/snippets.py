@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -26,7 +25,7 @@ KERNEL = """
 	ret;
 }}
 """
-BODY_LINE = 11
+BODY_LINE = KERNEL.partition("{body}")[0].count("\n") + 1
 """The line of the kernel on which the body begins."""
 
 

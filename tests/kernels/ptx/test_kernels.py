@@ -8,6 +8,7 @@ selection takes a minute. All combinations, and larger shapes, take ten:
 
 import pytest
 import torch
+from _pytest.mark.structures import ParameterSet
 from lasso_problems import common_direction, gaussian, relative_gap, uneven_atoms
 
 pytest.importorskip("triton")
@@ -31,9 +32,9 @@ def emulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return emulator
 
 
-def attention_cases() -> list[object]:
+def attention_cases() -> list[ParameterSet]:
     """Each dtype and width runs on one target with dropout and on the other without; the rest is large."""
-    cases: list[object] = []
+    cases = []
     for number, (dtype, width) in enumerate(ALL_WIDTHS):
         for has_dropout in (False, True):
             for target in ("sm80", "sm90"):
@@ -42,26 +43,33 @@ def attention_cases() -> list[object]:
                 is_usual = (number % 2 == 0) == (has_dropout == (target == "sm80"))
                 marks = [] if is_usual else [large]
                 cases.append(pytest.param(target, case, marks=marks, id=f"{target}-{case}"))
-    for case in (
+    more = (
         Attention(BF16, 64, (9, 3, 16), num_heads=2),  # the small tile
         Attention(BF16, 64, (19, 5), num_heads=2, padding=3),
-    ):
-        cases.append(pytest.param("sm80", case, id=f"sm80-{case}"))
-    for case in (
+    )
+    at_large = (
         Attention(BF16, 64, (7, 1, 33, 64, 40), 0.1, num_heads=2),
         Attention(F16, 128, (100, 31, 128), num_heads=2),
         Attention(F32, 64, (50, 64), 0.1, num_heads=3, padding=1),
         Attention(BF16, 64, (300,)),
-    ):
-        for target in ("sm80", "sm90"):
-            cases.append(pytest.param(target, case, marks=large, id=f"{target}-{case}"))
-    return cases
+    )
+    return [
+        *cases,
+        *(pytest.param("sm80", case, id=f"sm80-{case}") for case in more),
+        *(
+            pytest.param(target, case, marks=large, id=f"{target}-{case}")
+            for target in ("sm80", "sm90")
+            for case in at_large
+        ),
+    ]
 
 
 @pytest.mark.parametrize(("emulator", "case"), attention_cases(), indirect=["emulator"])
 def test_attention_and_its_gradients(emulator: Emulator, case: Attention) -> None:
     got = case.run()
-    assert set(emulator.programs) == {f"{name}_kernel" for name in ("forward", "queries", "keys", "distances")}
+    assert set(emulator.programs) == {
+        f"{name}_kernel" for name in ("forward", "queries", "keys", "distances")
+    }
     errors = case.worst_rows(got, case.expected())
     assert max(errors.values()) <= TOLERANCE[case.dtype], errors
 
@@ -73,19 +81,22 @@ def test_dropout_keeps_its_share(emulator: Emulator) -> None:
     assert not torch.equal(kept_HLL, again_HLL)
 
 
-def lasso_cases() -> list[object]:
-    cases = [
-        ("sm80", gaussian, (1, 1, 1)), ("sm90", gaussian, (1, 1, 1)), ("sm80", common_direction, (2, 40, 131)),
-        ("sm90", uneven_atoms, (3, 33, 131)), ("sm80", gaussian, (1, 24, 1500)),
-        ("sm90", gaussian, (1, 24, 1500)), ("sm80", gaussian, (1, 24, 1504)),
+def lasso_cases() -> list[ParameterSet]:
+    usual = [
+        ("sm80", gaussian, (1, 1, 1)), ("sm90", gaussian, (1, 1, 1)),
+        ("sm80", common_direction, (2, 40, 131)), ("sm90", uneven_atoms, (3, 33, 131)),
+        ("sm80", gaussian, (1, 24, 1500)), ("sm90", gaussian, (1, 24, 1500)),
+        ("sm80", gaussian, (1, 24, 1504)),
     ]  # fmt: skip
     at_large = [
         ("sm90", gaussian, (1, 24, 1504)), ("sm80", gaussian, (4, 768, 1500)),
         ("sm90", common_direction, (4, 256, 1504)), ("sm80", gaussian, (1, 16, 4096)),
         ("sm80", gaussian, (130, 48, 200)),
     ]  # fmt: skip
-    return [pytest.param(*case, id=f"{case[0]}-{case[1].__name__}-{case[2]}") for case in cases] + [
-        pytest.param(*case, marks=large, id=f"{case[0]}-{case[1].__name__}-{case[2]}") for case in at_large
+    return [
+        pytest.param(target, problem, sizes, marks=marks, id=f"{target}-{problem.__name__}-{sizes}")
+        for marks, cases in (([], usual), ([large], at_large))
+        for target, problem, sizes in cases
     ]
 
 
@@ -112,8 +123,12 @@ def test_zero_atoms_and_inputs_that_are_not_contiguous(emulator: Emulator) -> No
 
 @pytest.mark.parametrize(
     ("emulator", "sizes"),
-    [("sm80", (1, 1, 1)), ("sm80", (70, 33, 67)), ("sm80", (3, 64, 64))]
-    + [pytest.param("sm80", (130, 768, 1500), marks=large)],
+    [
+        ("sm80", (1, 1, 1)),
+        ("sm80", (70, 33, 67)),
+        ("sm80", (3, 64, 64)),
+        pytest.param("sm80", (130, 768, 1500), marks=large),
+    ],
     indirect=["emulator"],
 )
 def test_the_two_products(emulator: Emulator, sizes: tuple[int, int, int]) -> None:

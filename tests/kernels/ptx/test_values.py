@@ -10,15 +10,31 @@ from numpy.typing import NDArray
 
 pytest.importorskip("triton")
 
+from ptx.arithmetic import PRED, U32, DType
 from ptx.program import Fault
 from ptx.references import expected
 from ptx.snippets import run
-from ptx.values import OPERATIONS, PRED, U32, VALUES, DType
+from ptx.values import OPERATIONS, VALUES
 
 REGISTER = {1: "%p", 2: "%rs", 4: "%r", 8: "%rd"}
 NUM_THREADS = 256
 SHIFTS = (0, 1, 5, 15, 16, 31, 32, 33, 63, 64, 200, 2**32 - 1)
-FLOATS = (0.0, -0.0, 1.0, -1.5, 3e38, -3e38, 1e-38, -1e-40, 1e-45, math.inf, -math.inf, math.nan, 65504.0, 1e-5)
+FLOATS = (
+    0.0,
+    -0.0,
+    1.0,
+    -1.5,
+    3e38,
+    -3e38,
+    1e-38,
+    -1e-40,
+    1e-45,
+    math.inf,
+    -math.inf,
+    math.nan,
+    65504.0,
+    1e-5,
+)
 
 
 def examples(dtype: DType, generator: np.random.Generator) -> NDArray[Any]:
@@ -54,7 +70,9 @@ def test_value(opcode: str) -> None:
     values = operands(opcode)
     names = [f"{REGISTER[dtype.itemsize]}{number}" for number, dtype in enumerate(types, 1)]
     to = f"{REGISTER[result.itemsize]}9"
-    block = run(f"{opcode} {to}, {', '.join(names)};", dict(zip(names, values, strict=True)), num_threads=NUM_THREADS)
+    block = run(
+        f"{opcode} {to}, {', '.join(names)};", dict(zip(names, values, strict=True)), num_threads=NUM_THREADS
+    )
     got = block.registers[to].view(result)
     function = expected(opcode)
     want = [function(*(x.item() for x in row)) for row in zip(*values, strict=True)]
@@ -66,7 +84,9 @@ def test_value(opcode: str) -> None:
     else:
         width = 1 if result == PRED else 8 * result.itemsize
         unsigned = [int(x) % (1 << width) for x in want]
-        np.testing.assert_array_equal(got.view(f"u{result.itemsize}"), np.array(unsigned, f"u{result.itemsize}"))
+        np.testing.assert_array_equal(
+            got.view(f"u{result.itemsize}"), np.array(unsigned, f"u{result.itemsize}")
+        )
 
 
 def test_moves() -> None:
@@ -96,7 +116,8 @@ def test_a_register_is_split_and_joined(whole: str, part: str, count: int) -> No
 def test_names_and_numbers() -> None:
     body = """
         mov.u32 %r1, %tid.x; mov.u32 %r2, %ctaid.y; mov.u32 %r3, %nctaid.z; mov.b32 %r4, global_smem;
-        mov.b32 %r5, 0f3FC00000; mov.b32 %r6, -2; mov.b16 %rs1, 0x7FFF; mov.pred %p1, -1; add.s32 %r7, %r1, 0x10U;
+        mov.b32 %r5, 0f3FC00000; mov.b32 %r6, -2; mov.b16 %rs1, 0x7FFF; mov.pred %p1, -1;
+        add.s32 %r7, %r1, 0x10U;
     """
     registers = run(body, index=(1, 2, 0), grid=(4, 5, 6)).registers
     want = {"%r1": range(32), "%r2": 2, "%r3": 6, "%r4": 0, "%r6": 2**32 - 2, "%rs1": 0x7FFF, "%p1": True}

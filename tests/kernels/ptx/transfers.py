@@ -5,10 +5,11 @@ Legend: n active threads, S bytes of an access of one thread, V registers of a v
 
 import numpy as np
 
+from ptx.arithmetic import U32, U64, DType
 from ptx.block import Block, Copy, Execute, Mask
 from ptx.memory import Bytes
 from ptx.program import Address, Fault, Instruction, Operand
-from ptx.values import TYPES, U32, U64, DType
+from ptx.values import TYPES
 
 
 def _registers(operand: Operand) -> tuple[str, ...]:
@@ -22,7 +23,9 @@ def _load_parameter(dtype: DType) -> Execute:
             raise Fault(f"{source} is no parameter")
         bits = np.array(block.arguments[source.base], f"u{dtype.itemsize}")
         value_T = np.full(len(mask), bits).view(dtype)
-        wider = np.dtype(f"{dtype.kind}{block.program.widths[str(to)]}")  # a wide register takes the extended value
+        wider = np.dtype(
+            f"{dtype.kind}{block.program.widths[str(to)]}"
+        )  # a wide register takes the extended value
         block.write(to, value_T.astype(wider), mask)
 
     return execute
@@ -102,7 +105,9 @@ OPERATIONS: dict[str, Execute] = {
     "cp.async.commit_group": _commit_copies,
     "cp.async.wait_group": _wait_for_copies,
 }
-OPERATIONS |= {f"ld.param.{kind}": _load_parameter(TYPES[kind]) for kind in ("b32", "u32", "s32", "f32", "b64", "u64")}
+OPERATIONS |= {
+    f"ld.param.{kind}": _load_parameter(TYPES[kind]) for kind in ("b32", "u32", "s32", "f32", "b64", "u64")
+}
 for _space in ("shared", "global"):
     for _kind in ("b16", "b32", "b64"):
         for _name, _count in (("", 1), (".v2", 2), (".v4", 4)):

@@ -1,18 +1,18 @@
 """PTX instructions that the 32 threads of a warp execute together: shuffles, matrix products on tensor cores,
 and the loads and stores of their operands.
 
-All of them demand that no lane is missing. Where the elements of a matrix lie in the registers of a warp is
-that of the PTX ISA 8.7, "Matrix Fragments for mma.m16n8k8" and "mma.m16n8k16": with g = lane / 4 and t = lane % 4,
-A has rows g and g + 8, B has column g, and the accumulator has columns 2 t and 2 t + 1.
+All of them demand that no lane is missing. Which lane holds which elements of a matrix: PTX ISA 8.7, "Matrix
+Fragments for mma.m16n8k8" and "mma.m16n8k16". With g = lane / 4 and t = lane % 4, a lane has rows g and g + 8
+of A, column g of B, and columns 2 t and 2 t + 1 of the accumulator.
 
 Legend: T threads of the block, W warps, L = 32 lanes; of a product (M, K) x (K, N).
 """
 
 import numpy as np
 
+from ptx.arithmetic import F16, F32, F64, U16, U32, DType, bf16_to_float
 from ptx.block import WARP, Block, Execute, Mask, Vector
 from ptx.program import Fault, Instruction, Operand
-from ptx.values import F16, F32, F64, U16, U32, DType, bf16_to_float
 
 LANE = np.arange(WARP)
 GROUP, PLACE = LANE // 4, LANE % 4
