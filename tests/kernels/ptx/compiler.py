@@ -56,14 +56,10 @@ def _process() -> ProcessPoolExecutor:
 
 def compile_here(request: Request) -> Compiled:
     os.environ["TRITON_INTERPRET"] = "0"
-    import triton  # not before the line above
-    from aot import TARGETS, FakeDriver
+    from compiling import compile_kernel  # imports triton, so not before the line above
 
-    driver = FakeDriver(TARGETS[request.target][0], list(TARGETS).index(request.target))
-    triton.runtime.driver.set_active(driver)
     kernel = getattr(importlib.import_module(request.module), request.kernel)
-    arguments = dict(request.arguments)
-    compiled = kernel.warmup(grid=(1,), **arguments, **dict(request.options))
+    compiled = compile_kernel(kernel, dict(request.arguments), dict(request.options), request.target)
     constants = {name[0] for name in compiled.src.constants}
     parameters = tuple(name for place, name in enumerate(kernel.arg_names) if place not in constants)
     return Compiled(compiled.asm["ptx"], compiled.metadata.shared, parameters)
