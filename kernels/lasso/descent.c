@@ -20,6 +20,7 @@
  * Shapes: N signals, D their dimension, K atoms, M atoms in the working set. All matrices row-major and contiguous.
  * Stored and computed in float32; sums that decide about stopping are accumulated in float64.
  */
+#include <float.h>
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
@@ -43,6 +44,7 @@
 #define TILE_COLUMNS (3 * LANES)
 
 /* Measured at D 384, K 1500 on an AMD EPYC (Zen 4); flat around these values. */
+#define COPY_FROM 64         /* signals: with fewer, copying the dictionary into tiles costs more than it saves */
 #define SIGNALS_AT_ONCE 32   /* share each pass over the dictionary; their b take 192 KB at K 1500 */
 #define ADD_AT_ONCE 32       /* atoms that join the working set in a round */
 #define ADD_SHARE 0.1f       /* of the largest violation: smaller ones wait, most vanish by themselves */
@@ -64,6 +66,9 @@ static inline vec largest(vec a, vec b)
     for (int i = 0; i < LANES; i++) r[i] = a[i] > b[i] ? a[i] : b[i];
     return r;
 }
+/* All bits of a lane are set where it is NaN or infinite. The exponent says so: the compiler may assume that floats are
+ * finite (-ffinite-math-only, without which maxima take twice the instructions) and would remove other tests. */
+static inline ivec not_finite(vec a) { return ((ivec)a & 0x7f800000) == 0x7f800000; }
 static inline float largest_lane(vec a)
 {
     float r = a[0];
@@ -122,11 +127,11 @@ static int reserve_working_set(scratch_t *t, int64_t capacity)
     return t->gram_MM && t->factor_FF;
 }
 
-static int reserve(scratch_t *t, int64_t D, int64_t padded_K)
+static int reserve(scratch_t *t, int64_t at_once, int64_t D, int64_t padded_K)
 {
     memset(t, 0, sizeof *t);
-    t->signals = allocate(SIGNALS_AT_ONCE * D);
-    t->b = allocate(SIGNALS_AT_ONCE * padded_K);
+    t->signals = allocate(at_once * D);
+    t->b = allocate(at_once * padded_K);
     t->c = allocate(padded_K);
     t->place_K = allocate(padded_K);
     t->candidates = allocate(padded_K);
@@ -142,53 +147,80 @@ static void release(scratch_t *t)
     free(t->member_F), free(t->factor_FF), free(t->step_F), free(t->change_M);
 }
 
-/* out (TILE_ROWS x TILE_COLUMNS) = signals^T panel; signals is D x TILE_ROWS, panel D x TILE_COLUMNS. */
-static void correlate_tile(const float *restrict signals, const float *restrict panel, int64_t D, float *restrict out,
-                           int64_t out_stride)
+/* b (rows x TILE_COLUMNS) = products of a few signals with TILE_COLUMNS atoms. The signals are interleaved (D x rows);
+ * row d of the atoms starts at d * stride. Every b is summed in the order of d, whatever `rows` is. */
+static inline __attribute__((always_inline)) void correlate_rows(int rows, const float *restrict signals,
+                                                                 const float *restrict atoms, int64_t stride, int64_t D,
+                                                                 float *restrict b, int64_t b_stride)
 {
     vec sum[TILE_ROWS][3];
-    for (int i = 0; i < TILE_ROWS; i++)
+    for (int i = 0; i < rows; i++)
         for (int v = 0; v < 3; v++) sum[i][v] = splat(0);
     for (int64_t d = 0; d < D; d++) {
-        const float *p = panel + d * TILE_COLUMNS;
+        const float *p = atoms + d * stride;
         vec p0 = load(p), p1 = load(p + LANES), p2 = load(p + 2 * LANES);
 #pragma GCC unroll 8
-        for (int i = 0; i < TILE_ROWS; i++) {
-            vec x = splat(signals[d * TILE_ROWS + i]);
+        for (int i = 0; i < rows; i++) {
+            vec x = splat(signals[d * rows + i]);
             sum[i][0] += x * p0;
             sum[i][1] += x * p1;
             sum[i][2] += x * p2;
         }
     }
-    for (int i = 0; i < TILE_ROWS; i++)
-        for (int v = 0; v < 3; v++) store(out + i * out_stride + v * LANES, sum[i][v]);
+    for (int i = 0; i < rows; i++)
+        for (int v = 0; v < 3; v++) store(b + i * b_stride + v * LANES, sum[i][v]);
 }
 
-/* b = D^T x for a few signals, in groups of TILE_ROWS; the last group is filled up with zeros. */
-static void correlate(const float *signals_ND, int64_t num, int64_t D, const float *panels, int64_t padded_K, scratch_t *t)
+static void correlate_tile(int rows, const float *signals, const float *atoms, int64_t stride, int64_t D, float *b,
+                           int64_t b_stride)
 {
-    int64_t num_groups = (num + TILE_ROWS - 1) / TILE_ROWS;
-    for (int64_t g = 0; g < num_groups; g++)
-        for (int64_t i = 0; i < TILE_ROWS; i++) {
-            int64_t n = g * TILE_ROWS + i;
-            for (int64_t d = 0; d < D; d++)
-                t->signals[(g * D + d) * TILE_ROWS + i] = n < num ? signals_ND[n * D + d] : 0;
-        }
-    for (int64_t column = 0; column < padded_K; column += TILE_COLUMNS)
-        for (int64_t g = 0; g < num_groups; g++)
-            correlate_tile(t->signals + g * D * TILE_ROWS, panels + column * D, D, t->b + g * TILE_ROWS * padded_K + column,
-                           padded_K);
+    if (rows == 1)
+        correlate_rows(1, signals, atoms, stride, D, b, b_stride);
+    else if (rows == 2)
+        correlate_rows(2, signals, atoms, stride, D, b, b_stride);
+    else
+        correlate_rows(TILE_ROWS, signals, atoms, stride, D, b, b_stride);
 }
 
-/* Step 3: c = b - lam - G a over all atoms, four rows of G a pass. Returns the largest c. */
-static float descent_direction(const gram_t *g, const float *b, float lam, int64_t M, scratch_t *t)
+/* The dictionary as tiles of TILE_COLUMNS atoms: copied, contiguous tiles for many signals; for few, where the copies
+ * would cost more than they save, only the last tile, which is filled up with zeros. */
+typedef struct {
+    const float *dictionary_DK;
+    float *copies;
+    int64_t first_copied; /* atom */
+} tiles_t;
+
+static void correlate(const float *signals_ND, int64_t num, int64_t D, const tiles_t *tiles, int64_t K, int64_t padded_K,
+                      scratch_t *t)
+{
+    int rows = num <= 2 ? (int)num : TILE_ROWS; /* of a group; the last group is filled up with zeros */
+    int64_t num_groups = (num + rows - 1) / rows;
+    for (int64_t g = 0; g < num_groups; g++)
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t n = g * rows + i;
+            for (int64_t d = 0; d < D; d++) t->signals[(g * D + d) * rows + i] = n < num ? signals_ND[n * D + d] : 0;
+        }
+    for (int64_t column = 0; column < padded_K; column += TILE_COLUMNS) {
+        int is_copied = column >= tiles->first_copied;
+        const float *atoms =
+            is_copied ? tiles->copies + (column - tiles->first_copied) * D : tiles->dictionary_DK + column;
+        for (int64_t g = 0; g < num_groups; g++)
+            correlate_tile(rows, t->signals + g * D * rows, atoms, is_copied ? TILE_COLUMNS : K, D,
+                           t->b + g * rows * padded_K + column, padded_K);
+    }
+}
+
+/* Step 3: c = b - lam - G a over all atoms, four rows of G a pass. Gives the largest c; returns whether all are finite. */
+static int descent_direction(const gram_t *g, const float *b, float lam, int64_t M, scratch_t *t, float *largest_c)
 {
     float *restrict c = t->c;
-    vec top = splat(-INFINITY);
+    vec top = splat(-FLT_MAX);
+    ivec bad = {0};
     for (int64_t j = 0; j < g->padded_K; j += LANES) {
         vec v = load(b + j) - lam;
         store(c + j, v);
         top = largest(top, v);
+        bad |= not_finite(v);
     }
     for (int64_t s = 0; s < M;) {
         const float *row[4];
@@ -198,15 +230,19 @@ static float descent_direction(const gram_t *g, const float *b, float lam, int64
             if (t->a_M[s] > 0) row[num] = gram_row(g, t->atom_M[s]), a[num++] = t->a_M[s];
         if (!num) break;
         for (int i = num; i < 4; i++) row[i] = row[0];
-        top = splat(-INFINITY);
+        top = splat(-FLT_MAX);
         for (int64_t j = 0; j < g->padded_K; j += LANES) {
             vec v = load(c + j) - a[0] * load(row[0] + j) - a[1] * load(row[1] + j) - a[2] * load(row[2] + j) -
                     a[3] * load(row[3] + j);
             store(c + j, v);
             top = largest(top, v);
+            bad |= not_finite(v);
         }
     }
-    return largest_lane(top);
+    *largest_c = largest_lane(top);
+    int32_t any = 0;
+    for (int i = 0; i < LANES; i++) any |= bad[i];
+    return !any;
 }
 
 static int64_t count_above(int64_t K, float threshold, const float *c)
@@ -344,17 +380,21 @@ static int64_t descend(int64_t M, float eps, int64_t max_updates, scratch_t *t)
     return num_updates;
 }
 
-/* One signal. Returns 0 where memory ran out. */
+/* One signal. Returns 0 where memory ran out. The gap is NaN where the signal, an atom or a row of G is not finite. */
 static int solve(const gram_t *g, float *b, float squared_norm, float lam, float tol, int64_t max_updates, scratch_t *t,
                  float *restrict code_K, float *gap, int32_t *num_steps)
 {
     int64_t K = g->K, M = 0, gathered = 0, updates = 0;
     float target = tol * 0.5f * squared_norm;
     for (int64_t j = K; j < g->padded_K; j++) b[j] = -1e30f; /* never a maximum */
-    float top_b = descent_direction(g, b, lam, 0, t) + lam;
+    float top, top_b = 0;
     t->newton_wait = SWEEPS_TO_NEWTON;
     for (int round = 0;; round++) {
-        float top = round ? descent_direction(g, b, lam, M, t) : top_b - lam;
+        if (!descent_direction(g, b, lam, M, t, &top)) {
+            *gap = NAN;
+            break;
+        }
+        if (!round) top_b = top + lam;
         /* The gap, as in reference.duality_gap: d_j.r = c_j + lam, and |r|^2 = |x|^2 - a.(b + D^T r). */
         double scale = top > 0 ? lam / ((double)lam + top) : 1, explained = 0, slack = 0, sum = 0;
         float violation = top > 0 ? top : 0;
@@ -395,13 +435,14 @@ static int solve(const gram_t *g, float *b, float squared_norm, float lam, float
          * than that needs, nor for less than float32 resolves. */
         double needed = 0.5 * lam * sqrt(target / (residual + 1e-30));
         if (sum > 0 && needed > 0.25 * target / sum) needed = 0.25 * target / sum;
-        float eps = ROUND_SHARE * violation, resolution = 1.2e-7f * (lam + (top_b > 0 ? top_b : 0));
+        float eps = ROUND_SHARE * violation, resolution = FLT_EPSILON * (lam + (top_b > 0 ? top_b : 0));
         eps = eps > needed ? eps : (float)needed;
         updates += descend(M, eps > resolution ? eps : resolution, max_updates - updates, t);
     }
     memset(code_K, 0, 4 * (size_t)K);
     for (int64_t s = 0; s < M; s++) {
         code_K[t->atom_M[s]] = t->a_M[s];
+        if (not_finite(splat(t->a_M[s]))[0]) *gap = NAN;
         t->place_K[t->atom_M[s]] = -1;
     }
     *num_steps = (int32_t)updates;
@@ -411,9 +452,9 @@ static int solve(const gram_t *g, float *b, float squared_norm, float lam, float
 /* What the threads of a call share. Work is claimed by counters; nobody spins at a barrier, because on a machine with
  * other work the thread that is waited for may not be running. */
 typedef struct {
-    const float *signals_ND, *dictionary_DK, *lam_N;
+    const float *signals_ND, *lam_N;
     gram_t gram;
-    float *panels; /* the dictionary as tiles: D x TILE_COLUMNS each, contiguous */
+    tiles_t tiles;
     float tol;
     int64_t max_updates, N, D, at_once;
     float *codes_NK, *gap_N;
@@ -424,13 +465,13 @@ typedef struct {
 
 static int64_t claim(int64_t *counter, int64_t num) { return __atomic_fetch_add(counter, num, __ATOMIC_RELAXED); }
 
-static void copy_panel(const job_t *job, int64_t column)
+static void copy_tile(const job_t *job, int64_t column)
 {
     int64_t K = job->gram.K, width = K - column < TILE_COLUMNS ? K - column : TILE_COLUMNS;
-    for (int64_t d = 0; d < job->D; d++) {
-        float *out = job->panels + column * job->D + d * TILE_COLUMNS;
-        memset(out, 0, 4 * TILE_COLUMNS);
-        memcpy(out, job->dictionary_DK + d * K + column, 4 * (size_t)width);
+    float *out = job->tiles.copies + (column - job->tiles.first_copied) * job->D;
+    for (int64_t d = 0; d < job->D; d++, out += TILE_COLUMNS) {
+        memcpy(out, job->tiles.dictionary_DK + d * K + column, 4 * (size_t)width);
+        memset(out + width, 0, 4 * (size_t)(TILE_COLUMNS - width));
     }
 }
 
@@ -439,16 +480,16 @@ static void *work(void *argument)
     job_t *job = argument;
     int64_t D = job->D, K = job->gram.K, padded_K = job->gram.padded_K, column, first;
     while ((column = claim(&job->next_column, TILE_COLUMNS)) < padded_K) {
-        copy_panel(job, column);
+        copy_tile(job, column);
         __atomic_fetch_add(&job->columns_done, TILE_COLUMNS, __ATOMIC_RELEASE);
     }
     while (__atomic_load_n(&job->columns_done, __ATOMIC_ACQUIRE) < padded_K) sched_yield();
 
     scratch_t t;
-    int enough = reserve(&t, D, padded_K);
+    int enough = reserve(&t, job->at_once, D, padded_K);
     while (enough && (first = claim(&job->next_signal, job->at_once)) < job->N) {
         int64_t num = job->N - first < job->at_once ? job->N - first : job->at_once;
-        correlate(job->signals_ND + first * D, num, D, job->panels, padded_K, &t);
+        correlate(job->signals_ND + first * D, num, D, &job->tiles, K, padded_K, &t);
         for (int64_t n = first; enough && n < first + num; n++) {
             const float *x = job->signals_ND + n * D;
             double squared_norm = 0;
@@ -470,19 +511,24 @@ int nonneg_lasso_descent(const float *signals_ND, const float *dictionary_DK, co
     int64_t padded_K = (K + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
     int64_t num_copied = (padded_K - K + K - 1) / K;
     num_copied = num_copied < K ? num_copied : K;
-    float *panels = allocate(D * padded_K), *copied = allocate(num_copied * padded_K);
+    int64_t first_tile_copied = N > COPY_FROM ? 0 : padded_K == K ? K : padded_K - TILE_COLUMNS;
+    float *copies = allocate(D * (padded_K - first_tile_copied)), *copied = allocate(num_copied * padded_K);
     pthread_t *threads = allocate((int64_t)sizeof(pthread_t) * num_threads);
-    int failed = !panels || !copied || !threads;
+    int failed = !copies || !copied || !threads;
     if (!failed) {
         memset(copied, 0, 4 * (size_t)(num_copied * padded_K));
         for (int64_t i = 0; i < num_copied; i++)
             memcpy(copied + i * padded_K, gram_KK + (K - num_copied + i) * K, 4 * (size_t)K);
+        /* One thread takes as many as share a pass over the dictionary; several take fewer, so that all have work. */
+        int64_t at_once = (num_threads > 1 ? N / (4 * num_threads) : N) / TILE_ROWS * TILE_ROWS + TILE_ROWS;
         job_t job = {
-            .signals_ND = signals_ND, .dictionary_DK = dictionary_DK, .lam_N = lam_N,
+            .signals_ND = signals_ND, .lam_N = lam_N,
             .gram = {gram_KK, copied, K, padded_K, K - num_copied},
-            .panels = panels, .tol = tol, .max_updates = max_updates, .N = N, .D = D,
-            .at_once = N < 4 * SIGNALS_AT_ONCE * num_threads ? TILE_ROWS : SIGNALS_AT_ONCE,
+            .tiles = {dictionary_DK, copies, first_tile_copied},
+            .tol = tol, .max_updates = max_updates, .N = N, .D = D,
+            .at_once = at_once < SIGNALS_AT_ONCE ? at_once : SIGNALS_AT_ONCE,
             .codes_NK = codes_NK, .gap_N = gap_N, .steps_N = steps_N,
+            .next_column = first_tile_copied, .columns_done = first_tile_copied,
         };
         int num_started = 0; /* beside this one; fewer than asked for is slower, not wrong */
         while (num_started + 1 < num_threads && (num_started + 1) * job.at_once < N &&
@@ -492,6 +538,6 @@ int nonneg_lasso_descent(const float *signals_ND, const float *dictionary_DK, co
         for (int i = 0; i < num_started; i++) pthread_join(threads[i], NULL);
         failed = job.out_of_memory;
     }
-    free(panels), free(copied), free(threads);
+    free(copies), free(copied), free(threads);
     return failed;
 }

@@ -29,7 +29,7 @@ for num_atoms, width in SIZES:
         for name in descent_triton._descend_kernel.arg_names
         if name.endswith("_ptr")
     }
-    scalars = {"tol": 1e-3, "max_updates": 1_000_000, "D": width, "K": num_atoms}
+    scalars = {"tol": 1e-3, "descent_tol": 1e-3, "max_updates": 1_000_000, "D": width, "K": num_atoms}
     blocks = {
         "CHECK_EVERY": descent_triton.CHECK_EVERY,
         "BLOCK_D": descent_triton.triton.next_power_of_2(width),
