@@ -10,10 +10,12 @@ thread block at a time, all threads of the block as NumPy vectors, driven by the
     memory.py      global and shared memory, with checks of bounds, alignment and races
     transfers.py   instructions that move data between registers and memory
     warps.py       instructions that the threads of a warp execute together
+    wgmma.py       asynchronous matrix products of sm_90
+    pending.py     what a block has begun and not waited for
     block.py       one thread block: registers, branches, barriers
     compiler.py    a process that compiles kernels, while the tests' own process interprets them
     launch.py      runs every kernel[grid](...) of the host code in the emulator
     cases.py       the project's operations, run through their host code
 
-Not covered: WGMMA (the sparse coder's two products on sm_90), ptxas itself, and time.
+Not covered: the tensor-core instructions of sm_100, AMD's GPUs, ptxas, and time.
 """

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptx.memory import Bytes, GlobalMemory, Integers, SharedMemory
+from ptx.memory import GlobalMemory, SharedMemory
+from ptx.pending import Copies, Products
 from ptx.program import Address, Fault, Instruction, Operand, Program
 
 Mask = NDArray[np.bool_]
@@ -24,13 +25,6 @@ Execute = Callable[["Block", Instruction, Mask], None]
 
 MAX_INSTRUCTIONS = 20_000_000
 WARP = 32
-
-
-class Copy:
-    """An asynchronous copy from global to shared memory."""
-
-    def __init__(self, place_n: Integers, data_nS: Bytes, warp_n: Integers) -> None:
-        self.place_n, self.data_nS, self.warp_n = place_n, data_nS, warp_n
 
 
 class Block:
@@ -53,8 +47,7 @@ class Block:
         self.thread_T = np.arange(num_threads)
         self.warp_T, self.lane_T = self.thread_T // WARP, self.thread_T % WARP
         self.registers: dict[str, Vector] = {}
-        self.open_copies: list[Copy] = []
-        self.copy_groups: list[list[Copy]] = []
+        self.copies, self.products = Copies(), Products()
         self.executed: Counter[str] = Counter()
         self.barriers: list[int] = []
         """Positions of the barriers that were passed, in order."""

@@ -18,8 +18,6 @@ from kernels.attention import disentangled_attention, fused_triton, reference
 from kernels.lasso import descent_triton, nonneg_lasso
 from kernels.lasso.solve import LassoResult
 
-WGMMA_KERNELS = ("_residual_kernel", "_direction_kernel")
-"""On sm_90 they use instructions that the emulator does not know."""
 NAMES = ("out", "q", "k", "v", "rel_k", "rel_q")
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """Of the worst row, relative to the largest; some six units in the last place of a number."""

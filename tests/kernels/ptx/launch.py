@@ -10,13 +10,15 @@ import pytest
 import torch
 from triton.runtime.interpreter import InterpretedFunction
 
-from ptx import transfers, values, warps
+from ptx import transfers, values, warps, wgmma
 from ptx.block import Block, Execute
 from ptx.compiler import Compiled, Pointer, Request, compile_elsewhere
 from ptx.memory import ALIGNMENT, GlobalMemory
 from ptx.program import Program, parse
 
-OPERATIONS: dict[str, Execute] = values.OPERATIONS | transfers.OPERATIONS | warps.OPERATIONS
+OPERATIONS: dict[str, Execute] = (
+    values.OPERATIONS | transfers.OPERATIONS | warps.OPERATIONS | wgmma.OPERATIONS
+)
 OPTIONS = ("num_warps", "num_stages")
 Argument = torch.Tensor | bool | int | float
 _compile = lru_cache(maxsize=None)(compile_elsewhere)
@@ -25,9 +27,8 @@ _compile = lru_cache(maxsize=None)(compile_elsewhere)
 class Emulator:
     """Executes launches for one target, and counts what they executed."""
 
-    def __init__(self, target: str, target_of: dict[str, str] | None = None) -> None:
-        """`target_of` names another target for some kernels."""
-        self.target, self.target_of = target, target_of or {}
+    def __init__(self, target: str) -> None:
+        self.target = target
         self.programs: Counter[str] = Counter()
         """How many programs of each kernel ran."""
         self.opcodes: Counter[str] = Counter()
@@ -47,11 +48,10 @@ class Emulator:
         """Execute every program of the grid, one after another."""
         options = {name: int(arguments.pop(name)) for name in OPTIONS if name in arguments}
         name = kernel.fn.__name__
-        target = self.target_of.get(name, self.target)
         request = Request(
             kernel.fn.__module__,
             name,
-            target,
+            self.target,
             tuple(map(_described, arguments.items())),
             tuple(options.items()),
         )

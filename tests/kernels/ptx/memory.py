@@ -88,6 +88,10 @@ class SharedMemory(Memory):
         self.was_stored = np.zeros(len(self.data), bool)
         self.is_awaited = np.zeros(len(self.data), bool)
         """Bytes that an asynchronous copy has not written yet."""
+        self.is_being_read = np.zeros(len(self.data), bool)
+        """Bytes that an asynchronous matrix product may still read."""
+        self.is_unfenced = np.zeros(len(self.data), bool)
+        """Bytes whose last store asynchronous instructions need not see yet."""
 
     def load(self, place_n: Integers, size: int, agent_n: Integers) -> Bytes:
         self._check(place_n, size)
@@ -98,13 +102,26 @@ class SharedMemory(Memory):
     def store(self, place_n: Integers, data_nS: Bytes, agent_n: Integers) -> None:
         size = data_nS.shape[1]
         self._check(place_n, size)
+        if self.is_being_read.reshape(-1, size)[place_n // size].any():
+            raise Fault("race: an asynchronous product that reads these bytes has not ended")
         self.claim(place_n, size, agent_n)
         self.put(place_n, data_nS)
         self.was_stored.reshape(-1, size)[place_n // size] = True
+        self.is_unfenced.reshape(-1, size)[place_n // size] = True
+
+    def load_for_product(self, place_n: Integers, size: int, agent_n: Integers) -> Bytes:
+        """What an asynchronous matrix product reads, now or until it is waited for."""
+        data_nS = self.load(place_n, size, agent_n)
+        if self.is_unfenced.reshape(-1, size)[place_n // size].any():
+            raise Fault("no fence.proxy.async after the store of what an asynchronous product reads")
+        self.is_being_read.reshape(-1, size)[place_n // size] = True
+        return data_nS
 
     def await_copy(self, place_n: Integers, size: int, agent_n: Integers) -> None:
         """An asynchronous copy begins: nobody may touch its bytes until it ends."""
         self._check(place_n, size)
+        if self.is_being_read.reshape(-1, size)[place_n // size].any():
+            raise Fault("race: an asynchronous product that reads these bytes has not ended")
         self.claim(place_n, size, agent_n)
         self.is_awaited.reshape(-1, size)[place_n // size] = True
 

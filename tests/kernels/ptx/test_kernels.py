@@ -13,7 +13,7 @@ from lasso_problems import common_direction, gaussian, relative_gap, uneven_atom
 
 pytest.importorskip("triton")
 
-from ptx.cases import TOLERANCE, WGMMA_KERNELS, Attention, residual_and_direction, solve
+from ptx.cases import TOLERANCE, Attention, residual_and_direction, solve
 from ptx.launch import Emulator
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -25,9 +25,7 @@ large = pytest.mark.large
 @pytest.fixture
 def emulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Emulator:
     """Executes what the host code launches, for the target in the test's parameter."""
-    target = request.param
-    products = dict.fromkeys(WGMMA_KERNELS, "sm80") if target == "sm90" else {}
-    emulator = Emulator(target, products)
+    emulator = Emulator(request.param)
     emulator.install(monkeypatch)
     return emulator
 
@@ -127,6 +125,8 @@ def test_zero_atoms_and_inputs_that_are_not_contiguous(emulator: Emulator) -> No
         ("sm80", (1, 1, 1)),
         ("sm80", (70, 33, 67)),
         ("sm80", (3, 64, 64)),
+        ("sm90", (1, 1, 1)),
+        ("sm90", (70, 33, 67)),
         pytest.param("sm80", (130, 768, 1500), marks=large),
     ],
     indirect=["emulator"],
@@ -140,6 +140,7 @@ def test_the_two_products(emulator: Emulator, sizes: tuple[int, int, int]) -> No
     lam_N = torch.rand(num_rows + 2, generator=generator)
     rows_R = torch.randperm(num_rows + 2, generator=generator)[:num_rows]
     residual_RD, c_RK = residual_and_direction(signals_ND, codes_NK, dictionary_DK, lam_N, rows_R)
+    assert any(opcode.startswith("wgmma") for opcode in emulator.opcodes) == (emulator.target == "sm90")
     want_RD = signals_ND[rows_R].double() - codes_NK[rows_R].double() @ dictionary_DK.double().mT
     want_RK = want_RD @ dictionary_DK.double() - lam_N[rows_R].double()[:, None]
     for got, want in ((residual_RD, want_RD), (c_RK, want_RK)):

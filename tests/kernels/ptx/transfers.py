@@ -6,8 +6,9 @@ Legend: n active threads, S bytes of an access of one thread, V registers of a v
 import numpy as np
 
 from ptx.arithmetic import U32, U64, DType
-from ptx.block import Block, Copy, Execute, Mask
+from ptx.block import Block, Execute, Mask
 from ptx.memory import Bytes
+from ptx.pending import Copy
 from ptx.program import Address, Fault, Instruction, Operand
 from ptx.values import TYPES
 
@@ -77,14 +78,14 @@ def _begin_copy(block: Block, instruction: Instruction, mask: Mask) -> None:
     reads_n = num_read_n == size
     data_nS[reads_n] = block.memory.load(block.addresses(source, U64)[mask][reads_n], size, block.number)
     block.shared.await_copy(place_n, size, block.warp_T[mask])
-    block.open_copies.append(Copy(place_n, data_nS, block.warp_T[mask]))
+    block.copies.open.append(Copy(place_n, data_nS, block.warp_T[mask]))
 
 
 def _commit_copies(block: Block, instruction: Instruction, mask: Mask) -> None:
     if not mask.all():
         raise Fault("some threads only commit asynchronous copies")
-    block.copy_groups.append(block.open_copies)
-    block.open_copies = []
+    block.copies.groups.append(block.copies.open)
+    block.copies.open = []
 
 
 def _wait_for_copies(block: Block, instruction: Instruction, mask: Mask) -> None:
@@ -92,8 +93,9 @@ def _wait_for_copies(block: Block, instruction: Instruction, mask: Mask) -> None
     if not mask.all():
         raise Fault("some threads only wait for asynchronous copies")
     num_left = int(str(instruction.operands[0]))
-    ending = block.copy_groups[: max(0, len(block.copy_groups) - num_left)]
-    block.copy_groups = block.copy_groups[len(ending) :]
+    groups = block.copies.groups
+    ending = groups[: max(0, len(groups) - num_left)]
+    block.copies.groups = groups[len(ending) :]
     for group in ending:
         for copy in group:
             block.shared.end_copy(copy.place_n, copy.data_nS, copy.warp_n)
