@@ -254,6 +254,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
                 max_sentence_length=4 * LONGEST_LINE,
                 num_threads=2,
                 minloglevel=2,
+                control_symbols=["[MASK]"],
                 bos_id=CLS_ID,
                 bos_piece="[CLS]",
                 eos_id=SEP_ID,
@@ -262,7 +263,6 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
                 unk_piece="<unk>",
                 pad_id=PAD_ID,
                 pad_piece="<pad>",
-                control_symbols=["[MASK]"],
             )
         except RuntimeError as error:
             if errors:
