@@ -123,7 +123,7 @@ def corpus_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer:
         _check_unchanged(config, digest)
         write_whole(path, lambda p: p.write_bytes(tokenizer.model))
         if tokenizer.vocab_size < vocab_size:
-            say(f"the text has {tokenizer.vocab_size} pieces, not {vocab_size}")
+            say(f"the vocabulary has {tokenizer.vocab_size} pieces; more would need a larger text")
     return Tokenizer.load(path)
 
 

@@ -51,7 +51,7 @@ class Tokenizer:
             raise ValueError("not a SentencePiece model") from error
         if specials != SPECIAL_PIECES:
             raise ValueError(f"the first pieces must be {' '.join(SPECIAL_PIECES)}, got {' '.join(specials)}")
-        self.model = model
+        self.model, self.fingerprint = model, fingerprint_of(model)
         self.vocab_size = self._processor.get_piece_size()
 
     @classmethod
@@ -68,11 +68,6 @@ class Tokenizer:
             raise ValueError(f"no tokenizer at {path}") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the model's bytes."""
-        return fingerprint_of(self.model)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special pieces. Characters that are not valid Unicode become '?'."""
@@ -105,7 +100,7 @@ class JsonTokenizer(Tokenizer):
         ids = self._tokenizer.get_vocab()
         if _special_ids(ids) != list(range(NUM_SPECIALS)):
             raise ValueError(f"the special pieces must be the first {NUM_SPECIALS}")
-        self.model = model
+        self.model, self.fingerprint = model, fingerprint_of(model)
         self.vocab_size = len(ids)
 
     def encode(self, text: str) -> list[int]:
@@ -269,7 +264,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
                 raise errors[0] from None
             if "required_chars" in str(error):
                 raise ValueError(
-                    f"{vocab_size} pieces are fewer than the text has characters: raise --vocab-size"
+                    f"{vocab_size} pieces are less than one per character of the text: raise --vocab-size"
                 ) from error
             raise ValueError(f"the text is too small for a tokenizer of {vocab_size} pieces") from error
     if errors:
