@@ -123,7 +123,7 @@ def corpus_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer:
         _check_unchanged(config, digest)
         write_whole(path, lambda p: p.write_bytes(tokenizer.model))
         if tokenizer.vocab_size < vocab_size:
-            say(f"the text has {tokenizer.vocab_size} pieces, not {vocab_size}")
+            say(f"the vocabulary has {tokenizer.vocab_size} pieces; more would need a larger text")
     return Tokenizer.load(path)
 
 
@@ -177,7 +177,7 @@ def _load_text(directory: Path, vocab_size: int) -> EncodedText:
             and stops[-1] == num_ids
             and (np.diff(stops) > 0).all()
             and text.line_words.min() >= 0
-            and _largest_id(text.ids) < vocab_size
+            and 0 <= text.ids.min() <= text.ids.max() < vocab_size
             and (text.counts_V >= 0).all()
             and (len(text.counts_V), text.counts_V.sum()) == (vocab_size, num_ids)
         ):
@@ -185,18 +185,6 @@ def _load_text(directory: Path, vocab_size: int) -> EncodedText:
     except (OSError, ValueError) as error:
         raise ValueError(f"{directory} is damaged ({error}); remove it") from None
     return text
-
-
-def _largest_id(ids: np.memmap) -> int:
-    """The largest id, read from the file: pages of the memory map would stay in memory. An id below zero is
-    read as a large one.
-    """
-    largest = 0
-    with open(str(ids.filename), "rb") as file:
-        file.seek(ids.offset)
-        while len(part := np.fromfile(file, f"u{ids.itemsize}", 1 << 22)):
-            largest = max(largest, int(part.max()))
-    return largest
 
 
 def _load_array(path: Path) -> np.memmap:
