@@ -149,7 +149,8 @@ def pins() -> dict[str, str]:
 def test_ranges_and_pins_name_the_same_packages() -> None:
     ranges = dict(
         line.partition(",")[0].split(">=")
-        for line in SETTINGS["project"]["dependencies"] + SETTINGS["project"]["optional-dependencies"]["export"]
+        for line in SETTINGS["project"]["dependencies"]
+        + SETTINGS["project"]["optional-dependencies"]["export"]
     )
     assert pins().keys() - {"triton"} == ranges.keys()  # torch's build for CUDA brings triton
     for name, lowest in ranges.items():
