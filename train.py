@@ -53,7 +53,7 @@ def train(plan: Plan) -> None:
     keep_num_threads(plan.record.num_threads)
     width, before = plan.record.model.width, plan.record.precision
     precision = choose_precision(config.amp, device, width, before=before)
-    corpus = Corpus(plan.record.data, plan.tokenizer, say)
+    corpus = Corpus(plan.record.data, plan.tokenizer)
     selection = objective.selection(config.mask_share)
     checkpoint = open_run(plan.directory, plan.record, plan.tokenizer, corpus, precision.name)
     if (plan.directory / MODEL_FILE).exists():

@@ -32,9 +32,8 @@ import miniature_report  # noqa: E402
 
 from mlsm import cli  # noqa: E402
 from mlsm.config import PRESETS, DataConfig, ModelConfig  # noqa: E402
-from mlsm.evaluation.finetune import read_task_data  # noqa: E402
-from mlsm.evaluation.glue import FOLDER, TASKS  # noqa: E402
-from mlsm.evaluation.minimal_pairs import SUITES, check_suite  # noqa: E402
+from mlsm.evaluation.glue import FOLDER, TASKS, read_task_data  # noqa: E402
+from mlsm.evaluation.minimal_pairs import SUITES, read_files  # noqa: E402
 from mlsm.files import read_json, write_json, write_text  # noqa: E402
 from mlsm.log import read_metrics, say  # noqa: E402
 from mlsm.settings import from_json, option  # noqa: E402
@@ -253,7 +252,7 @@ def check(args: Settings, glue: Sequence[str]) -> None:
         raise ValueError("--budget and --jobs must be at least 1")
     corpus_files(DataConfig(corpus=tuple(map(str, args.corpus))))
     for name in ("blimp", "supplement"):
-        check_suite(SUITES[name], args.data)
+        read_files(SUITES[name], args.data)
     if not glue:
         raise ValueError(
             f"no task to fine-tune on in {args.data / FOLDER}: --data names the folder of the tasks"

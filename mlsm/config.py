@@ -87,7 +87,7 @@ class DataConfig:
         ("pairs", "packed"),
     )
     max_length: int = option(128, "longest training sequence, in tokens")
-    heldout_share: float = option(0.02, "share of the sequences kept out of training (2,000 at most)")
+    heldout_share: float = option(0.02, "share of the lines kept out of training (4,000 lines at most)")
     cache_dir: str = option("corpora", "folder for encoded corpora and tokenizers", metavar="FOLDER")
 
     def __post_init__(self) -> None:

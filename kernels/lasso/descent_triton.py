@@ -40,12 +40,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.lasso.reference import gram
+from kernels.lasso.reference import MARGIN, gram
 
 CHUNK = 16_384
 """Signals solved at a time: bounds the buffers for c and the residual whatever N is."""
 MAX_PASSES = 20
-"""Of descent; only a tolerance below the resolution of float32 takes so many."""
+"""Passes that descend; only a tolerance below the resolution of float32 takes so many."""
+CHECK_EVERY = 16
+"""Updates between two computations of the gap in a descent, each of which costs two reductions."""
+EPSILON = tl.constexpr(torch.finfo(torch.float32).eps)
 
 # Tiles of the two products; from the compile check (no spills, shared memory of every target), not from
 # timings.
@@ -136,7 +139,8 @@ def _gap(c_K, a_K, lam, residual_energy):
     """(1 - s)^2 |r|^2 / 2 + sum_j a_j (lam - s d_j.r), s = min(1, lam / max_j d_j.r), d_j.r = c_j + lam."""
     scale = lam / (lam + tl.maximum(tl.max(c_K, axis=0), 0.0))
     slack = tl.sum(a_K * (lam - scale * (c_K + lam)), axis=0)
-    return tl.maximum(0.5 * (1 - scale) * (1 - scale) * residual_energy + slack, 0.0)
+    gap = 0.5 * (1 - scale) * (1 - scale) * residual_energy + slack
+    return tl.where(gap < 0, 0.0, gap)  # unlike a maximum this keeps NaN
 
 
 @triton.jit
@@ -152,7 +156,8 @@ def _descend_kernel(
     gap_ptr,  # (N,), written: of the codes as they were read
     steps_ptr,  # (N,) int32, read and written
     open_ptr,  # (R,) int32, written: whether that gap is above the tolerance, and updates are left
-    tol,
+    tol,  # for a gap of codes that were read
+    descent_tol,  # for a gap in the descent: a little less, because the next pass computes c in another order
     max_updates,
     D,
     K,
@@ -160,6 +165,7 @@ def _descend_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """Certify the code of a signal; where its gap is too large, descend. One program works on one signal."""
     r = tl.program_id(0).to(tl.int64)
     n = tl.load(rows_ptr + r)
     k = tl.arange(0, BLOCK_K)
@@ -175,18 +181,20 @@ def _descend_kernel(
     signal_D = tl.load(signals_ptr + n * D + d, mask=d < D, other=0.0)
     energy = tl.sum(signal_D * signal_D, axis=0)
     lam = tl.load(lam_ptr + n)
-    # Stop a little below the tolerance: the verification rounds differently. Changes below what float32
-    # resolves of |x| |d| would be noise.
-    target = 0.98 * tol * 0.5 * energy
-    resolution = 1.2e-7 * tl.sqrt(energy * tl.max(diagonal_K, axis=0))
+    target = descent_tol * 0.5 * energy
+    # Violations below what float32 resolves of |x| |d| are rounding errors.
+    resolution = EPSILON * tl.sqrt(energy * tl.max(diagonal_K, axis=0))
 
-    gap = _gap(c_K, a_K, lam, residual_energy)
+    # A maximum loses NaN. The sum of 0 * c keeps it, so the gap is NaN where a signal or an atom is not
+    # finite.
+    gap = _gap(c_K, a_K, lam, residual_energy) + tl.sum(0.0 * c_K, axis=0)
     tl.store(gap_ptr + n, gap)
     num_updates = tl.load(steps_ptr + n)
-    tl.store(open_ptr + r, ((gap > tol * 0.5 * energy) & (num_updates < max_updates)).to(tl.int32))
     before = num_updates
+    is_open = (gap > tol * 0.5 * energy) & (num_updates < max_updates)
+    tl.store(open_ptr + r, is_open.to(tl.int32))
     largest = resolution + 1.0
-    while (gap > target) & (largest > resolution) & (num_updates < max_updates):
+    while is_open & (gap > target) & (largest > resolution) & (num_updates < max_updates):
         for _ in range(0, CHECK_EVERY):
             violation_K = tl.maximum(c_K, -a_K * diagonal_K)
             largest, j = tl.max(tl.abs(violation_K), axis=0, return_indices=True)
@@ -206,10 +214,6 @@ def _descend_kernel(
     changed = num_updates > before
     tl.store(codes_ptr + n * K + k, a_K, mask=inside & changed)
     tl.store(steps_ptr + n, num_updates)
-
-
-CHECK_EVERY = 16
-"""Updates between two looks at the gap, which costs two reductions."""
 
 
 def nonneg_triton(
@@ -272,7 +276,8 @@ def _solve_chunk_(
         _descend_kernel[(num_open,)](
             signals_ptr=signals_ND, c_ptr=c_RK, residual_ptr=residual_RD, gram_ptr=gram_KK,
             diagonal_ptr=diagonal_K, lam_ptr=lam_N, rows_ptr=rows_R, codes_ptr=codes_NK, gap_ptr=gap_N,
-            steps_ptr=steps_N, open_ptr=open_R, tol=tol, max_updates=limit, D=width, K=num_atoms,
+            steps_ptr=steps_N, open_ptr=open_R, tol=tol, descent_tol=MARGIN * tol, max_updates=limit, D=width,
+            K=num_atoms,
             CHECK_EVERY=CHECK_EVERY, BLOCK_D=triton.next_power_of_2(width), BLOCK_K=block_k, **options,
         )  # fmt: skip
         rows_R = rows_R[open_R.bool()]

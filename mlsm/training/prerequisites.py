@@ -8,7 +8,6 @@ from pathlib import Path
 
 from mlsm import cli
 from mlsm.coding.dictionary import Dictionary
-from mlsm.log import say
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.record import ConceptsRecord, RunRecord, read_record
 from mlsm.runs.run import check_has_heads, load_tokenizer
@@ -60,7 +59,7 @@ def find_tokenizer(settings: Settings, origin: Origin | None) -> Tokenizer:
     Raises ValueError if the run that gives the initial weights has another tokenizer.
     """
     if origin is None:
-        return corpus_tokenizer(settings.data, settings.model.vocab_size, say)
+        return corpus_tokenizer(settings.data, settings.model.vocab_size)
     tokenizer = load_tokenizer(*origin)
     if settings.start is not None:
         record = read_record(settings.start)

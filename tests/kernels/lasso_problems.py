@@ -1,8 +1,12 @@
-"""Problems for the tests of the sparse coder, and the judge: optimality measured in float64, independent of
-any solver."""
+"""Problems for the tests of the sparse coder, and the duality gap in float64, independent of any solver."""
 
 import torch
 from torch import Tensor
+
+from kernels.lasso import LassoResult
+
+ROUNDING = 2e-6
+"""Error of a float32 gap, relative to 1/2 |x|^2, for a lam far above the resolution of float32."""
 
 
 def gaussian(num_signals: int, width: int, num_atoms: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -43,3 +47,15 @@ def relative_gap(signals_ND: Tensor, dictionary_DK: Tensor, lam: float, codes_NK
     dual_N = 0.5 * signals_ND.square().sum(1) - 0.5 * (signals_ND - dual_point_ND).square().sum(1)
     energy_N = 0.5 * signals_ND.square().sum(1)
     return torch.where(energy_N > 0, (primal_N - dual_N) / energy_N.clamp_min(1e-300), primal_N)
+
+
+def check_contract(
+    signals_ND: Tensor, dictionary_DK: Tensor, result: LassoResult, lam: float, tol: float
+) -> None:
+    """Assert that codes are not negative and within the tolerance, and that each gap is that of its code."""
+    assert result.codes_NK.shape == (len(signals_ND), dictionary_DK.shape[1])
+    gap_N = relative_gap(signals_ND, dictionary_DK, lam, result.codes_NK)
+    assert gap_N.max() <= tol
+    energy_N = 0.5 * signals_ND.double().square().sum(1)
+    allowed_N = ROUNDING * (1 + 1e-3 / lam) * energy_N
+    assert ((result.gap_N.double() - gap_N * energy_N).abs() <= allowed_N).all()

@@ -34,7 +34,7 @@ def teacher(directory: Path) -> Teacher:
 @pytest.fixture(scope="module")
 def corpus(directory: Path) -> Corpus:
     run = load_run(directory)
-    return Corpus(run.record.data, run.tokenizer, print)
+    return Corpus(run.record.data, run.tokenizer)
 
 
 @pytest.fixture
