@@ -148,7 +148,11 @@ def show_demo(runs: Mapping[str, Run], recipes: Mapping[str, Recipe], device: to
     directories = {name: run.directory for name, run in runs.items()}
     picture = list(directories.values())[-1] / "demo.png"
     draw(picture, directories, rows)
-    print(as_text(shown | summary.over_seeds(shown, recipes), "Held-out text and minimal pairs"))
+    notes = {name: note for name, run in runs.items() if (note := run.record.heldout_note())}
+    marked = {name + " *" * (name in notes): row for name, row in shown.items()}
+    print(as_text(marked | summary.over_seeds(shown, recipes), "Held-out text and minimal pairs"))
+    for name, note in notes.items():
+        print(f"\n* {name}: {note}")
     print("\nbaseline: words by their frequency, the best constant distribution over concepts, chance")
     print("concept KL: at masked tokens for students that learnt from those, else at every token")
     print(f"picture: {picture}")

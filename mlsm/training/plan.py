@@ -19,8 +19,8 @@ from mlsm.settings import Flags
 from mlsm.text.tokenizer import Tokenizer
 from mlsm.training.objectives import find_objective
 from mlsm.training.prerequisites import find_concepts, find_origin, find_tokenizer
-from mlsm.training.request import Settings, read_request, resolve
-from mlsm.training.resume import check_same, record_of_work
+from mlsm.training.request import Origin, Settings, read_request, resolve
+from mlsm.training.resume import check_same, check_same_text, record_of_work
 from mlsm.version import __version__
 
 
@@ -32,6 +32,7 @@ class Plan(NamedTuple):
     tokenizer: Tokenizer
     dictionary: Dictionary | None  # None: the objective has no teacher
     start: Path | None  # the run whose weights this run starts from
+    origin: Origin | None  # the run that tokenizer, text and shape come from
 
 
 def make_plan(given: Flags) -> Plan:
@@ -49,10 +50,11 @@ def make_plan(given: Flags) -> Plan:
     settings = resolve(request, origin)
     if before:  # compared before the tokenizer is made, which other text would change too
         check_same(request.output, before, {"data": settings.data, "train": settings.train})
+        check_same_text(request.output, before, settings.data)
     tokenizer = find_tokenizer(settings, origin)
     concepts, dictionary = find_concepts(settings, origin, before)
     record = make_record(settings, tokenizer, concepts, before)
-    return Plan(request.output, record, tokenizer, dictionary, settings.start)
+    return Plan(request.output, record, tokenizer, dictionary, settings.start, origin)
 
 
 def make_record(

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from mlsm.config import DataConfig
 from mlsm.files import write_json, write_whole
 from mlsm.log import say
 from mlsm.runs.checkpoint import MODEL_FILE, Checkpoint, load_newest
 from mlsm.runs.record import CorpusRecord, RunRecord, read_record, record_json
 from mlsm.text.batches import Corpus
+from mlsm.text.corpus import corpus_digest
 from mlsm.text.tokenizer import Tokenizer
 
 # Settings that may change when a run is resumed. Only the device changes what is learnt, by rounding and
@@ -29,6 +31,15 @@ def record_of_work(run: Path) -> RunRecord | None:
     return read_record(run) if has_work else None
 
 
+def check_same_text(directory: Path, record: RunRecord, data: DataConfig) -> None:
+    """Raise ValueError if the text of a run is no longer the one that the run began with."""
+    if record.corpus and record.corpus.digest not in ("", corpus_digest(data)):
+        raise ValueError(
+            f"cannot resume {directory}: the text in {', '.join(data.corpus)} has changed since; restore it, "
+            "or start another run with --output"
+        )
+
+
 def open_run(
     directory: Path, record: RunRecord, tokenizer: Tokenizer, corpus: Corpus, precision: str
 ) -> Checkpoint | None:
@@ -37,7 +48,7 @@ def open_run(
     """
     record = dataclasses.replace(
         record,
-        corpus=CorpusRecord(**corpus.sizes()),
+        corpus=CorpusRecord(corpus.digest, **corpus.sizes()),
         precision=precision,
         num_threads=torch.get_num_threads(),
     )
