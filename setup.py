@@ -1,8 +1,8 @@
-"""Building the package: in a wheel everything lies inside `mlsm`, and `pyproject.toml` has all other settings.
+"""Build the package: in a wheel, everything is inside `mlsm`. `pyproject.toml` has all other settings.
 
-In the repository, `kernels/` and the scripts stand beside `mlsm/`. Installed like that they would take the
-top-level names `kernels` and `evaluate`, which are those of two packages of Hugging Face. So the build moves
-them into `mlsm` and rewrites the imports: `from kernels.lasso import ...` becomes
+In the repository, `kernels/` and the scripts stand beside `mlsm/`. Two packages of Hugging Face have the
+top-level names `kernels` and `evaluate`, so an installed mlsm must not own them. The build moves everything
+into `mlsm` and rewrites the imports: `from kernels.lasso import ...` becomes
 `from mlsm.kernels.lasso import ...`. An editable install leaves everything where it is.
 """
 
@@ -17,17 +17,17 @@ PACKAGE = "mlsm"
 
 
 class BuildInsidePackage(build_py):
-    """The usual build of modules, followed by the move of every other one into `mlsm`."""
+    """The usual build of all modules, after which those outside `mlsm` are moved into it."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            move_into_package(Path(self.build_lib), {*self.packages, *self.py_modules} - {PACKAGE})
+            move_into_package(Path(self.build_lib), [*self.packages, *self.py_modules])
 
 
-def move_into_package(folder: Path, names: set[str]) -> None:
-    """Move these modules and packages of a folder into its package `mlsm`, with the imports of them."""
-    names = {name.partition(".")[0] for name in names} - {PACKAGE}
+def move_into_package(folder: Path, modules: list[str]) -> None:
+    """Move the modules and packages of a folder into its package `mlsm`, and rewrite the imports of them."""
+    names = {name.partition(".")[0] for name in modules} - {PACKAGE}
     for name in names:
         shutil.rmtree(folder / PACKAGE / name, ignore_errors=True)  # what an earlier build has moved
         for path in (folder / name, folder / f"{name}.py"):
