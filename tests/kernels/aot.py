@@ -3,11 +3,11 @@ much memory.
 
     python tests/kernels/aot.py tests/kernels/aot_lasso.py [--targets sm80,gfx942] [--more]
 
-A specification file defines SPECS: for each kernel one launch as the program makes it; what takes too long
-for every test can wait in MORE. The interpreter accepts much that the compiler refuses, so every kernel has a
-specification. No driver and no GPU are needed: the compilers come in the triton wheel. Exit status 1 if a
-kernel does not compile, spills registers or wants more shared memory than the target has.
-"""
+A specification file defines SPECS: for each kernel one launch as the program makes it. Launches that take
+too long for every test stand in MORE. The interpreter accepts much that the compiler refuses, so every
+kernel has a specification. No driver and no GPU are needed: the compilers come in the triton wheel. The
+exit status is 1 if a kernel does not compile, spills registers or needs more shared memory than the target
+has."""
 
 import argparse
 import importlib.util
@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# One process interprets or compiles; decided by the first import of triton.
+# The first import of triton decides whether a process interprets or compiles.
 os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
@@ -42,13 +42,13 @@ USUAL = ("sm80", "sm86", "sm90", "gfx942")
 
 class Spec(NamedTuple):
     kernel: Any
-    """A @triton.jit function."""
+    """A function with @triton.jit."""
     arguments: dict[str, Any]
     """By name, as at the launch; a torch dtype stands for a tensor."""
     options: dict[str, int]
     """num_warps, num_stages."""
     name: str
-    """What the table calls it: the kernel and what is special about this launch."""
+    """Its name in the table: the kernel and what is special about this launch."""
     targets: tuple[str, ...] = tuple(TARGETS)
 
 
@@ -61,7 +61,7 @@ class Compiled(NamedTuple):
 
 
 class FakeDriver:
-    """Answers what a warm-up launch asks; nothing is ever launched."""
+    """The driver that a warm-up launch asks for its target. It launches nothing."""
 
     def __init__(self, target: GPUTarget, device: int):
         self.target, self.device = target, device
@@ -70,7 +70,7 @@ class FakeDriver:
         return self.target
 
     def get_current_device(self) -> int:
-        return self.device  # compiled kernels are kept by device: a number of its own for each target
+        return self.device  # another for each target, because Triton keeps compiled kernels by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -95,20 +95,20 @@ def _measure_nvidia(kernel: Any, target: GPUTarget) -> Compiled:
         name = f"sm_{target.arch}{'a' if target.arch >= 90 else ''}"
         ptxas = knobs.nvidia.ptxas_blackwell if target.arch >= 100 else knobs.nvidia.ptxas
         command = [ptxas.path, "-v", f"--gpu-name={name}", str(ptx), "-o", str(cubin)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers = re.search(r"Used (\d+) registers", said)
-    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = re.search(r"Used (\d+) registers", report)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
     if registers is None or spills is None:
-        raise RuntimeError(f"ptxas says nothing about registers: {said[-300:]}")
+        raise RuntimeError(f"ptxas reports no registers: {report[-300:]}")
     return Compiled(registers[1], int(spills[1]) + int(spills[2]), kernel.metadata.shared)
 
 
 def _measure_amd(kernel: Any, target: GPUTarget) -> Compiled:
     def count(name: str) -> int:
-        found = re.search(rf"\.{name}:\s+(\d+)", kernel.asm["amdgcn"])
-        if found is None:
-            raise RuntimeError(f"the {target.arch} assembly does not say {name}")
-        return int(found[1])
+        match = re.search(rf"\.{name}:\s+(\d+)", kernel.asm["amdgcn"])
+        if match is None:
+            raise RuntimeError(f"the {target.arch} assembly has no {name}")
+        return int(match[1])
 
     registers = f"{count('vgpr_count')}v {count('sgpr_count')}s"
     return Compiled(registers, count("vgpr_spill_count"), kernel.metadata.shared)
@@ -129,7 +129,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compile Triton kernels for GPUs that are not here.")
     parser.add_argument("specifications", type=Path, nargs="+", help="Python files that define SPECS")
     parser.add_argument("--targets", default=",".join(USUAL), help="comma-separated (default: %(default)s)")
-    parser.add_argument("--more", action="store_true", help="also what the files leave out of the tests")
+    parser.add_argument("--more", action="store_true", help="also the launches in MORE")
     arguments = parser.parse_args()
     num_problems = 0
     print(f"{'kernel':40} {'target':7} {'registers':>11} {'spilled':>8} {'shared':>8}")
@@ -139,7 +139,7 @@ def main() -> int:
                 continue
             try:
                 result = compile_for(spec, target_name)
-            except Exception as error:  # whatever the compiler raises is the finding
+            except Exception as error:  # whatever the compiler raises is a problem of the kernel
                 last_line = (str(error).strip().splitlines() or [""])[-1]
                 print(f"{spec.name:40} {target_name:7} {type(error).__name__}: {last_line}")
                 num_problems += 1
