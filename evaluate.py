@@ -103,22 +103,19 @@ class Settings:
         return list(dict.fromkeys(tasks))
 
 
-def read_trainings(tasks: Sequence[str], data: Path) -> dict[str, glue.TaskData]:
-    """The data of each fine-tuning, by the task that is trained on. The files of suites are checked, too, so
-    that a mistake in any file is reported before the work begins.
+def read_trainings(tasks: Sequence[str], data: Path) -> list[glue.TaskData]:
+    """The data of each fine-tuning. The files of suites are checked, too, so that a mistake in any file is
+    reported before the work begins.
     """
     for name in tasks:
         if name in SUITES:
             read_files(SUITES[name], data)
-    scored: dict[str, list[str]] = {}
-    for name in tasks:
-        if name in glue.TASKS:
-            scored.setdefault(glue.TASKS[name].trained_on, []).append(name)
-    return {trained_on: glue.read_task_data(data, trained_on, names) for trained_on, names in scored.items()}
+    names = dict.fromkeys(glue.TASKS[name].trained_on for name in tasks if name in glue.TASKS)
+    return [glue.read_task_data(data, trained_on, tasks) for trained_on in names]
 
 
 def measure(
-    subject: Subject, tasks: Sequence[str], trainings: Mapping[str, glue.TaskData], settings: Settings
+    subject: Subject, tasks: Sequence[str], trainings: Sequence[glue.TaskData], settings: Settings
 ) -> Results:
     """The results of all tasks but the demo. Each is in results.json before the next one is measured."""
     results = Results(subject.weights)
@@ -127,8 +124,8 @@ def measure(
             result = score_suite(subject, name, settings.data, settings.scoring())
             results = results.updated(Results(subject.weights, suites={name: result}))
             summary.store(subject.folder, subject.name, results)
-    for trained_on, data in trainings.items():
-        names = [name for name in tasks if name in glue.TASKS and glue.TASKS[name].trained_on == trained_on]
+    for data in trainings:
+        names = [name for name in data.validations if name in tasks]
         scores = score_seeds(subject, data, names, settings.fine_tuning(), settings.seed_numbers())
         results = results.updated(Results(subject.weights, glue=scores))
         summary.store(subject.folder, subject.name, results)
@@ -158,7 +155,7 @@ def show_tasks(
     subjects: Sequence[Subject],
     recipes: Mapping[str, Recipe],
     tasks: Sequence[str],
-    trainings: Mapping[str, glue.TaskData],
+    trainings: Sequence[glue.TaskData],
     settings: Settings,
 ) -> None:
     """Measure suites and GLUE tasks, and print their table."""
@@ -168,7 +165,7 @@ def show_tasks(
     if settings.baseline:
         majority = {
             task: glue.majority_score(data, task)
-            for data in trainings.values()
+            for data in trainings
             for task in data.validations
             if task in tasks
         }

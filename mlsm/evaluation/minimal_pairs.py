@@ -185,7 +185,14 @@ def score_suite(subject: Subject, name: str, data: Path, scoring: Scoring) -> Su
     subtasks = read_suite(suite, data, subject.tokenizer, longest, scoring.has_prefix)
     if len(subtasks) != suite.num_files:
         say(f"{suite.title}: {len(subtasks)} files, not {suite.num_files}; the average is over these")
-    origins = {s.name: _origin(subject.weights, s, scoring.has_prefix) for s in subtasks}
+    origins: dict[str, dict[str, object]] = {  # what the scores of a file depend on
+        s.name: {
+            "weights": subject.weights,
+            "data": file_digest(s.path)[:16],
+            "prefix": scoring.has_prefix,
+        }
+        for s in subtasks
+    }
     stored = {s.name: _stored(folder, s, origins[s.name]) for s in subtasks}
     scores = distributed.broadcast_from_zero({name: these for name, these in stored.items() if these})
     if missing := [s for s in subtasks if s.name not in scores]:
@@ -208,11 +215,6 @@ def score_pairs(
     """Scores in the order of the pairs; `bar` counts tokens."""
     scores = iter(score_texts(model, [t for p in pairs for t in (p.good, p.bad)], token_budget, bar))
     return [PairScore(good, bad) for good, bad in zip(scores, scores, strict=True)]
-
-
-def _origin(weights: str, subtask: SubTask, has_prefix: bool) -> dict[str, object]:
-    """What the scores of a file depend on; the first line of their file."""
-    return {"weights": weights, "data": file_digest(subtask.path)[:16], "prefix": has_prefix}
 
 
 def _stored(folder: Path, subtask: SubTask, origin: dict[str, object]) -> list[PairScore] | None:
