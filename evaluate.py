@@ -24,7 +24,7 @@ from mlsm.config import DEVICE_HELP
 from mlsm.device import choose_device
 from mlsm.directory import check_writable, only_process
 from mlsm.evaluation import glue, paper, summary
-from mlsm.evaluation.demo import DemoScores, score_demo
+from mlsm.evaluation.demo import score_demo
 from mlsm.evaluation.finetune import FineTuneSettings
 from mlsm.evaluation.glue_scores import score_seeds
 from mlsm.evaluation.minimal_pairs import SUITES, TIES, Scoring, read_files, score_suite
@@ -33,7 +33,6 @@ from mlsm.evaluation.recipes import Recipe, recipe_of, row_names
 from mlsm.evaluation.results import Results, read_results
 from mlsm.evaluation.subject import Subject, of_run, random_twin
 from mlsm.evaluation.tables import Cell, Spread, as_text, columns_of, draw
-from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.run import Run, load_run
 from mlsm.settings import argument, check_fields, from_flags, option
 
@@ -134,14 +133,12 @@ def measure(
 
 def show_demo(runs: Mapping[str, Run], recipes: Mapping[str, Recipe], device: torch.device) -> None:
     """Measure the demo, print its table, and draw its picture in the last run."""
-    scores: dict[str, DemoScores] = {}
+    results: dict[str, Results] = {}
     for name, run in runs.items():
-        scores[name] = score_demo(run, device)
-        weights = fingerprint(run.directory)
-        new = Results(weights, demo=scores[name].row, demo_baseline=scores[name].baseline)
-        summary.store(run.directory, name, new)
-    rows = {name: demo.row for name, demo in scores.items()}
-    shown = summary.demo_rows(rows, {name: demo.baseline for name, demo in scores.items()})
+        results[name] = score_demo(run, device)
+        summary.store(run.directory, name, results[name])
+    rows = {name: these.demo for name, these in results.items()}
+    shown = summary.demo_rows(rows, {name: these.demo_baseline for name, these in results.items()})
     directories = {name: run.directory for name, run in runs.items()}
     picture = list(directories.values())[-1] / "demo.png"
     draw(picture, directories, rows)

@@ -55,7 +55,7 @@ def read_results(folder: Path) -> Results:
     try:
         json.dumps(values, ensure_ascii=False).encode()  # a lone surrogate cannot be written
         return _results(values)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no results of this program ({error!r}); remove it") from None
 
 
@@ -70,16 +70,16 @@ def _results(values: dict[str, Any]) -> Results:
 
 
 def _numbers(values: Mapping[str, object]) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for name, number in values.items():
-        if not isinstance(number, int | float):
-            raise TypeError(f"{name} is not a number: {number!r}")
-        numbers[name] = number
+    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    if len(numbers) < len(values):
+        raise TypeError(f"not only numbers: {values}")
     return numbers
 
 
 def _suite(value: object) -> SuiteResult:
     result = from_json(SuiteResult, value)
+    if "correct" not in result.average_by_ties:
+        raise KeyError("correct")
     return dataclasses.replace(
         result,
         groups=_numbers(result.groups),
