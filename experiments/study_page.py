@@ -39,8 +39,8 @@ def page(findings: Findings, figure: str) -> str:
     of them, preset `{study.preset}`, on {len(study.corpus)} files of text ({files}). {study.batch_size}
     sequences per update, learning rate {study.learning_rate:g}, 5% of the updates to warm up, 15% of the
     tokens masked or selected. BLiMP and its supplement: the first {study.pairs_a_file} pairs of each file;
-    {tasks}: at most {study.examples_a_task:,} examples to train on, {study.max_epochs} epochs, seeds {seeds}. Commands took
-    {duration(sum(step["seconds"] for step in steps))} together, some side by side."""
+    {tasks}: at most {study.examples_a_task:,} examples to train on, {study.max_epochs} epochs, seeds {seeds}.
+    Commands took {duration(sum(step["seconds"] for step in steps))} together, some side by side."""
     return f"""# The paper in miniature
 
 {textwrap.fill(" ".join(about.split()), 110)}
