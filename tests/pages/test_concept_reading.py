@@ -90,6 +90,8 @@ def test_agreement_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert agreement is not None
     first = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.15)
     assert agreement.kl == pytest.approx((first + np.log(2)) / 2)
+    mean_code = 0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25) + np.log(1 / 0.75)
+    assert agreement.constant_kl == pytest.approx(mean_code / 2)
     assert agreement.overlap == pytest.approx(
         (1 / 2 + 1) / 2
     )  # concept 0 of {0, 1} among the student's {2, 0}
