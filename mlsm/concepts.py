@@ -22,9 +22,9 @@ from mlsm.coding.targets import EVERY_TOKEN
 from mlsm.config import DEVICE_HELP
 from mlsm.device import choose_device
 from mlsm.directory import check_writable
-from mlsm.evaluation.tables import as_text, printable
+from mlsm.evaluation.tables import as_text
 from mlsm.files import write_text
-from mlsm.log import progress, say
+from mlsm.log import printable, progress, say
 from mlsm.pages import concept_view
 from mlsm.pages.concept_reading import Readers, read_concepts, read_sentence
 from mlsm.pages.concept_report import About, ConceptReport, build_report, concept_rows, sentence_rows

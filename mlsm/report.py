@@ -17,8 +17,9 @@ from mlsm import cli
 from mlsm.directory import check_writable
 from mlsm.evaluation import paper, summary
 from mlsm.evaluation.recipes import recipe_of, row_names
-from mlsm.evaluation.tables import columns_of, printable
+from mlsm.evaluation.tables import columns_of
 from mlsm.files import write_text
+from mlsm.log import printable
 from mlsm.pages.run_facts import read_facts
 from mlsm.pages.run_view import run_page
 from mlsm.settings import argument, option

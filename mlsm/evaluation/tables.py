@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlsm.figures import new_figure
-from mlsm.log import read_metrics
+from mlsm.log import printable, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,11 +29,6 @@ class Spread(NamedTuple):
 Cell = float | Spread
 Row = Mapping[str, Cell | str]  # values by the name of their column
 Rows = Mapping[str, Row]
-
-
-def printable(text: str) -> str:
-    """The text with U+FFFD for every control and formatting character, which a terminal would obey."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def columns_of(rows: Rows) -> list[str]:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mlsm.evaluation.tables import Rows, printable
+from mlsm.evaluation.tables import Rows
+from mlsm.log import printable
 from mlsm.pages import concept_use as use
 from mlsm.pages.concept_reading import Reading, Sentence
 from mlsm.seeds import seed_for

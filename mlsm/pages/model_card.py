@@ -11,9 +11,9 @@ from pathlib import Path
 from mlsm.config import EMBEDDED_CORPUS
 from mlsm.evaluation import summary
 from mlsm.evaluation.results import read_results
-from mlsm.evaluation.tables import Row, as_markdown, printable
+from mlsm.evaluation.tables import Row, as_markdown
 from mlsm.files import read_json
-from mlsm.log import read_metrics
+from mlsm.log import printable, read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, fingerprint
 from mlsm.runs.record import ConceptsRecord, RunRecord, read_record
 from mlsm.runs.run import Run
