@@ -41,7 +41,7 @@ TASKS = ("demo", *SUITES, "glue", *glue.TASKS)
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how."""
+    """The runs, the tasks, and how they are measured."""
 
     runs: tuple[Path, ...] = argument("directory of a finished run", "RUN")
     tasks: str = option("demo", f"what to measure, of {', '.join(TASKS)}", metavar="NAMES")
