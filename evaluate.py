@@ -189,7 +189,7 @@ def _say_unused(given: Iterable[str], tasks: Sequence[str]) -> None:
     if glue.TASKS.keys().isdisjoint(tasks):
         cli.say_unused(given, "nothing is fine-tuned", {"seeds", "max_epochs"})
     if set(tasks) == {"demo"}:
-        cli.say_unused(given, "the demo needs no data", {"data", "baseline", "paper"})
+        cli.say_unused(given, "only the demo is measured", {"data", "baseline", "paper"})
 
 
 def main(argv: list[str]) -> None:
