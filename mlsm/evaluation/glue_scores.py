@@ -54,7 +54,7 @@ class GlueResult:
 
 
 class TrainedSeed(NamedTuple):
-    """What one fine-tuning predicted, as its file holds it."""
+    """The predictions of one fine-tuning, as they are stored in its file."""
 
     predictions: dict[str, list[int]]  # by task; empty if it failed
     epoch: int

@@ -1,4 +1,4 @@
-"""What is evaluated: a run, or a model of the same shape with random weights to compare it with."""
+"""The subject of an evaluation: a run, or a model of its shape with random weights to compare it with."""
 
 from __future__ import annotations
 
