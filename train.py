@@ -12,6 +12,7 @@ that exists continues from its newest checkpoint.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 
 from mlsm import cli, distributed
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
-from mlsm.device import choose_device, choose_precision
+from mlsm.device import choose_device, choose_precision, keep_num_threads
 from mlsm.directory import only_process
 from mlsm.evaluation.heldout import MASKED, heldout_metrics, predictions
 from mlsm.files import write_tensors
@@ -42,20 +43,25 @@ from mlsm.training.optim import (
     set_learning_rate_,
     step_,
 )
-from mlsm.training.plan import Plan, make_plan, open_run
+from mlsm.training.plan import Plan, make_plan
+from mlsm.training.resume import open_run
 
 
 def train(plan: Plan) -> None:
     """Run the plan from its newest checkpoint (or the start) to the end, and write the finished model."""
     config, objective = plan.record.train, find_objective(plan.record.train.objective)
     device = choose_device(config.device)
-    precision = choose_precision(config.amp, device)
-    corpus = Corpus(plan.record.data, plan.tokenizer, say)
+    keep_num_threads(plan.record.num_threads)
+    width, before = plan.record.model.width, plan.record.precision
+    precision = choose_precision(config.amp, device, width, before=before)
+    corpus = Corpus(plan.record.data, plan.tokenizer)
     selection = objective.selection(config.mask_share)
-    checkpoint = open_run(plan, corpus)
+    record = dataclasses.replace(plan.record, leak=find_leak(plan, corpus))
+    checkpoint = open_run(plan.directory, record, plan.tokenizer, corpus, precision.name)
     if (plan.directory / MODEL_FILE).exists():
         say(f"{plan.directory} is finished")
         return
+    say(f"precision: {precision.name} ({precision.reason})")
     model = build_model(plan, checkpoint, device)
     teacher = None
     if plan.dictionary is not None:
@@ -136,6 +142,21 @@ def train(plan: Plan) -> None:
             heldout = f"held-out {_headline(values)}"
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
     say(f"finished {plan.directory}: {heldout}")
+
+
+def find_leak(plan: Plan, corpus: Corpus) -> str:
+    """How the run's held-out lines, or its text, differ from those of its origin; the sentence is printed. It
+    is empty if they are the same.
+    """
+    if plan.origin is None or plan.origin.record.source:
+        return ""
+    name, before = str(plan.origin.directory), plan.origin.record
+    leak = before.heldout_note() and f"{name}: {before.heldout_note()}"
+    if before.corpus and before.corpus.digest:
+        leak = corpus.leak(name, before.corpus.digest, before.data.heldout_share) or leak
+    if leak:
+        say(leak)
+    return leak
 
 
 def build_model(plan: Plan, checkpoint: Checkpoint | None, device: torch.device) -> LanguageModel:

@@ -66,7 +66,7 @@ def subject(
     """A preset's name, a run of its shape, its export, and sentences by kind."""
     folder, data = tmp_path_factory.mktemp(request.param), DataConfig(cache_dir=str(cache_directory()))
     config = PRESETS[request.param]().model
-    tokenizer = corpus_tokenizer(data, config.vocab_size, print)
+    tokenizer = corpus_tokenizer(data, config.vocab_size)
     config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
     run = folder / "run"
     write_tensors(run / MODEL_FILE, LanguageModel(config).state_dict())

@@ -228,9 +228,9 @@ def main() -> None:
     data = DataConfig(corpus=tuple(args.corpus))
     if args.only:
         model, side, first = args.only[0], SIDES[int(args.only[1])], int(args.only[2]) * args.updates
-        tokenizer = corpus_tokenizer(data, MODELS[model].vocab_size, _quiet)
+        tokenizer = corpus_tokenizer(data, MODELS[model].vocab_size)
         config = dataclasses.replace(MODELS[model], vocab_size=tokenizer.vocab_size)
-        corpus = Corpus(data, tokenizer, _quiet)
+        corpus = Corpus(data, tokenizer)
         budget = TOKEN_BUDGET_ON_A_GPU if torch.cuda.is_available() else TOKEN_BUDGETS[model]
         print(json.dumps(run_side(side, config, corpus, budget, first, args.updates)))
         return

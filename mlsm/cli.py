@@ -23,6 +23,7 @@ from typing import NoReturn, TextIO, TypeVar, cast
 
 import torch
 
+from kernels.backend import logger as kernels_logger
 from mlsm import distributed
 from mlsm.config import PRESETS
 from mlsm.log import Screen, printable, say
@@ -170,11 +171,14 @@ def build_first(script: str, flags: Sequence[str], missing: str) -> None:
     with its exit code if it fails. A signal to stop is left to that script: it saves its work, while this
     process waits for it.
     """
-    command = [script, *flags]
-    say(f"{missing} is missing; building it first: python {shlex.join(command)}")
-    path = Path(__file__).resolve().parent.parent / script
+    say(f"{missing} is missing; building it first: python {shlex.join([script, *flags])}")
+    package = Path(__file__).resolve().parent
+    if (package / script).exists():  # installed; -P, so that no file of the working directory is imported
+        words = ["-P", "-m", f"mlsm.{script.removesuffix('.py')}"]
+    else:
+        words = [str(package.parent / script)]
     environment = os.environ | distributed.SINGLE_PROCESS_ENVIRONMENT
-    process = subprocess.Popen([sys.executable, str(path), *flags], env=environment)
+    process = subprocess.Popen([sys.executable, *words, *flags], env=environment)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGINT:  # which the terminal sends to both processes
@@ -272,7 +276,7 @@ def _output_of_rank_zero() -> Iterator[None]:
     once.
     """
     if distributed.is_rank_zero():
-        logging.getLogger("kernels").setLevel(logging.INFO)
+        kernels_logger.setLevel(logging.INFO)
         yield
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

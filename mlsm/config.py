@@ -87,7 +87,7 @@ class DataConfig:
         ("pairs", "packed"),
     )
     max_length: int = option(128, "longest training sequence, in tokens")
-    heldout_share: float = option(0.02, "share of the sequences kept out of training (2,000 at most)")
+    heldout_share: float = option(0.02, "share of the lines kept out of training (4,000 lines at most)")
     cache_dir: str = option("corpora", "folder for encoded corpora and tokenizers", metavar="FOLDER")
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ class TrainConfig:
     solver: str = option("auto", SOLVER_HELP, SOLVERS)
     amp: str = option(
         "auto",
-        "autocast precision; auto: bf16 or fp16 on a GPU, off on a CPU",
+        "autocast precision; auto: bf16 where the processor or GPU has it, else fp16 on a GPU, off on a CPU",
         ("auto", "bf16", "fp16", "off"),
     )
     compile: bool = option(False, "compile the layers with torch.compile (for GPUs; needs a C++ compiler)")

@@ -281,7 +281,7 @@ def read_corpus() -> None:
     from mlsm.text.corpus import corpus_tokenizer
 
     config = DataConfig(corpus=("text.txt",), cache_dir="new cache", max_length=32)
-    corpus = Corpus(config, corpus_tokenizer(config, 80, _silent), _silent)
+    corpus = Corpus(config, corpus_tokenizer(config, 80))
     corpus.update(0, 8, 64, Selection(0.15, True), seed=1)
 
 
@@ -296,21 +296,22 @@ def read_index() -> None:
     shutil.rmtree(cache)
     shutil.move(Path("index"), cache)
     for mode in ("pairs", "packed"):
-        corpus = Corpus(DataConfig(**{**vars(config), "sequence_mode": mode}), tokenizer, _silent)
+        corpus = Corpus(DataConfig(**{**vars(config), "sequence_mode": mode}), tokenizer)
         for micro in corpus.update(0, 8, 64, Selection(0.15, True), seed=1).micro_batches:
             assert 0 <= int(micro.text.ids_T.min()) <= int(micro.text.ids_T.max()) < tokenizer.vocab_size
 
 
 def read_run() -> None:
     """As a teacher, as what is evaluated, and as what a run starts from."""
-    import evaluate
     import train
+    from mlsm.evaluation import summary
+    from mlsm.evaluation.results import Results
     from mlsm.runs.run import load_run
 
     load_run(Path("run"))
     flags = ["--output=student", "--num-steps=1", "--batch-size=4", "--objective=lsm"]
     train.main([*flags, "--teacher=run", "--dictionary=dictionary.safetensors"])
-    evaluate.keep(Path("run"), "run", "weights", {"demo": {"minimal pairs": 0.5}})
+    summary.store(Path("run"), "run", Results("weights", {"minimal pairs": 0.5}))
 
 
 def read_weights() -> None:
@@ -367,9 +368,10 @@ def read_evaluation_data() -> None:
 
 
 def keep_results() -> None:
-    import evaluate
+    from mlsm.evaluation import summary
+    from mlsm.evaluation.results import Results
 
-    evaluate.keep(Path("run"), "run", "weights", {"demo": {"minimal pairs": 0.5}})
+    summary.store(Path("run"), "run", Results("weights", {"minimal pairs": 0.5}))
 
 
 def read_exported() -> None:
@@ -394,10 +396,6 @@ def convert(name: str) -> None:
         loaded = load_encoder(Path("converted"))
         for text in TEXTS:
             loaded.tokenizer.decode(loaded.tokenizer.encode(text))
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 _CHECKPOINT = "unfinished/checkpoints/step-4/"

@@ -1,4 +1,4 @@
-"""DeBERTa checkpoints as transformers saves them, small and with random weights."""
+"""Small DeBERTa checkpoints of random weights, as transformers saves them."""
 
 import json
 from pathlib import Path

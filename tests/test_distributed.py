@@ -12,8 +12,7 @@ import torch
 from pipeline import ROOT, close, learnt, nano_teacher, student_flags, wait_for
 from several_commands import MAINS
 from small_text import NANO_FLAGS
-from test_glue import write_cola
-from test_minimal_pairs import blimp_rows, write_lines
+from task_files import blimp_rows, write_cola, write_lines
 
 import train
 from mlsm import distributed

@@ -2,8 +2,8 @@
 concepts.
 
 Nothing is precomputed: the teacher reads the unmasked text of each micro-batch in eval mode, and only the
-selected positions are coded. Hidden states are divided by their L2 norm, for the dictionary as for the codes;
-without that, lambda would mean something else in every layer.
+selected positions are coded. Hidden states are divided by their L2 norm, both to learn the dictionary and to
+compute codes. Otherwise the same lambda would be a different penalty in every layer.
 
 Legend: N selected positions, D width of the teacher, K concepts.
 """
@@ -16,12 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from mlsm import distributed
 from mlsm.coding.dictionary import Dictionary
 from mlsm.device import Precision
-from mlsm.log import Stopwatch
+from mlsm.log import Stopwatch, progress
 from mlsm.model.deberta import Encoder
 from mlsm.seeds import generator_for
 from mlsm.text.batches import Corpus, MicroBatch, Selection
@@ -30,10 +29,10 @@ EVERY_TOKEN = Selection(share=1.0, is_masked=False)
 
 
 class Targets(NamedTuple):
-    """What the student should predict at each selected position."""
+    """The distributions that a student learns to predict, and facts about the codes behind them."""
 
     distribution_NK: Tensor  # codes divided by their L1 norm; a zero code stays zero
-    num_uses_K: Tensor  # codes, of the N, that each concept is part of
+    num_uses_K: Tensor  # number of codes in which a concept is not zero
     worst_gap: Tensor  # largest duality gap of a code, relative to half the squared norm of its signal
 
 
@@ -44,9 +43,9 @@ class Teacher:
     encoder: Encoder
     dictionary: Dictionary
     precision: Precision
-    tolerance: float = 1e-3  # of the codes, relative duality gap
+    tolerance: float = 1e-3  # relative duality gap at which a code is finished
     solver: str = "auto"
-    max_steps: int | None = None  # of the solver; the codes then have the gap that these leave
+    max_steps: int | None = None  # steps after which a code is taken as it is, whatever its gap
     coding_time: Stopwatch = dataclasses.field(default_factory=Stopwatch)
 
     @torch.no_grad()
@@ -79,10 +78,9 @@ def sample_states(
     seed: int,
     precision: Precision,
     device: torch.device,
-    bar: tqdm,
 ) -> Tensor:
     """Unit-norm states (N, D) of all ordinary tokens of sequences drawn at random, in the order drawn, on the
-    CPU; N <= num_tokens. Ranks share the work, and each gets all the states.
+    CPU; N is `num_tokens`, or less if the text is smaller. Ranks share the work, and each gets all states.
     """
     micro_batches = corpus.sample(
         [corpus.training],
@@ -92,14 +90,15 @@ def sample_states(
         generator=generator_for("sample", seed),
     )
     blocks: list[Tensor] = []
-    for number, micro in enumerate(micro_batches):
-        if distributed.is_mine(number):
-            with precision.autocast():
-                block_ND = unit_states(encoder, micro.to(device), layer).cpu()
-        else:
-            block_ND = torch.zeros(len(micro.selected_N), encoder.token_embedding.embedding_dim)
-        blocks.append(block_ND)
-        bar.update(len(block_ND))
+    with progress(num_tokens, "hidden states", unit="token") as bar:
+        for number, micro in enumerate(micro_batches):
+            if distributed.is_mine(number):
+                with precision.autocast():
+                    block_ND = unit_states(encoder, micro.to(device), layer).cpu()
+            else:
+                block_ND = torch.zeros(len(micro.selected_N), encoder.token_embedding.embedding_dim)
+            blocks.append(block_ND)
+            bar.update(len(block_ND))
     sample_ND = torch.cat(blocks)
     distributed.all_reduce_sum_(sample_ND)
     return sample_ND

@@ -1,9 +1,8 @@
 """DeBERTa v1 (He et al. 2021), the encoder alone: token ids in, hidden states out.
 
-The layout of the weights is that of the published checkpoints (queries, keys and values interleaved per
-head), so that weights can be exchanged by renaming. Heads that read the hidden states are in `mlsm.model`.
-
-Sequences lie flat, one after another, without padding.
+The weights have the layout of the published checkpoints (queries, keys and values interleaved per head), so
+that renaming is enough to exchange them. Sequences are flat, one after another, without padding. The heads on
+the hidden states are in `mlsm.model.language_model`.
 
 Legend: T tokens of all sequences, N of them selected, D width, H heads, E = D / H, R relative distances.
 """
@@ -11,7 +10,6 @@ Legend: T tokens of all sequences, N of them selected, D width, H heads, E = D /
 from __future__ import annotations
 
 import shutil
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,27 +21,22 @@ from kernels.dropout import dropout
 from mlsm.config import ModelConfig
 from mlsm.text.sequences import Sequences
 
-LAYER_NORM_EPS = 1e-7  # of the published configuration
+LAYER_NORM_EPS = 1e-7  # as in the published configuration
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm computed in float32 whatever the input, returned in the dtype of the input."""
+    """LayerNorm computed in float32 at least, and returned in the dtype of the input."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=LAYER_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype in (torch.float32, torch.float64):
-            return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
+        wide = x if x.dtype == torch.float64 else x.float()
+        return super().forward(wide).to(x.dtype)
 
 
-class Dropout(nn.Module):
-    """Dropout while training."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
+class Dropout(nn.Dropout):
+    """Dropout in training mode, with a cheaper mask than PyTorch's on CPUs."""
 
     def probability(self) -> float:
         return self.p if self.training else 0.0
@@ -68,16 +61,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def _in_bias(self) -> Tensor:
-        """The bias of `in_proj` in its per-head order (q, k, v): keys have none."""
+        """The bias of `in_proj` in its order (q, k, v for each head), with zeros for the keys."""
         q_HE = self.q_bias.view(self.num_heads, 1, -1)
         v_HE = self.v_bias.view(self.num_heads, 1, -1)
         return torch.cat([q_HE, torch.zeros_like(q_HE), v_HE], dim=1).flatten()
 
     def _heads(self, table_RD: Tensor) -> Tensor:
+        """The table split by heads (H, R, E)."""
         return table_RD.view(table_RD.shape[0], self.num_heads, -1).transpose(0, 1)
 
     def forward(self, x_TD: Tensor, table_RD: Tensor, sequences: Sequences) -> Tensor:
-        """What each token gathers from its sequence (T, D), before the output projection."""
+        """The attention output of each token (T, D), before the output projection."""
         num_tokens, width = x_TD.shape
         qkv_TX = F.linear(x_TD, self.in_proj.weight, self._in_bias())
         q_THE, k_THE, v_THE = qkv_TX.view(num_tokens, self.num_heads, 3, -1).unbind(2)
@@ -112,8 +106,8 @@ class Layer(nn.Module):
     def forward(
         self, x_TD: Tensor, table_RD: Tensor, sequences: Sequences, at_N: Tensor | None = None
     ) -> Tensor:
-        """Hidden states of all tokens (T, D), or only of those at the flat positions `at_N` (N, D); after
-        attention nothing is computed for the others.
+        """Hidden states of all tokens (T, D), or (N, D) of those at the flat positions `at_N`. After the
+        attention nothing is computed for other tokens.
         """
         mixed_TD = self.attention(x_TD, table_RD, sequences)
         if at_N is not None:
@@ -123,14 +117,16 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Word embeddings, `depth` layers that share one table of relative positions; no absolute positions."""
+    """Word embeddings and `depth` layers that share one table of relative positions. There are no absolute
+    positions.
+    """
 
     layer_type: type[Layer] = Layer
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.max_positions = config.max_positions
-        self.recomputes_layers = False  # in the backward pass, to save memory
+        self.recomputes_layers = False  # whether the backward pass recomputes them, to save memory
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.embedding_norm = LayerNorm(config.width)
         self.relative_embedding = nn.Embedding(2 * config.max_positions, config.width)
@@ -140,10 +136,8 @@ class Encoder(nn.Module):
     def forward(
         self, sequences: Sequences, at_N: Tensor | None = None, num_layers: int | None = None
     ) -> Tensor:
-        """Hidden states of layer `num_layers` (default: the last; 0: the embeddings), of all tokens (T, D) or
-        at flat positions (N, D).
-
-        Raises ValueError for sequences longer than the table of relative positions.
+        """Hidden states after `num_layers` layers (default: all; 0: the embeddings), of all tokens (T, D) or
+        at flat positions (N, D). Raises ValueError for sequences longer than the table of relative positions.
         """
         if sequences.max_length > self.max_positions:
             raise ValueError(
@@ -159,15 +153,15 @@ class Encoder(nn.Module):
             return self._run(layers[-1], x_TD, table_RD, sequences, at_N)
         return x_TD if at_N is None else x_TD[at_N]
 
-    def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
+    def _run(self, layer: nn.Module, *inputs: Tensor | Sequences | None) -> Tensor:
+        """The output of a layer, whose inner states are kept for the backward pass or recomputed in it."""
         if self.recomputes_layers and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
 
     def compile_layers_(self, backend: str = "inductor") -> None:
-        """Compile every layer, whatever the lengths, into a handful of graphs that they share.
-
-        Raises ValueError on a CPU without a C++ compiler.
+        """Compile the layers for sequences of any length; all layers share a few graphs. Raises ValueError on
+        a CPU without a C++ compiler.
         """
         if self.token_embedding.weight.device.type == "cpu" and not (
             shutil.which("g++") or shutil.which("clang++")
@@ -176,14 +170,14 @@ class Encoder(nn.Module):
         for layer in self.layers:
             layer.compile(dynamic=True, fullgraph=True, backend=backend)
 
-    def _table(self, longest: int) -> Tensor:
-        """The rows (R, D) of the distances from -longest to longest - 1."""
+    def _table(self, length: int) -> Tensor:
+        """The rows (R, D) of the distances from -length to length - 1."""
         middle = self.max_positions
-        return self.relative_embedding.weight[middle - longest : middle + longest]
+        return self.relative_embedding.weight[middle - length : middle + length]
 
 
 def init_weights_(module: nn.Module, std: float, generator: torch.Generator) -> None:
-    """Normal(0, std) for Linear and Embedding weights, zero biases; LayerNorm keeps 1 and 0."""
+    """Draw the weights of Linear and Embedding from Normal(0, std), and zero the biases of Linear."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=std, generator=generator)

@@ -1,10 +1,10 @@
-"""DeBERTa v2 and v3 (He et al. 2021 and 2023), the encoder alone: a teacher that others have trained.
+"""The encoder of DeBERTa v2 and v3 (He et al. 2021 and 2023), for published checkpoints that become teachers.
 
-It differs from v1 in two places. Distances share rows of the table by their logarithm, and the table may be
-normalised; so the table is spread over all distances first, and the rest is v1's. Keys have biases, of tokens
-as of distances; v2's way to share the projections of both is a copy of the weights here.
+It differs from v1 in two places. Large distances share rows of the table on a logarithmic scale, and the
+table may be normalised; here it is expanded to one row per distance first, and then used as in v1. Keys have
+biases, those of tokens and those of distances. Where v2 shares projections, the weights are copied.
 
-Legend: T tokens, D width, H heads, E = D / H, R relative distances.
+Legend: D width, R relative distances, S rows of the stored table.
 """
 
 from __future__ import annotations
@@ -14,35 +14,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mlsm.config import ModelConfig, check_fields
+from mlsm.config import ModelConfig
 from mlsm.model import deberta
+from mlsm.settings import check_fields
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What tells a v2 or v3 encoder from others of its size."""
+    """The settings of a v2 or v3 encoder that v1 does not have."""
 
-    num_buckets: int  # rows of the table for distances of one sign; 0: one row a distance
-    max_distance: int  # whose bucket is the last one
+    num_buckets: int  # rows of the table for distances of one sign; 0: one row per distance
+    max_distance: int  # larger distances share its row
     is_table_normed: bool
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.num_buckets < 0 or self.max_distance < 1:
-            raise ValueError(f"no layout of positions: {self}")
+            raise ValueError(f"not a layout of positions: {self}")
 
     @property
     def span(self) -> int:
-        """Half the rows of the table."""
+        """Half the number of rows of the table."""
         return self.num_buckets or self.max_distance
 
-    def rows_R(self, longest: int) -> Tensor:
-        """The row of each distance from -longest to longest - 1.
+    def rows_R(self, length: int) -> Tensor:
+        """The row of each distance from -length to length - 1.
 
-        Small distances have a row of their own, larger ones share theirs on a logarithmic scale. float32 as
-        in the published code: rounding decides at the edges.
+        Small distances have a row of their own, larger ones share rows on a logarithmic scale. It is computed
+        in float32 as in the published code, since rounding decides at the borders between rows.
         """
-        distance_R = torch.arange(-longest, longest)
+        distance_R = torch.arange(-length, length)
         middle = self.num_buckets // 2
         if middle:
             size_R = distance_R.abs().clamp_min(middle).float()
@@ -54,7 +55,7 @@ class Layout:
 
 
 class Attention(deberta.Attention):
-    """v1's, with biases of the keys, too."""
+    """The attention of v1 with biases of the keys."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -67,13 +68,13 @@ class Attention(deberta.Attention):
 
 
 class Layer(deberta.Layer):
-    """v1's, with the attention above."""
+    """The layer of v1 with the attention above."""
 
     attention_type = Attention
 
 
 class Encoder(deberta.Encoder):
-    """v1's, with the layers above and a table that is spread over the distances."""
+    """The encoder of v1 with the layers above and a table that is expanded to one row per distance."""
 
     layer_type = Layer
 
@@ -83,6 +84,6 @@ class Encoder(deberta.Encoder):
         self.relative_embedding = nn.Embedding(2 * layout.span, config.width)
         self.table_norm = deberta.LayerNorm(config.width) if layout.is_table_normed else nn.Identity()
 
-    def _table(self, longest: int) -> Tensor:
+    def _table(self, length: int) -> Tensor:
         table_SD = self.table_norm(self.relative_embedding.weight)
-        return table_SD[self.layout.rows_R(longest).to(table_SD.device)]
+        return table_SD[self.layout.rows_R(length).to(table_SD.device)]

@@ -1,8 +1,8 @@
-"""The language model of all three phases: the encoder and the heads that read it.
+"""The language model of all three phases: the encoder and the heads on it.
 
-Words and concepts share one transform (dense, GELU, LayerNorm): the concept rows stand beside the vocabulary
-rows, which are tied to the word embeddings. The token head of the third phase maps concept logits to words.
-All heads take the hidden states of selected positions only.
+Words and concepts share one transform (dense, GELU, LayerNorm). On it are the decoder of words, tied to the
+word embeddings, and the concept head. The token head of the third phase maps concept logits to words. All
+heads read the hidden states of selected positions only.
 
 Legend: N selected positions, D width, V vocabulary, K concepts.
 """
@@ -21,7 +21,7 @@ from mlsm.text.tokenizer import PAD_ID
 
 
 class LanguageModel(nn.Module):
-    """A DeBERTa encoder with vocabulary rows and, in later phases, concept rows and a token head."""
+    """A DeBERTa encoder with a tied decoder; in later phases also a concept head and a token head."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
@@ -36,24 +36,25 @@ class LanguageModel(nn.Module):
         with torch.no_grad():
             self.encoder.token_embedding.weight[PAD_ID] = 0.0
             if self.token_head is not None:
-                # A convex problem: random weights would only be noise to unlearn.
+                # Training it alone is a convex problem, which needs no random start.
                 self.token_head.weight.zero_()
 
     @property
     def device(self) -> torch.device:
+        """The device of all weights."""
         return self.decoder_bias.device
 
     def hidden_at(self, sequences: Sequences, selected_N: Tensor) -> Tensor:
-        """Transformed last hidden states (N, D) at flat positions."""
+        """The hidden states of the last layer at flat positions, transformed for the heads (N, D)."""
         hidden_ND = self.encoder(sequences, selected_N)
         return self.transform_norm(F.gelu(self.transform(hidden_ND)))
 
     def tied_decoder(self) -> tuple[Tensor, Tensor]:
-        """Weight (V, D), tied to the word embeddings, and bias (V) of the logits of words."""
+        """The weight (V, D) of the decoder, which is that of the word embeddings, and its bias (V)."""
         return self.encoder.token_embedding.weight, self.decoder_bias
 
     def decoder_logits(self, hidden_ND: Tensor) -> Tensor:
-        """Logits (N, V) of words by the vocabulary rows."""
+        """Logits (N, V) of words by the tied decoder."""
         return F.linear(hidden_ND, *self.tied_decoder())
 
     def concept_logits(self, hidden_ND: Tensor) -> Tensor:
@@ -63,12 +64,12 @@ class LanguageModel(nn.Module):
         return self.concepts(hidden_ND)
 
     def token_logits(self, hidden_ND: Tensor) -> Tensor:
-        """Logits (N, V) of words by the token head if there is one, else by the vocabulary rows."""
+        """Logits (N, V) of words by the token head if there is one, else by the tied decoder."""
         if self.token_head is None:
             return self.decoder_logits(hidden_ND)
         return self.token_head(self.concept_logits(hidden_ND))
 
     def freeze_all_but_token_head_(self) -> None:
-        """Third phase: only the linear layer from concepts to words learns."""
+        """Freeze everything but the linear layer from concepts to words, for the third phase."""
         for name, weight in self.named_parameters():
             weight.requires_grad_(name.startswith("token_head."))

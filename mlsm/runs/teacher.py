@@ -58,8 +58,8 @@ def load_teacher(
     directory: Path, dictionary: Dictionary, config: TrainConfig, device: torch.device
 ) -> Teacher:
     """A frozen teacher with a dictionary of `load_dictionary`. Raises ValueError as `load_encoder`."""
-    encoder = load_encoder(directory, device).encoder
-    precision = choose_precision(config.amp, device)
+    _, record, encoder, _ = load_encoder(directory, device)
+    precision = choose_precision(config.amp, device, record.model.width)
     return Teacher(
         encoder.requires_grad_(False),
         dictionary.to(device),

@@ -1,4 +1,4 @@
-"""Which positions an objective learns from, and what the model sees there."""
+"""Selecting the positions that an objective learns from, and masking them in the input of the model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def is_ordinary(ids: Tensor) -> Tensor:
 
 
 def select(ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """True at positions to learn from: each ordinary token independently with probability `share`."""
+    """True at the positions to learn from: each ordinary token independently with probability `share`."""
     return is_ordinary(ids) & (torch.rand(ids.shape, generator=generator) < share)
 
 
 def mask(ids: Tensor, selected: Tensor) -> Tensor:
-    """The ids with every selected one replaced by [MASK] (always: no random and no kept tokens)."""
+    """The ids with [MASK] at every selected position. Unlike in BERT none becomes a random token or stays."""
     return ids.masked_fill(selected, MASK_ID)

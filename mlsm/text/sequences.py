@@ -1,6 +1,6 @@
-"""Several sequences of token ids as one flat tensor, without padding: what the encoder reads.
+"""Several sequences of token ids as one flat tensor without padding, which is the input of the encoder.
 
-Token-wise layers never compute a padded position then; only an attention that needs a rectangle makes one.
+So no layer computes padded positions, except an attention that needs a rectangle and pads by itself.
 
 Legend: T tokens of all sequences, B sequences.
 """
@@ -16,15 +16,15 @@ from torch import Tensor
 
 
 class Sequences(NamedTuple):
-    """Sequences one after another."""
+    """Token ids of sequences, one sequence after another."""
 
     ids_T: Tensor
     cu_seqlens: Tensor  # (B + 1), int32: where each sequence starts, and where the last one ends
-    max_length: int  # of the longest; known to the host, so that no device is waited for
+    max_length: int  # length of the longest; an int, so that the host does not wait for the device
 
     @classmethod
     def of(cls, rows: Sequence[Tensor]) -> Sequences:
-        """Lay rows of ids, each of one token at least, one after another."""
+        """Concatenate rows of ids. Each has at least one token."""
         lengths = [len(row) for row in rows]
         cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         return cls(torch.cat(list(rows)), cu_seqlens, max(lengths))
@@ -35,12 +35,13 @@ class Sequences(NamedTuple):
         return self.cu_seqlens[:-1].long()
 
     def to(self, device: torch.device) -> Sequences:
+        """The same sequences on a device."""
         return self._replace(ids_T=moved(self.ids_T, device), cu_seqlens=moved(self.cu_seqlens, device))
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device. A GPU gets it from pinned memory: with any other the host may wait until the
-    GPU has done all its work.
+    """The tensor on a device. It goes to a GPU from pinned memory: from other memory the host may wait until
+    the GPU has finished all its work.
     """
     if device.type == "cuda" and tensor.is_cpu:
         tensor = tensor.pin_memory()

@@ -163,14 +163,14 @@ def main(argv: list[str]) -> None:
     run, device = args.record.parent, choose_device(args.device)
     record = read_record(run)
     config, objective = record.train, find_objective(record.train.objective)
-    precision = choose_precision(args.amp or config.amp, device)
+    precision = choose_precision(args.amp or config.amp, device, record.model.width, before=record.precision)
     model = LanguageModel(record.model)
     load_weights_(model, read_tensors(args.record.with_suffix(".safetensors")), str(args.record))
     objective.prepare_(model.to(device))
     teacher = None
     if objective.needs_teacher and record.concepts:
         teacher = teacher_of(record.concepts, config, device)
-    corpus = Corpus(text_of(record, {}), load_tokenizer(run, record), say)
+    corpus = Corpus(text_of(record, {}), load_tokenizer(run, record))
     selection = objective.selection(config.mask_share)
     update = corpus.update(skipped.step - 1, config.batch_size, config.token_budget, selection, config.seed)
     findings = examine(skipped, model, update, teacher, config, precision)

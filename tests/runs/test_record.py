@@ -25,7 +25,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_record_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no run at .*: a run is a directory such as runs/lsm-random"):
+    with pytest.raises(ValueError, match=r"no run at .*: a run is a directory such as runs/lsm-random"):
         read_record(tmp_path)
 
 
