@@ -13,8 +13,7 @@ from fork_server import ForkServer
 from fuzz import DATA_FLAGS
 from pipeline import student_flags
 from small_text import NANO_FLAGS, write_corpus
-from test_glue import write_cola
-from test_minimal_pairs import blimp_rows, write_lines
+from task_files import blimp_rows, write_cola, write_lines
 
 from mlsm.runs.checkpoint import MODEL_FILE
 
@@ -88,7 +87,7 @@ def replace(place: Path, kind: str, outside: Path) -> None:
 
 
 def make_outside(folder: Path) -> dict[str, bytes | None]:
-    """What must stay as it is."""
+    """Files and folders that no command may change; returns them as `contents`."""
     for name in ("folder/step-999", "folder/blimp", "folder/glue", "folder/random-weights"):
         (folder / name).mkdir(parents=True)
     for name in ("file", "folder/results.json", "folder/step-999/model.safetensors", "folder/state.json"):
