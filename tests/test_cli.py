@@ -85,7 +85,7 @@ def test_a_table_that_could_not_be_written_is_a_mistake_after_the_work(tmp_path:
     assert (tmp_path / "x").read_text() == "done"
 
 
-@pytest.mark.parametrize("number", cli.STOP_SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_every_signal_to_stop_lets_the_work_end(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(command(str(tmp_path / "x"), "wait"), env=ENVIRONMENT, stderr=subprocess.PIPE)
     wait_for_start(tmp_path / "x")

@@ -20,14 +20,13 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 @pytest.mark.parametrize(
     ("asked", "dtype", "has_scaler"),
     [
-        ("auto", None, False),
         ("off", None, False),
         ("bf16", torch.bfloat16, False),
         ("fp16", torch.float16, True),
     ],
 )
 def test_precision_on_a_cpu(asked: str, dtype: torch.dtype | None, has_scaler: bool) -> None:
-    precision = choose_precision(asked, torch.device("cpu"))
+    precision = choose_precision(asked, torch.device("cpu"), width=768)
     assert precision.scaler.is_enabled() == has_scaler
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (dtype or torch.float32)
