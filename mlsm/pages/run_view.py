@@ -61,8 +61,8 @@ def run_page(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows, quoted_c
     compute = {run.name: compute_row(run) for run in runs}
     sections = [
         f"<h1>{names}</h1>",
-        "<p>Rows in italics are quoted from the paper (Berend 2024): DeBERTa base on the text of BabyLM. They do "
-        "not compare with models of another size or on other text.</p>",
+        "<p>Rows in italics are quoted from the paper (Berend 2024): DeBERTa base on the text of BabyLM. "
+        "They do not compare with models of another size or on other text.</p>",
         "<h2>Compute</h2>",
         as_html({**compute, **quoted_compute}, "", quoted_compute),
         "<h2>Learning</h2>",
