@@ -41,7 +41,7 @@ TASKS = ("demo", *SUITES, "glue", *glue.TASKS)
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how."""
+    """The runs, the tasks, and how they are measured."""
 
     runs: tuple[Path, ...] = argument("directory of a finished run", "RUN")
     tasks: str = option("demo", f"what to measure, of {', '.join(TASKS)}", metavar="NAMES")
@@ -193,7 +193,7 @@ def _say_unused(given: Iterable[str], tasks: Sequence[str]) -> None:
     if glue.TASKS.keys().isdisjoint(tasks):
         cli.say_unused(given, "nothing is fine-tuned", {"seeds", "max_epochs"})
     if set(tasks) == {"demo"}:
-        cli.say_unused(given, "the demo needs no data", {"data", "baseline", "paper"})
+        cli.say_unused(given, "only the demo is measured", {"data", "baseline", "paper"})
 
 
 def main(argv: list[str]) -> None:

@@ -178,4 +178,4 @@ def test_flags_without_effect_on_words_and_scores_are_named(
     said = capsys.readouterr().err
     assert "without effect: --ties (no suite is scored)" in said
     assert "without effect: --seeds (nothing is fine-tuned)" in said
-    assert "without effect: --paper (the demo makes its own)" in said
+    assert "without effect: --paper (only the demo is measured)" in said

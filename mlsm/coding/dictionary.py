@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from kernels.lasso import LassoResult, gram, largest_step, nonneg_lasso
 from mlsm import distributed
 from mlsm.config import MOST_ATOMS
-from mlsm.files import parse_json, write_tensors
+from mlsm.files import open_tensors, parse_json, write_tensors
 from mlsm.settings import check_fields
 
 SIGNALS_PER_BLOCK = 4096  # coded together when a dictionary is measured: bounds the memory of the codes
@@ -118,7 +118,7 @@ class Dictionary:
         if not Path(path).is_file():
             raise ValueError(f"no dictionary at {path}: make one with fit_dictionary.py --output {path}")
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(Path(path)) as file:
                 about = {n: parse_json(v.encode(), n) for n, v in (file.metadata() or {}).items()}
                 shape = file.get_slice("atoms_DK").get_shape()
                 if len(shape) != 2 or shape[1] > MOST_ATOMS:  # checked before the atoms take memory

@@ -17,7 +17,7 @@ from mlsm.evaluation.finetune import Classifier, Diverged, EncodedItem, FineTune
 from mlsm.evaluation.glue import TASKS, Item, TaskData, encode_item
 from mlsm.evaluation.subject import Subject
 from mlsm.evaluation.tables import Spread
-from mlsm.files import read_json, write_text
+from mlsm.files import folder_within, read_json, write_text
 from mlsm.log import progress, say
 from mlsm.settings import check_fields
 
@@ -54,7 +54,7 @@ class GlueResult:
 
 
 class TrainedSeed(NamedTuple):
-    """What one fine-tuning predicted, as its file holds it."""
+    """The predictions of one fine-tuning, as they are stored in its file."""
 
     predictions: dict[str, list[int]]  # by task; empty if it failed
     epoch: int
@@ -73,7 +73,7 @@ def score_seeds(
     """The results of the tasks that share a training. A seed that is stored in the subject's folder for the
     same weights, data and settings is not trained again. Each of several processes trains other seeds.
     """
-    folder = subject.folder / "evaluation" / "glue"
+    folder = folder_within(subject.folder, "evaluation", "glue")
     paths = {seed: folder / f"{data.trained_on}-seed-{seed}.json" for seed in seeds}
     origin = {"weights": subject.weights, "data": data.digest, "settings": asdict(settings)}
     stored = {seed: _stored(path, origin | {"seed": seed}, data) for seed, path in paths.items()}

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlsm.files import parse_json
+from mlsm.files import parse_json, read_bytes
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -30,10 +30,8 @@ def read_examples(
 
     Raises ValueError naming the file and the line of what cannot be used.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file")
     try:
-        lines = path.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n")
+        lines = read_bytes(path).removeprefix(BYTE_ORDER_MARK).split(b"\n")
     except OSError as error:
         raise ValueError(f"no file {path} ({error.strerror}): --data names the folder of the tasks") from None
     examples = []

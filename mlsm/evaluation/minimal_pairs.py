@@ -23,7 +23,7 @@ from mlsm import distributed
 from mlsm.evaluation.jsonl import Example, read_examples
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.subject import Subject
-from mlsm.files import file_digest, write_text
+from mlsm.files import file_digest, folder_within, read_text, write_text
 from mlsm.log import progress, say
 from mlsm.model.language_model import LanguageModel
 from mlsm.settings import check_fields
@@ -172,7 +172,7 @@ def score_suite(subject: Subject, name: str, data: Path, scoring: Scoring) -> Su
     """The accuracies of a suite. Scores that are stored in the subject's folder for the same weights and data
     are not computed again.
     """
-    suite, folder = SUITES[name], subject.folder / "evaluation" / name
+    suite, folder = SUITES[name], folder_within(subject.folder, "evaluation", name)
     longest = subject.model.config.max_positions
     subtasks = read_suite(suite, data, subject.tokenizer, longest, scoring.has_prefix)
     if len(subtasks) != suite.num_files:
@@ -205,7 +205,7 @@ def score_pairs(
 def _stored(folder: Path, subtask: SubTask, origin: dict[str, object]) -> list[PairScore] | None:
     """Earlier scores with the same origin; None if there are none or their file is damaged."""
     try:
-        first, *lines = (folder / f"{subtask.name}.jsonl").read_text(encoding="utf-8").splitlines()
+        first, *lines = read_text(folder / f"{subtask.name}.jsonl").splitlines()
         if json.loads(first) != origin | {"data": subtask.digest} or len(lines) != len(subtask.pairs):
             return None
         rows = [json.loads(line) for line in lines]

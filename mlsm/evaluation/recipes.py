@@ -1,5 +1,5 @@
-"""Which runs are averaged: those that were trained with the same settings and differ in their seeds, from
-runs of which the same is true. Also the names of the rows of several runs.
+"""Recipes identify runs that are averaged: they have the same settings and other seeds, and the runs that
+they started or learnt from are equal in the same way. Here are also the names of the rows of several runs.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ GENERATIONS = 3  # a token head, its student, the teacher of the student
 
 
 class Recipe(NamedTuple):
-    """How a run was made."""
+    """The settings and seeds of a run and of its ancestors."""
 
     settings: str  # equal for runs that are repetitions of each other
     seeds: tuple[int, ...]  # of the run, and of those that it started or learnt from
 
 
 def recipe_of(record: RunRecord, generations: int = GENERATIONS) -> Recipe:
-    """The recipe of a run. If the run that it was made from is gone, its name counts, or for a teacher its
-    fingerprint.
+    """The recipe of a run. A run that it started from and that is gone is identified by its name, a teacher
+    that is gone by its fingerprint.
     """
     train, concepts = record.train, record.concepts
     is_run = train.init not in ("random", "teacher")

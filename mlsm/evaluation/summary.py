@@ -1,4 +1,4 @@
-"""From the results of a run to rows of a table, and to its results.md."""
+"""The results of runs as rows of tables, and as the text of results.md."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
+from mlsm.files import LARGEST_JSON, read_bytes
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -62,7 +64,7 @@ class Tokenizer:
         tokenizer, or if it has another fingerprint than the one given; then it is not even parsed.
         """
         try:
-            model = path.read_bytes()
+            model = read_bytes(path, LARGEST_JSON)
             if fingerprint not in (None, fingerprint_of(model)):
                 raise ValueError("damaged, or the tokenizer of another run")
             return (JsonTokenizer if path.suffix == ".json" else cls)(model)
