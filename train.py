@@ -12,6 +12,7 @@ that exists continues from its newest checkpoint.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,8 @@ from mlsm.training.optim import (
     set_learning_rate_,
     step_,
 )
-from mlsm.training.plan import Plan, make_plan, open_run
+from mlsm.training.plan import Plan, make_plan
+from mlsm.training.resume import open_run
 
 
 def train(plan: Plan) -> None:
@@ -54,7 +56,8 @@ def train(plan: Plan) -> None:
     precision = choose_precision(config.amp, device, width, before=before)
     corpus = Corpus(plan.record.data, plan.tokenizer)
     selection = objective.selection(config.mask_share)
-    checkpoint = open_run(plan, corpus, precision.name)
+    record = dataclasses.replace(plan.record, leak=find_leak(plan, corpus))
+    checkpoint = open_run(plan.directory, record, plan.tokenizer, corpus, precision.name)
     if (plan.directory / MODEL_FILE).exists():
         say(f"{plan.directory} is finished")
         return
@@ -137,6 +140,21 @@ def train(plan: Plan) -> None:
             heldout = f"held-out {_headline(values)}"
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
     say(f"finished {plan.directory}: {heldout}")
+
+
+def find_leak(plan: Plan, corpus: Corpus) -> str:
+    """How the run's held-out lines, or its text, differ from those of its origin; the sentence is printed. It
+    is empty if they are the same.
+    """
+    if plan.origin is None or plan.origin.record.source:
+        return ""
+    name, before = str(plan.origin.directory), plan.origin.record
+    leak = before.heldout_note() and f"{name}: {before.heldout_note()}"
+    if before.corpus and before.corpus.digest:
+        leak = corpus.leak(name, before.corpus.digest, before.data.heldout_share) or leak
+    if leak:
+        say(leak)
+    return leak
 
 
 def build_model(plan: Plan, checkpoint: Checkpoint | None, device: torch.device) -> LanguageModel:

@@ -7,9 +7,11 @@ Every solver of a setting is timed in the same run with the same threads: ours, 
 user of a CPU would pick), scikit-learn, and the original recipe (dense FISTA, 100 steps from zero, no
 stopping rule, 1 / L computed at each call). Dictionaries are learnt by SPAMS on other rows of the same
 signals, so they favour no solver. What a dictionary stores (Gram matrix, 1 / L) is given to ours, as in
-training; SPAMS computes its Gram matrix once a call.
+training. SPAMS computes what it needs of the Gram matrix in each call; with a few signals a call it is timed
+with a given Gram matrix as well.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -34,7 +36,7 @@ class Setting(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Of a GPU, at peak, per second."""
+    """Peak rates of a GPU, per second."""
 
     memory_bytes: float
     cache_bytes: float
@@ -55,8 +57,10 @@ class Row(NamedTuple):
     gap_N: Tensor
     """Of each signal, over 1/2 |x|^2, in float64 from the codes alone."""
     num_nonzero: float
+    at_once: int | None = None
+    """Signals a call, where it is not all of them."""
     floor_seconds: float | None = None
-    """What the arithmetic of descent_triton allows on this GPU."""
+    """The least time by the arithmetic in results/lasso-designs.md, on this GPU."""
 
 
 SETTINGS = [
@@ -75,12 +79,34 @@ def ours(solver: str) -> Callable[..., Tensor]:
     return solve
 
 
+@functools.cache
+def column_major(matrix: Tensor) -> np.ndarray:
+    """What SPAMS takes. It is converted once and not in each call, as a user would do it."""
+    return np.asfortranarray(matrix.numpy())
+
+
 def spams_lars(signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float) -> Tensor:
     import spams
 
     codes_KN = spams.lasso(
         np.asfortranarray(signals_ND.mT.numpy()),
-        np.asfortranarray(dictionary_DK.numpy()),
+        column_major(dictionary_DK),
+        lambda1=lam,
+        pos=True,
+        numThreads=torch.get_num_threads(),
+    )
+    return torch.from_numpy(codes_KN.toarray().T)
+
+
+def spams_lars_with_gram(
+    signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float
+) -> Tensor:
+    import spams
+
+    codes_KN = spams.lasso(
+        np.asfortranarray(signals_ND.mT.numpy()),
+        Q=column_major(gram_KK),
+        q=(signals_ND @ dictionary_DK).numpy().T,
         lambda1=lam,
         pos=True,
         numThreads=torch.get_num_threads(),
@@ -129,17 +155,22 @@ def measure(
     solve: Callable[..., Tensor],
     num_signals: int,
     device: str = "cpu",
+    at_once: int | None = None,
 ) -> Row:
+    def calls(signals_ND: Tensor, *arguments: object) -> Tensor:
+        return torch.cat([solve(part_ND, *arguments) for part_ND in signals_ND.split(at_once or num_signals)])
+
     signals_ND, dictionary_DK, gram_KK, step = coding_problem(setting.width, setting.num_atoms, num_signals)
     tensors = (signals_ND.to(device), dictionary_DK.to(device), gram_KK.to(device))
     codes_NK = benchmark.pedantic(
-        solve, args=(*tensors, step, setting.lam), rounds=ROUNDS, warmup_rounds=1
+        calls if at_once else solve, args=(*tensors, step, setting.lam), rounds=ROUNDS, warmup_rounds=1
     ).cpu()
     wide_ND, wide_DK, wide_NK = signals_ND.double(), dictionary_DK.double(), codes_NK.double()
     lam_N = torch.full((num_signals,), setting.lam, dtype=torch.float64)
     gap_N = duality_gap(wide_ND, wide_DK, lam_N, wide_NK) / (0.5 * wide_ND.square().sum(1))
     seconds = benchmark.stats.stats.min if benchmark.stats else float("nan")
-    row = Row(setting, name, num_signals, seconds, gap_N, float((codes_NK > 0).sum(1).double().mean()))
+    num_nonzero = float((codes_NK > 0).sum(1).double().mean())
+    row = Row(setting, name, num_signals, seconds, gap_N, num_nonzero, at_once)
     rows.append(row)
     benchmark.extra_info |= {"tokens_per_s": num_signals / seconds, "worst_gap": float(gap_N.max())}
     return row
@@ -153,7 +184,21 @@ def test_solvers(benchmark, setting, name):
         assert row.gap_N.max() <= 1e-3
 
 
-@pytest.mark.parametrize("num_signals", [1, 16, 128, 1024, NUM_MOST])
+FEW = {
+    "ours (descent)": ours("descent"),
+    "SPAMS lasso": spams_lars,
+    "SPAMS lasso, Gram given": spams_lars_with_gram,
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("at_once", [1, 4, 16])
+def test_few_signals_a_call(benchmark, at_once, name):
+    """128 signals, one call after another."""
+    measure(benchmark, BASE, name, FEW[name], 128, at_once=at_once)
+
+
+@pytest.mark.parametrize("num_signals", [128, 1024, NUM_MOST])
 def test_batch_sizes(benchmark, num_signals):
     measure(benchmark, BASE, "ours (descent)", ours("descent"), num_signals)
 
@@ -188,7 +233,7 @@ def test_gpu(benchmark, setting, solver):
 
 
 def gpu_floor(setting: Setting, num_signals: int, num_updates: float) -> float | None:
-    """Seconds by the sum in descent_triton's docstring, with the updates that were made; None for an unknown
+    """Seconds by the arithmetic in results/lasso-designs.md for `num_updates` a signal; None for an unknown
     GPU."""
     name = torch.cuda.get_device_name()
     rates = next((rates for model, rates in RATES.items() if model in name), None)
@@ -211,14 +256,15 @@ def write_results(request) -> Iterator[None]:
 
 
 def _text() -> str:
-    by_setting: dict[tuple[Setting, str], Row] = {}
+    peers: dict[tuple[Setting, int | None], Row] = {}
     for row in rows:
-        by_setting.setdefault((row.setting, row.solver), row)
-    header = ["D", "K", "lambda", "non-zeros", "solver", "signals", "tokens/s", "x SPAMS"]
+        if row.solver == "SPAMS lasso":
+            peers.setdefault((row.setting, row.at_once), row)
+    header = ["D", "K", "lambda", "non-zeros", "solver", "signals", "a call", "tokens/s", "x SPAMS"]
     header += ["worst gap", "mean gap"]
     lines = []
     for row in rows:
-        peer = by_setting.get((row.setting, "SPAMS lasso"))
+        peer = peers.get((row.setting, row.at_once))
         ratio = f"{row.num_signals / row.seconds * peer.seconds / peer.num_signals:.2f}" if peer else ""
         lines.append(
             (
@@ -226,6 +272,7 @@ def _text() -> str:
                 f"{row.num_nonzero:.0f}",
                 row.solver,
                 row.num_signals,
+                row.at_once or row.num_signals,
                 f"{row.num_signals / row.seconds:,.0f}",
                 ratio,
                 f"{float(row.gap_N.max()):.1e}",

@@ -23,6 +23,7 @@ from typing import NoReturn, TypeVar
 
 import torch
 
+from kernels.backend import logger as kernels_logger
 from mlsm import distributed
 from mlsm.config import PRESETS
 from mlsm.log import say
@@ -157,11 +158,14 @@ def build_first(script: str, flags: Sequence[str], missing: str) -> None:
     """Run another script of this project for a prerequisite at its default place. Raises SystemExit with its
     code. Ctrl-C and SIGTERM are for that script to answer: it saves its work, and this one waits for it.
     """
-    command = [script, *flags]
-    say(f"{missing} is missing; building it first: python {shlex.join(command)}")
-    path = Path(__file__).resolve().parent.parent / script
+    say(f"{missing} is missing; building it first: python {shlex.join([script, *flags])}")
+    package = Path(__file__).resolve().parent
+    if (package / script).exists():  # installed; -P, so that no file of the working directory is imported
+        words = ["-P", "-m", f"mlsm.{script.removesuffix('.py')}"]
+    else:
+        words = [str(package.parent / script)]
     environment = os.environ | distributed.SINGLE_PROCESS_ENVIRONMENT
-    process = subprocess.Popen([sys.executable, str(path), *flags], env=environment)
+    process = subprocess.Popen([sys.executable, *words, *flags], env=environment)
     # The terminal sends Ctrl-C to both; SIGTERM reaches only this process, and is handed on.
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
@@ -242,7 +246,7 @@ def _give_up(error: ConnectionError) -> None:
 def _only_rank_0_speaks() -> Iterator[None]:
     """For a `with` block, let other ranks print nothing, and kernels tell once which implementation runs."""
     if distributed.is_rank_zero():
-        logging.getLogger("kernels").setLevel(logging.INFO)
+        kernels_logger.setLevel(logging.INFO)
         yield
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

@@ -253,14 +253,15 @@ def read_index() -> None:
 
 def read_run() -> None:
     """As a teacher, as what is evaluated, and as what a run starts from."""
-    import evaluate
     import train
+    from mlsm.evaluation import summary
+    from mlsm.evaluation.results import Results
     from mlsm.runs.run import load_run
 
     load_run(Path("run"))
     flags = ["--output=student", "--num-steps=1", "--batch-size=4", "--objective=lsm"]
     train.main([*flags, "--teacher=run", "--dictionary=dictionary.safetensors"])
-    evaluate.keep(Path("run"), "run", "weights", {"demo": {"minimal pairs": 0.5}})
+    summary.store(Path("run"), "run", Results("weights", {"minimal pairs": 0.5}))
 
 
 def read_weights() -> None:
@@ -317,9 +318,10 @@ def read_evaluation_data() -> None:
 
 
 def keep_results() -> None:
-    import evaluate
+    from mlsm.evaluation import summary
+    from mlsm.evaluation.results import Results
 
-    evaluate.keep(Path("run"), "run", "weights", {"demo": {"minimal pairs": 0.5}})
+    summary.store(Path("run"), "run", Results("weights", {"minimal pairs": 0.5}))
 
 
 def _json(content: bytes, draw: random.Random) -> bytes:

@@ -13,8 +13,7 @@ import torch
 from pipeline import ROOT, nano_teacher, student_flags
 from several_commands import MAINS
 from small_text import NANO_FLAGS
-from test_glue import write_cola
-from test_minimal_pairs import blimp_rows, write_lines
+from task_files import blimp_rows, write_cola, write_lines
 from test_train import wait_for
 
 import train

@@ -11,7 +11,7 @@ from small_text import NANO_FLAGS, write_corpus
 
 from mlsm.log import read_metrics
 
-KERNELS = ("tests/kernels/test_attention_triton.py", "tests/kernels/test_lasso_triton.py")
+KERNELS = ("tests/kernels/test_attention_fused_triton.py", "tests/kernels/test_lasso_descent_triton.py")
 
 
 def test_no_other_test_sees_a_gpu(pytestconfig: pytest.Config) -> None:

@@ -29,6 +29,8 @@ from mlsm import cli
 from mlsm.coding.dictionary import Dictionary
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.directory import LOCK_FILE, check_writable, only_process
+from mlsm.evaluation import summary
+from mlsm.evaluation.results import Results
 from mlsm.files import read_json, read_tensors, write_json
 from mlsm.log import read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE
@@ -323,7 +325,7 @@ def test_what_else_stands_in_a_checkpoint_is_not_told(shared: Path, tmp_path: Pa
 def test_results_with_a_lone_surrogate_are_refused(place: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(f'{{"{place}": {{"\\ud800": 0.5}}}}')
     with pytest.raises(ValueError, match=r"results\.json holds no results of this program"):
-        evaluate.keep(tmp_path, "run", "weights", {"demo": {"minimal pairs": 0.5}})
+        summary.store(tmp_path, "run", Results("weights", {"minimal pairs": 0.5}))
 
 
 def test_a_loss_scale_is_put_back_or_begins_anew() -> None:

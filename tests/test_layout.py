@@ -22,7 +22,7 @@ LEVELS = [
     ["mlsm.training"],
     ["mlsm.evaluation"],
     ["mlsm.pages"],
-    [*COMMANDS, "mlsm"],
+    [*COMMANDS, "mlsm", "mlsm.__main__", "setup"],
 ]
 LEVELS_ABOVE = ["experiments", "benchmarks"]  # they use everything, and each only itself beside
 

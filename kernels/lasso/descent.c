@@ -1,25 +1,23 @@
 /* Non-negative lasso by coordinate descent on a working set, one signal after another, for CPUs.
  *
- * For a signal x with correlations b = D^T x and the Gram matrix G = D^T D, everything about
+ * For a signal x with correlations b = D^T x and the Gram matrix G = D^T D, the solver of
  *     argmin_{a >= 0} 1/2 |x - D a|^2 + lam sum(a)
- * can be said in b and G: c = b - lam - G a is the descent direction of each coordinate, and c <= 0 where a = 0,
- * c = 0 where a > 0, is optimality. A round of the solver
- *     1. adds the atoms with the largest c > 0 to the working set S (at most ADD_AT_ONCE),
- *     2. solves the problem restricted to S by coordinate descent on the gathered G_SS, which fits the L1 or L2 cache
- *        (with Newton steps where that crawls),
- *     3. computes c = b - lam - G a afresh for all K atoms from the support's rows of G, and from it the duality gap.
- * Step 3 is the certificate: it uses the code that is returned, no value that was updated in place.
+ * needs only b and G: c = b - lam - G a is the descent direction of each coordinate. A code is optimal where c <= 0 for
+ * a = 0 and c = 0 for a > 0. A round of the solver
+ *     1. adds the atoms with the largest c > 0 to the working set S (about ADD_AT_ONCE),
+ *     2. solves the problem restricted to S by greedy coordinate descent on the gathered G_SS, which fits the L1 or L2
+ *        cache (with Newton steps where that makes slow progress),
+ *     3. computes c = b - lam - G a afresh for all K atoms from the support's rows of G, and from c the duality gap.
+ * Step 3 is the certificate: it uses the code that is returned, and no value that was updated in place.
  *
- * What a signal costs at D 384, K 1500, in thousands of cycles: 28 for b, which no solver that reads all atoms avoids;
- * 10 for each of about four rounds in step 3, bound by the bandwidth of the cache that holds G; 22 to gather G_SS; 25 for
- * some 330 coordinate updates. results/lasso-designs.md has the designs that lost.
- *
- * Each signal's arithmetic is its own and in one order, b included (which is why b is not left to a BLAS): the result is
- * the same to the last bit whatever the batch, the place in it and the number of threads.
+ * Each signal is computed in an order of its own, b included (so b is not left to a BLAS): the result is the same to
+ * the last bit whatever the batch, the place in it and the number of threads.
+ * results/lasso-designs.md has the costs of the steps, and the designs that lost.
  *
  * Shapes: N signals, D their dimension, K atoms, M atoms in the working set. All matrices row-major and contiguous.
  * Stored and computed in float32; sums that decide about stopping are accumulated in float64.
  */
+#include <float.h>
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
@@ -29,10 +27,10 @@
 
 #if defined(__AVX512F__)
 #define LANES 16
-#define TILE_ROWS 8 /* 8 x 3 accumulators of the 32 registers */
+#define TILE_ROWS 8 /* 8 x 2 accumulators of the 32 registers */
 #elif defined(__AVX__)
 #define LANES 8
-#define TILE_ROWS 4 /* 4 x 3 of 16 */
+#define TILE_ROWS 4 /* 4 x 2 of 16 */
 #elif defined(__aarch64__)
 #define LANES 4
 #define TILE_ROWS 8
@@ -40,17 +38,17 @@
 #define LANES 4
 #define TILE_ROWS 4
 #endif
-#define TILE_COLUMNS (3 * LANES)
+#define TILE_COLUMNS (2 * LANES)
 
-/* Measured at D 384, K 1500 on an AMD EPYC (Zen 4); flat around these values. */
-#define SIGNALS_AT_ONCE 32   /* share each pass over the dictionary; their b take 192 KB at K 1500 */
-#define ADD_AT_ONCE 32       /* atoms that join the working set in a round */
-#define ADD_SHARE 0.1f       /* of the largest violation: smaller ones wait, most vanish by themselves */
-#define SWEEP_SHARE 0.5f     /* of the largest violation in S: a sweep skips smaller ones, nearly greedy */
-#define ROUND_SHARE 0.02f    /* of the largest violation at the start of a round: where step 2 stops */
-#define SWEEPS_TO_NEWTON 30   /* few signals need more in a round; doubles when a Newton step is cut short */
-#define ATOMS_AT_FIRST 256   /* of a thread's G_SS; doubles when a signal needs more */
-#define MAX_ROUNDS 200       /* only a tolerance below the resolution of float32 gets here */
+/* Measured at D 384, K 1500 on an AMD EPYC (Zen 4). Other values nearby are as fast. */
+#define COPY_FROM 64        /* signals; with fewer, copying the dictionary into tiles takes longer than it saves */
+#define SIGNALS_AT_ONCE 32  /* signals that share a pass over the dictionary; their b takes 192 KB at K 1500 */
+#define ADD_AT_ONCE 32      /* atoms that join the working set in a round */
+#define ADD_SHARE 0.1f      /* of the largest violation; smaller ones wait, and most vanish without an update */
+#define ROUND_SHARE 0.02f   /* of the largest violation at the start of a round: where step 2 stops */
+#define UPDATES_TO_NEWTON 4 /* times M; few signals need more in a round; doubles when a Newton step is cut short */
+#define ATOMS_AT_FIRST 256  /* capacity of a thread's G_SS; doubles when a signal needs more */
+#define MAX_ROUNDS 200      /* only a tolerance below the resolution of float32 takes so many */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
@@ -64,6 +62,15 @@ static inline vec largest(vec a, vec b)
     for (int i = 0; i < LANES; i++) r[i] = a[i] > b[i] ? a[i] : b[i];
     return r;
 }
+/* All bits of a lane are set where it is NaN or infinite. The exponent says so: the compiler may assume that floats are
+ * finite (-ffinite-math-only, without which maxima take twice the instructions) and would remove other tests. */
+static inline ivec not_finite(vec a) { return ((ivec)a & 0x7f800000) == 0x7f800000; }
+static inline ivec larger(ivec a, ivec b)
+{
+    ivec r;
+    for (int i = 0; i < LANES; i++) r[i] = a[i] > b[i] ? a[i] : b[i];
+    return r;
+}
 static inline float largest_lane(vec a)
 {
     float r = a[0];
@@ -71,8 +78,8 @@ static inline float largest_lane(vec a)
     return r;
 }
 
-/* Rows of G, readable up to a whole number of tiles: past its end a row reads the start of the next one, which lands
- * in padding that no maximum sees; the last rows, where there is no next one, are copies. */
+/* Rows of G, readable up to a whole number of tiles. Past its end a row reads the start of the next row, into padding
+ * that no maximum includes. The last rows, which have no next row, are copies. */
 typedef struct {
     const float *gram_KK, *copied;
     int64_t K, padded_K, num_in_place;
@@ -92,7 +99,8 @@ typedef struct {
     float *gram_MM, *c_M, *a_M, *diagonal_M, *inverse_M;
     /* For the F <= M members that are not zero. */
     int32_t *member_F;
-    int64_t newton_wait; /* sweeps, of this signal */
+    int64_t newton_wait; /* updates, times M, of this signal */
+    int32_t index_bits;  /* of the index of a member */
     float *factor_FF, *step_F, *change_M;
 } scratch_t;
 
@@ -102,7 +110,8 @@ static void *allocate(int64_t num_floats)
     return posix_memalign(&p, 64, 4 * (size_t)(num_floats + 2 * TILE_COLUMNS)) ? NULL : p;
 }
 
-static inline int64_t gram_stride(int64_t capacity) { return capacity + LANES; } /* not a power of two: no cache set clashes */
+/* Not a power of two, so that rows do not share cache sets. */
+static inline int64_t gram_stride(int64_t capacity) { return capacity + LANES; }
 
 static int reserve_working_set(scratch_t *t, int64_t capacity)
 {
@@ -122,11 +131,11 @@ static int reserve_working_set(scratch_t *t, int64_t capacity)
     return t->gram_MM && t->factor_FF;
 }
 
-static int reserve(scratch_t *t, int64_t D, int64_t padded_K)
+static int reserve(scratch_t *t, int64_t at_once, int64_t D, int64_t padded_K)
 {
     memset(t, 0, sizeof *t);
-    t->signals = allocate(SIGNALS_AT_ONCE * D);
-    t->b = allocate(SIGNALS_AT_ONCE * padded_K);
+    t->signals = allocate(at_once * D);
+    t->b = allocate(at_once * padded_K);
     t->c = allocate(padded_K);
     t->place_K = allocate(padded_K);
     t->candidates = allocate(padded_K);
@@ -142,53 +151,80 @@ static void release(scratch_t *t)
     free(t->member_F), free(t->factor_FF), free(t->step_F), free(t->change_M);
 }
 
-/* out (TILE_ROWS x TILE_COLUMNS) = signals^T panel; signals is D x TILE_ROWS, panel D x TILE_COLUMNS. */
-static void correlate_tile(const float *restrict signals, const float *restrict panel, int64_t D, float *restrict out,
-                           int64_t out_stride)
+/* b (rows x TILE_COLUMNS) = products of a few signals with TILE_COLUMNS atoms. The signals are interleaved (D x rows);
+ * row d of the atoms starts at d * stride. Every b is summed in the order of d, whatever `rows` is. */
+static inline __attribute__((always_inline)) void correlate_rows(int rows, const float *restrict signals,
+                                                                 const float *restrict atoms, int64_t stride, int64_t D,
+                                                                 float *restrict b, int64_t b_stride)
 {
-    vec sum[TILE_ROWS][3];
-    for (int i = 0; i < TILE_ROWS; i++)
-        for (int v = 0; v < 3; v++) sum[i][v] = splat(0);
+    vec sum[TILE_ROWS][2];
+    for (int i = 0; i < rows; i++)
+        for (int v = 0; v < 2; v++) sum[i][v] = splat(0);
     for (int64_t d = 0; d < D; d++) {
-        const float *p = panel + d * TILE_COLUMNS;
-        vec p0 = load(p), p1 = load(p + LANES), p2 = load(p + 2 * LANES);
+        const float *p = atoms + d * stride;
+        vec p0 = load(p), p1 = load(p + LANES);
 #pragma GCC unroll 8
-        for (int i = 0; i < TILE_ROWS; i++) {
-            vec x = splat(signals[d * TILE_ROWS + i]);
+        for (int i = 0; i < rows; i++) {
+            vec x = splat(signals[d * rows + i]);
             sum[i][0] += x * p0;
             sum[i][1] += x * p1;
-            sum[i][2] += x * p2;
         }
     }
-    for (int i = 0; i < TILE_ROWS; i++)
-        for (int v = 0; v < 3; v++) store(out + i * out_stride + v * LANES, sum[i][v]);
+    for (int i = 0; i < rows; i++)
+        for (int v = 0; v < 2; v++) store(b + i * b_stride + v * LANES, sum[i][v]);
 }
 
-/* b = D^T x for a few signals, in groups of TILE_ROWS; the last group is filled up with zeros. */
-static void correlate(const float *signals_ND, int64_t num, int64_t D, const float *panels, int64_t padded_K, scratch_t *t)
+static void correlate_tile(int rows, const float *signals, const float *atoms, int64_t stride, int64_t D, float *b,
+                           int64_t b_stride)
 {
-    int64_t num_groups = (num + TILE_ROWS - 1) / TILE_ROWS;
-    for (int64_t g = 0; g < num_groups; g++)
-        for (int64_t i = 0; i < TILE_ROWS; i++) {
-            int64_t n = g * TILE_ROWS + i;
-            for (int64_t d = 0; d < D; d++)
-                t->signals[(g * D + d) * TILE_ROWS + i] = n < num ? signals_ND[n * D + d] : 0;
-        }
-    for (int64_t column = 0; column < padded_K; column += TILE_COLUMNS)
-        for (int64_t g = 0; g < num_groups; g++)
-            correlate_tile(t->signals + g * D * TILE_ROWS, panels + column * D, D, t->b + g * TILE_ROWS * padded_K + column,
-                           padded_K);
+    if (rows == 1)
+        correlate_rows(1, signals, atoms, stride, D, b, b_stride);
+    else if (rows == 2)
+        correlate_rows(2, signals, atoms, stride, D, b, b_stride);
+    else
+        correlate_rows(TILE_ROWS, signals, atoms, stride, D, b, b_stride);
 }
 
-/* Step 3: c = b - lam - G a over all atoms, four rows of G a pass. Returns the largest c. */
-static float descent_direction(const gram_t *g, const float *b, float lam, int64_t M, scratch_t *t)
+/* The dictionary as tiles of TILE_COLUMNS atoms: copied, contiguous tiles for many signals; for few, where the copies
+ * would cost more than they save, only the last tile, which is filled up with zeros. */
+typedef struct {
+    const float *dictionary_DK;
+    float *copies;
+    int64_t first_copied; /* atom */
+} tiles_t;
+
+static void correlate(const float *signals_ND, int64_t num, int64_t D, const tiles_t *tiles, int64_t K,
+                      int64_t padded_K, scratch_t *t)
+{
+    int rows = num <= 2 ? (int)num : TILE_ROWS; /* of a group; the last group is filled up with zeros */
+    int64_t num_groups = (num + rows - 1) / rows;
+    for (int64_t g = 0; g < num_groups; g++)
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t n = g * rows + i;
+            for (int64_t d = 0; d < D; d++) t->signals[(g * D + d) * rows + i] = n < num ? signals_ND[n * D + d] : 0;
+        }
+    for (int64_t column = 0; column < padded_K; column += TILE_COLUMNS) {
+        int is_copied = column >= tiles->first_copied;
+        const float *atoms =
+            is_copied ? tiles->copies + (column - tiles->first_copied) * D : tiles->dictionary_DK + column;
+        for (int64_t g = 0; g < num_groups; g++)
+            correlate_tile(rows, t->signals + g * D * rows, atoms, is_copied ? TILE_COLUMNS : K, D,
+                           t->b + g * rows * padded_K + column, padded_K);
+    }
+}
+
+/* Step 3: c = b - lam - G a over all atoms, four rows of G a pass. Gives the largest c, and returns whether all c are
+ * finite. */
+static int descent_direction(const gram_t *g, const float *b, float lam, int64_t M, scratch_t *t, float *largest_c)
 {
     float *restrict c = t->c;
-    vec top = splat(-INFINITY);
+    vec top = splat(-FLT_MAX);
+    ivec bad = {0};
     for (int64_t j = 0; j < g->padded_K; j += LANES) {
         vec v = load(b + j) - lam;
         store(c + j, v);
         top = largest(top, v);
+        bad |= not_finite(v);
     }
     for (int64_t s = 0; s < M;) {
         const float *row[4];
@@ -198,15 +234,19 @@ static float descent_direction(const gram_t *g, const float *b, float lam, int64
             if (t->a_M[s] > 0) row[num] = gram_row(g, t->atom_M[s]), a[num++] = t->a_M[s];
         if (!num) break;
         for (int i = num; i < 4; i++) row[i] = row[0];
-        top = splat(-INFINITY);
+        top = splat(-FLT_MAX);
         for (int64_t j = 0; j < g->padded_K; j += LANES) {
             vec v = load(c + j) - a[0] * load(row[0] + j) - a[1] * load(row[1] + j) - a[2] * load(row[2] + j) -
                     a[3] * load(row[3] + j);
             store(c + j, v);
             top = largest(top, v);
+            bad |= not_finite(v);
         }
     }
-    return largest_lane(top);
+    *largest_c = largest_lane(top);
+    int32_t any = 0;
+    for (int i = 0; i < LANES; i++) any |= bad[i];
+    return !any;
 }
 
 static int64_t count_above(int64_t K, float threshold, const float *c)
@@ -233,10 +273,10 @@ static int64_t pick(int64_t K, float top, scratch_t *t)
             low = middle, above = above_middle;
     }
     int64_t num = 0;
-    for (int64_t block = 0; block < K; block += TILE_COLUMNS) {
+    for (int64_t block = 0; block < K; block += LANES) {
         const float *c = t->c + block;
-        if (largest_lane(largest(load(c), largest(load(c + LANES), load(c + 2 * LANES)))) <= low) continue;
-        for (int j = 0; j < TILE_COLUMNS; j++) {
+        if (largest_lane(load(c)) <= low) continue;
+        for (int j = 0; j < LANES; j++) {
             t->candidates[num] = (int32_t)(block + j);
             num += (c[j] > low) & (t->place_K[block + j] < 0);
         }
@@ -258,9 +298,10 @@ static void gather(const gram_t *g, int64_t have, int64_t M, scratch_t *t)
     }
 }
 
-/* Newton's step for the members that are not zero, as far as they stay so: p = G_FF^-1 c_F by elimination, then
- * a += t p with the t that is best on the line or brings the first member to zero. Where atoms are coherent (many more of
- * them than dimensions, a small lambda) sweeps crawl, and this is what ends them. Returns whether the step was whole. */
+/* Newton's step for the F members that are not zero: p = G_FF^-1 c_F by elimination, then a += t p with the t that is
+ * best on the line, or the smaller t that brings the first member to zero. Where atoms are coherent (many more of them
+ * than dimensions, a small lambda) coordinate descent needs thousands of updates, and this step replaces them.
+ * Returns whether the step was whole. */
 static int newton(int64_t M, scratch_t *t)
 {
     int64_t stride = gram_stride(t->capacity), F = 0;
@@ -299,8 +340,8 @@ static int newton(int64_t M, scratch_t *t)
     float length = (float)(gain / curvature);
     int64_t first_to_zero = -1;
     for (int64_t i = 0; i < F; i++) {
-        float room = t->a_M[t->member_F[i]];
-        if (room + length * p[i] < 0) length = -room / p[i], first_to_zero = t->member_F[i];
+        float a = t->a_M[t->member_F[i]];
+        if (a + length * p[i] < 0) length = -a / p[i], first_to_zero = t->member_F[i];
     }
     for (int64_t i = 0; i < F; i++) {
         float after = t->a_M[t->member_F[i]] + length * p[i];
@@ -311,50 +352,68 @@ static int newton(int64_t M, scratch_t *t)
     return first_to_zero < 0;
 }
 
-/* Step 2: sweeps over S until no coordinate violates optimality by more than eps. Returns the number of updates.
- * A coordinate's violation is max(c, -G_jj a): what is left to gain, or what can be taken away. */
+/* a_s += change and c -= change G_s. Returns the member with the largest violation max(c, -G_jj a): what is left to
+ * gain, or what can be taken away. One maximum finds it, because its index replaces the low bits of each violation. */
+static inline int32_t update_and_search(int32_t s, float change, int64_t M, scratch_t *t, float *violation)
+{
+    const float *row = t->gram_MM + s * gram_stride(t->capacity);
+    const int32_t index_bits = t->index_bits;
+    ivec lane, best = {0};
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    for (int64_t q = 0; q < M; q += LANES) {
+        vec c = load(t->c_M + q) - change * load(row + q);
+        vec a = load(t->a_M + q) + (vec)((lane == s - (int32_t)q) & (ivec)splat(change));
+        store(t->c_M + q, c);
+        store(t->a_M + q, a);
+        ivec size = (ivec)largest(c, -a * load(t->diagonal_M + q)) & (0x7fffffff & ~index_bits);
+        best = larger(best, (size | (lane + (int32_t)q)) & (lane < (int32_t)(M - q)));
+    }
+    int32_t top = best[0];
+    for (int i = 1; i < LANES; i++) top = best[i] > top ? best[i] : top;
+    int32_t size = top & ~index_bits;
+    memcpy(violation, &size, 4);
+    return top & index_bits;
+}
+
+/* Step 2: greedy coordinate descent on S until no violation is above eps. Returns the number of updates. */
 static int64_t descend(int64_t M, float eps, int64_t max_updates, scratch_t *t)
 {
-    int64_t stride = gram_stride(t->capacity), num_updates = 0;
-    float *restrict c = t->c_M, *restrict a = t->a_M;
-    for (int64_t wait = t->newton_wait; num_updates < max_updates; wait--) {
-        if (wait == 0) wait = t->newton_wait *= newton(M, t) ? 1 : 2;
-        for (int64_t s = M; s % LANES; s++) c[s] = a[s] = 0; /* padding: no violation */
-        vec worst = splat(0);
-        for (int64_t s = 0; s < M; s += LANES) {
-            vec v = largest(load(c + s), -load(a + s) * load(t->diagonal_M + s));
-            worst = largest(worst, largest(v, -v));
-        }
-        float threshold = largest_lane(worst);
-        if (!(threshold > eps)) break;
-        threshold = threshold * SWEEP_SHARE > eps ? threshold * SWEEP_SHARE : eps;
-        int64_t before_sweep = num_updates;
-        for (int64_t s = 0; s < M; s++) {
-            float violation = c[s] > -a[s] * t->diagonal_M[s] ? c[s] : -a[s] * t->diagonal_M[s];
-            if (!(fabsf(violation) > threshold)) continue;
-            if (num_updates == max_updates) return num_updates;
-            float before = a[s], after = before + violation * t->inverse_M[s];
-            a[s] = after = after > 0 ? after : 0;
-            const float *row = t->gram_MM + s * stride;
-            for (int64_t q = 0; q < M; q += LANES) store(c + q, load(c + q) - (after - before) * load(row + q));
+    int64_t num_updates = 0, next_newton = t->newton_wait * M;
+    float violation;
+    for (t->index_bits = 1; t->index_bits < M; t->index_bits = 2 * t->index_bits + 1) {}
+    int32_t s = update_and_search(0, 0, M, t, &violation);
+    while (violation > eps && num_updates < max_updates) {
+        float change = 0;
+        if (num_updates == next_newton) {
+            t->newton_wait *= newton(M, t) ? 1 : 2;
+            next_newton += t->newton_wait * M;
+        } else {
+            float before = t->a_M[s], loss = -before * t->diagonal_M[s];
+            float after = before + (t->c_M[s] > loss ? t->c_M[s] : loss) * t->inverse_M[s];
+            change = (after > 0 ? after : 0) - before;
+            if (change == 0) break; /* less than float32 resolves, or a Gram matrix that overflowed */
             num_updates++;
         }
-        if (num_updates == before_sweep) break; /* only a Gram matrix that overflowed gets here */
+        s = update_and_search(s, change, M, t, &violation);
     }
     return num_updates;
 }
 
-/* One signal. Returns 0 where memory ran out. */
+/* One signal. Returns 0 where memory ran out. The gap is NaN where the signal, an atom or a row of G is not finite. */
 static int solve(const gram_t *g, float *b, float squared_norm, float lam, float tol, int64_t max_updates, scratch_t *t,
                  float *restrict code_K, float *gap, int32_t *num_steps)
 {
     int64_t K = g->K, M = 0, gathered = 0, updates = 0;
     float target = tol * 0.5f * squared_norm;
     for (int64_t j = K; j < g->padded_K; j++) b[j] = -1e30f; /* never a maximum */
-    float top_b = descent_direction(g, b, lam, 0, t) + lam;
-    t->newton_wait = SWEEPS_TO_NEWTON;
+    float top, top_b = 0;
+    t->newton_wait = UPDATES_TO_NEWTON;
     for (int round = 0;; round++) {
-        float top = round ? descent_direction(g, b, lam, M, t) : top_b - lam;
+        if (!descent_direction(g, b, lam, M, t, &top)) {
+            *gap = NAN;
+            break;
+        }
+        if (!round) top_b = top + lam;
         /* The gap, as in reference.duality_gap: d_j.r = c_j + lam, and |r|^2 = |x|^2 - a.(b + D^T r). */
         double scale = top > 0 ? lam / ((double)lam + top) : 1, explained = 0, slack = 0, sum = 0;
         float violation = top > 0 ? top : 0;
@@ -374,7 +433,7 @@ static int solve(const gram_t *g, float *b, float squared_norm, float lam, float
         if (*gap <= target || updates >= max_updates || round == MAX_ROUNDS) break;
 
         int64_t num_new = top > 0 ? pick(K, top, t) : 0;
-        if (M + num_new > t->capacity) { /* forget members that are zero, and only then take more room */
+        if (M + num_new > t->capacity) { /* drop members that are zero; if that is not enough, double the capacity */
             int64_t kept = 0;
             for (int64_t s = 0; s < M; s++) {
                 t->place_K[t->atom_M[s]] = t->a_M[s] > 0 ? (int32_t)kept : -1;
@@ -391,29 +450,30 @@ static int solve(const gram_t *g, float *b, float squared_norm, float lam, float
         gather(g, gathered, M, t);
         gathered = M;
         for (int64_t s = 0; s < M; s++) t->c_M[s] = t->c[t->atom_M[s]];
-        /* A violation of eps everywhere costs a gap of about 2 eps sum(a) + (eps / lam)^2 |r|^2 / 2: no sweep for less
-         * than that needs, nor for less than float32 resolves. */
+        /* A violation of eps everywhere costs a gap of about 2 eps sum(a) + (eps / lam)^2 |r|^2 / 2. Step 2 stops at
+         * the eps that the target allows, or at what float32 resolves. */
         double needed = 0.5 * lam * sqrt(target / (residual + 1e-30));
         if (sum > 0 && needed > 0.25 * target / sum) needed = 0.25 * target / sum;
-        float eps = ROUND_SHARE * violation, resolution = 1.2e-7f * (lam + (top_b > 0 ? top_b : 0));
+        float eps = ROUND_SHARE * violation, resolution = FLT_EPSILON * (lam + (top_b > 0 ? top_b : 0));
         eps = eps > needed ? eps : (float)needed;
         updates += descend(M, eps > resolution ? eps : resolution, max_updates - updates, t);
     }
     memset(code_K, 0, 4 * (size_t)K);
     for (int64_t s = 0; s < M; s++) {
         code_K[t->atom_M[s]] = t->a_M[s];
+        if (not_finite(splat(t->a_M[s]))[0]) *gap = NAN;
         t->place_K[t->atom_M[s]] = -1;
     }
     *num_steps = (int32_t)updates;
     return 1;
 }
 
-/* What the threads of a call share. Work is claimed by counters; nobody spins at a barrier, because on a machine with
- * other work the thread that is waited for may not be running. */
+/* What the threads of a call share. They claim work by counters and never spin at a barrier, because on a machine with
+ * other work the thread that the others wait for may not be running. */
 typedef struct {
-    const float *signals_ND, *dictionary_DK, *lam_N;
+    const float *signals_ND, *lam_N;
     gram_t gram;
-    float *panels; /* the dictionary as tiles: D x TILE_COLUMNS each, contiguous */
+    tiles_t tiles;
     float tol;
     int64_t max_updates, N, D, at_once;
     float *codes_NK, *gap_N;
@@ -424,14 +484,25 @@ typedef struct {
 
 static int64_t claim(int64_t *counter, int64_t num) { return __atomic_fetch_add(counter, num, __ATOMIC_RELAXED); }
 
-static void copy_panel(const job_t *job, int64_t column)
+static void copy_tile(const job_t *job, int64_t column)
 {
     int64_t K = job->gram.K, width = K - column < TILE_COLUMNS ? K - column : TILE_COLUMNS;
-    for (int64_t d = 0; d < job->D; d++) {
-        float *out = job->panels + column * job->D + d * TILE_COLUMNS;
-        memset(out, 0, 4 * TILE_COLUMNS);
-        memcpy(out, job->dictionary_DK + d * K + column, 4 * (size_t)width);
+    float *out = job->tiles.copies + (column - job->tiles.first_copied) * job->D;
+    for (int64_t d = 0; d < job->D; d++, out += TILE_COLUMNS) {
+        memcpy(out, job->tiles.dictionary_DK + d * K + column, 4 * (size_t)width);
+        memset(out + width, 0, 4 * (size_t)(TILE_COLUMNS - width));
     }
+}
+
+static float squared_norm(const float *x, int64_t D)
+{
+    double sums[LANES] = {0}, sum = 0; /* several, so that the compiler may vectorise them */
+    int64_t d = 0;
+    for (; d + LANES <= D; d += LANES)
+        for (int i = 0; i < LANES; i++) sums[i] += (double)x[d + i] * x[d + i];
+    for (; d < D; d++) sum += (double)x[d] * x[d];
+    for (int i = 0; i < LANES; i++) sum += sums[i];
+    return (float)sum;
 }
 
 static void *work(void *argument)
@@ -439,21 +510,19 @@ static void *work(void *argument)
     job_t *job = argument;
     int64_t D = job->D, K = job->gram.K, padded_K = job->gram.padded_K, column, first;
     while ((column = claim(&job->next_column, TILE_COLUMNS)) < padded_K) {
-        copy_panel(job, column);
+        copy_tile(job, column);
         __atomic_fetch_add(&job->columns_done, TILE_COLUMNS, __ATOMIC_RELEASE);
     }
     while (__atomic_load_n(&job->columns_done, __ATOMIC_ACQUIRE) < padded_K) sched_yield();
 
     scratch_t t;
-    int enough = reserve(&t, D, padded_K);
+    int enough = reserve(&t, job->at_once, D, padded_K);
     while (enough && (first = claim(&job->next_signal, job->at_once)) < job->N) {
         int64_t num = job->N - first < job->at_once ? job->N - first : job->at_once;
-        correlate(job->signals_ND + first * D, num, D, job->panels, padded_K, &t);
+        correlate(job->signals_ND + first * D, num, D, &job->tiles, K, padded_K, &t);
         for (int64_t n = first; enough && n < first + num; n++) {
-            const float *x = job->signals_ND + n * D;
-            double squared_norm = 0;
-            for (int64_t d = 0; d < D; d++) squared_norm += (double)x[d] * x[d];
-            enough = solve(&job->gram, t.b + (n - first) * padded_K, (float)squared_norm, job->lam_N[n], job->tol,
+            float energy = squared_norm(job->signals_ND + n * D, D);
+            enough = solve(&job->gram, t.b + (n - first) * padded_K, energy, job->lam_N[n], job->tol,
                            job->max_updates, &t, job->codes_NK + n * K, job->gap_N + n, job->steps_N + n);
         }
     }
@@ -470,21 +539,26 @@ int nonneg_lasso_descent(const float *signals_ND, const float *dictionary_DK, co
     int64_t padded_K = (K + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
     int64_t num_copied = (padded_K - K + K - 1) / K;
     num_copied = num_copied < K ? num_copied : K;
-    float *panels = allocate(D * padded_K), *copied = allocate(num_copied * padded_K);
+    int64_t first_tile_copied = N > COPY_FROM ? 0 : padded_K == K ? K : padded_K - TILE_COLUMNS;
+    float *copies = allocate(D * (padded_K - first_tile_copied)), *copied = allocate(num_copied * padded_K);
     pthread_t *threads = allocate((int64_t)sizeof(pthread_t) * num_threads);
-    int failed = !panels || !copied || !threads;
+    int failed = !copies || !copied || !threads;
     if (!failed) {
         memset(copied, 0, 4 * (size_t)(num_copied * padded_K));
         for (int64_t i = 0; i < num_copied; i++)
             memcpy(copied + i * padded_K, gram_KK + (K - num_copied + i) * K, 4 * (size_t)K);
+        /* One thread takes as many as share a pass over the dictionary; several take fewer, so that all have work. */
+        int64_t at_once = (num_threads > 1 ? N / (4 * num_threads) : N) / TILE_ROWS * TILE_ROWS + TILE_ROWS;
         job_t job = {
-            .signals_ND = signals_ND, .dictionary_DK = dictionary_DK, .lam_N = lam_N,
+            .signals_ND = signals_ND, .lam_N = lam_N,
             .gram = {gram_KK, copied, K, padded_K, K - num_copied},
-            .panels = panels, .tol = tol, .max_updates = max_updates, .N = N, .D = D,
-            .at_once = N < 4 * SIGNALS_AT_ONCE * num_threads ? TILE_ROWS : SIGNALS_AT_ONCE,
+            .tiles = {dictionary_DK, copies, first_tile_copied},
+            .tol = tol, .max_updates = max_updates, .N = N, .D = D,
+            .at_once = at_once < SIGNALS_AT_ONCE ? at_once : SIGNALS_AT_ONCE,
             .codes_NK = codes_NK, .gap_N = gap_N, .steps_N = steps_N,
+            .next_column = first_tile_copied, .columns_done = first_tile_copied,
         };
-        int num_started = 0; /* beside this one; fewer than asked for is slower, not wrong */
+        int num_started = 0; /* threads beside this one; with fewer than num_threads the result is the same */
         while (num_started + 1 < num_threads && (num_started + 1) * job.at_once < N &&
                pthread_create(threads + num_started, NULL, work, &job) == 0)
             num_started++;
@@ -492,6 +566,6 @@ int nonneg_lasso_descent(const float *signals_ND, const float *dictionary_DK, co
         for (int i = 0; i < num_started; i++) pthread_join(threads[i], NULL);
         failed = job.out_of_memory;
     }
-    free(panels), free(copied), free(threads);
+    free(copies), free(copied), free(threads);
     return failed;
 }

@@ -1,8 +1,9 @@
-"""The CPU solver: compiles `descent.c` with the system's C compiler at first use, and calls it.
+"""The CPU solver: it compiles `descent.c` with the system's C compiler at first use, and calls it.
 
-A compiled file is kept in the user's cache directory under a name made of the source, the flags, the compiler
-and the processor, so it is compiled once (about a second) and never reused where it does not fit. No wheel to
-build, no package to install; a machine without a compiler says so and falls back to the reference.
+A compiled library is kept in the user's cache directory. Its name has a digest of the source, the flags, the
+compiler and the processor, so it is never used where it does not fit, and a digest of its own content, so a
+damaged file is never loaded: loading one could end the process. No wheel has to be built. Where there is no
+compiler, `obstacle` says so, and "auto" takes FISTA.
 """
 
 import ctypes
@@ -11,7 +12,9 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,18 +26,21 @@ from kernels.lasso.reference import gram
 
 SOURCE = Path(__file__).with_name("descent.c")
 
-# Not -ffast-math: it would switch the whole process to flushing denormals when the library is loaded. These
-# let maxima be vectorised; the door has refused NaN and infinity.
+# Not -ffast-math: it would switch the whole process to flushing denormals when the library is loaded. The
+# flags of the second line let the compiler vectorise maxima.
 COMMON_FLAGS = (
     *("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread"),
     *("-ffinite-math-only", "-fno-signed-zeros", "-fno-math-errno"),
 )
 FLAGS_TO_TRY = (("-march=native",), ("-mcpu=native",), ())
-"""In this order until one compiles: not every compiler knows its own processor, or calls it so."""
+"""Tried in this order until one compiles: some compilers know one spelling, some do not know the
+processor."""
+TIME_LIMIT_S = 120
+"""For one run of the compiler, which takes about a second."""
 
 
 def obstacle() -> str | None:
-    """Why this solver cannot run on this machine, or None. Compiles at the first call of the process."""
+    """Why this solver cannot run on this machine, or None. The first call of a process compiles."""
     loaded = load_library()
     return loaded if isinstance(loaded, str) else None
 
@@ -43,15 +49,17 @@ def obstacle() -> str | None:
 def load_library(
     find: Callable[[str], str | None] = shutil.which, cache_directory: Path | None = None
 ) -> ctypes.CDLL | str:
-    """The compiled solver, or why there is none."""
+    """The compiled solver, or the reason why there is none."""
     compiler = next(filter(None, map(find, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
     if compiler is None:
         return "no C compiler (cc, gcc or clang) on this machine"
     try:
-        library = ctypes.CDLL(str(compile_cached(compiler, cache_directory or default_cache_directory())))
+        library = _load_or_compile(compiler, cache_directory or default_cache_directory())
+    except subprocess.TimeoutExpired:
+        return f"{compiler} did not answer within {TIME_LIMIT_S} s"
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return f"{compiler} could not compile {SOURCE.name}: {said.strip().splitlines()[0]}"
+        message = getattr(error, "stderr", b"").decode(errors="replace").strip() or str(error)
+        return f"{compiler} could not compile {SOURCE.name}: {message.splitlines()[0]}"
     pointer, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     library.nonneg_lasso_descent.argtypes = [
         pointer, pointer, pointer, pointer, real, integer, ctypes.c_int, integer, integer, integer,
@@ -61,44 +69,80 @@ def load_library(
     return library
 
 
-def default_cache_directory() -> Path:
-    """Of this user alone. Where there is no writable home, a fresh directory: a shared one could hold
-    another's code."""
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlsm-kernels"
+def default_cache_directory() -> Path | None:
+    """A directory of this user, because one that others can write to could hold code of others. None where it
+    cannot be written to."""
     try:
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlsm-kernels"
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="mlsm-kernels-"))
-    return directory if os.access(directory, os.W_OK) else Path(tempfile.mkdtemp(prefix="mlsm-kernels-"))
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        return None
+    return directory if os.access(directory, os.W_OK) else None
 
 
-def compile_cached(compiler: str, directory: Path) -> Path:
-    """Path of the compiled library. Safe when several processes get here at once: each compiles to a name of
-    its own and renames it, which replaces equal by equal."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    identity = repr((SOURCE.read_text(), COMMON_FLAGS, FLAGS_TO_TRY, version, _processor()))
-    path = directory / f"lasso-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
-    if path.exists():
-        return path
-    with tempfile.TemporaryDirectory(dir=directory) as workshop:
-        made = Path(workshop) / path.name
+def _load_or_compile(compiler: str, cache: Path | None) -> ctypes.CDLL:
+    """The library from the cache, or compiled and then kept there. Without a cache nothing is left on the
+    disk.
+
+    Several processes may compile at once: each works in a folder of its own and moves a whole file into the
+    cache at the end.
+    """
+    version = _run(compiler, "--version").stdout
+    identity = _digest(
+        repr((SOURCE.read_bytes(), COMMON_FLAGS, FLAGS_TO_TRY, version, _processor())).encode()
+    )
+    for path in cache.glob(f"lasso-{identity}-*.so") if cache else ():
+        if path.stem.endswith(_digest(path.read_bytes())):
+            return ctypes.CDLL(str(path))
+        path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="mlsm-kernels-", dir=cache) as folder:
+        built = Path(folder) / "lasso.so"
         for flags in FLAGS_TO_TRY:
-            command = [compiler, *COMMON_FLAGS, *flags, str(SOURCE), "-o", str(made), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, check=flags == FLAGS_TO_TRY[-1])
-            if done.returncode == 0:
+            arguments = (*COMMON_FLAGS, *flags, str(SOURCE), "-o", str(built), "-lm")
+            if _run(compiler, *arguments, check=flags == FLAGS_TO_TRY[-1]).returncode == 0:
                 break
-        os.replace(made, path)
-    return path
+        # In a process of its own first: loading a file that is no library can end the process.
+        program = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).nonneg_lasso_descent"
+        if _run(sys.executable, "-I", "-c", program, str(built), check=False).returncode != 0:
+            raise OSError("what it wrote cannot be loaded")
+        library = ctypes.CDLL(str(built))
+        if cache:
+            with built.open("rb+") as file:
+                os.fsync(file.fileno())
+                name = f"lasso-{identity}-{_digest(file.read())}.so"
+            built.replace(cache / name)
+    return library
+
+
+def _run(*command: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
+    """Run a command, and end it with all its children after TIME_LIMIT_S."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=TIME_LIMIT_S)
+        except BaseException:  # Ctrl-C too
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    done = subprocess.CompletedProcess(command, process.returncode, output, errors)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:20]
 
 
 def _processor() -> str:
-    """What -march=native depends on; a home directory may be shared by machines of several kinds."""
+    """What -march=native depends on. A home directory may be shared by machines of several kinds."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    told = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return " ".join(sorted(set(told))) or platform.machine()
+    known = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return " ".join(sorted(set(known))) or platform.machine()
 
 
 def nonneg_descent(
@@ -109,8 +153,10 @@ def nonneg_descent(
     gram_KK: Tensor | None,
     max_updates: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, gaps and numbers of coordinate updates, in float32 on the CPU. Scratch memory does not grow with
-    N."""
+    """Codes, gaps and numbers of coordinate updates, in float32 on the CPU.
+
+    Scratch memory does not grow with N. A gap is NaN where an argument holds NaN or infinity.
+    """
     library = load_library()
     if isinstance(library, str):
         raise RuntimeError(library)

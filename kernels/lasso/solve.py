@@ -1,18 +1,21 @@
-"""The sparse coder's public door: `nonneg_lasso`, the same answer from every solver, with a certificate for
-each signal.
+"""`nonneg_lasso`, the sparse coder: it checks the arguments, scales the signals and runs a solver.
 
 For each signal x it returns argmin_{a >= 0} 1/2 |x - D a|^2 + lam * sum(a), stopped where the duality gap of
-that signal is at most tol * 1/2 |x|^2. The gap that comes back was computed from the returned code against
-all K atoms. No signal's code depends on its batch-mates: bit for bit with "descent" and "triton", to rounding
-with "fista", where a BLAS multiplies the whole batch.
+that signal is at most tol * 1/2 |x|^2. The returned gap was computed from the returned code against all K
+atoms. No signal's code depends on the other signals of its batch: bit for bit with "descent" and "triton", up
+to rounding with "fista", where a BLAS multiplies the whole batch.
 
 Shapes: N signals, D their dimension, K atoms. Computed, accumulated and stored in the dtype of the signals,
-outside any autocast; float32 everywhere, float64 with "fista". Codes are targets, so no gradient flows
-through them.
+outside any autocast: float32 with every solver, float64 with "fista" only. No gradient flows through codes.
+
+Range: a problem is solved with its signal scaled to a norm near 1, so no size of a signal costs precision.
+But the gap is proportional to |x|^2. In float32 it is right for norms from 1e-15 to 1e15; for signals below
+about 1e-19 it underflows to 0, and above about 1e19 it overflows to infinity. Codes are right beyond that,
+from 1e-30 to 1e30.
 
 Memory: at most 3 N K floats beside the arguments and the Gram matrix, with "descent" and "fista" little more
 than the N K of the codes. 1,000,000 float32 signals of width 384 on 1,500 atoms, 6 GB of codes, fit 8 GiB in
-one call when they have unit norm (others are copied once); wider ones are better coded a slice at a time.
+one call when they have unit norm (others are copied once). Wider signals are better coded a slice at a time.
 """
 
 import importlib.util
@@ -26,14 +29,14 @@ from torch import Tensor
 from kernels.backend import Candidate, choose, logger
 from kernels.lasso.descent_cpu import nonneg_descent
 from kernels.lasso.descent_cpu import obstacle as why_no_descent
-from kernels.lasso.reference import nonneg_fista
+from kernels.lasso.reference import MARGIN, check_atoms, nonneg_fista
 
 MAX_STEPS = {"fista": 20_000, "descent": 10_000_000, "triton": 1_000_000}
-"""Default limit per signal, in the solver's own unit."""
+"""Default limit per signal, in the unit of `LassoResult.steps_N`."""
 SOLVERS = ("auto", *MAX_STEPS)
 
 LARGEST_FOR_TRITON = 8192
-"""Atoms: a code lives in the registers of one program, 16 atoms a thread; with more threads they spill."""
+"""Atoms. A code lives in the registers of one program, 16 atoms a thread; with more threads they spill."""
 
 ELEMENTS_ON_ONE_THREAD = 32_768
 """torch's grain size (at::internal::GRAIN_SIZE): elementwise work up to here is not parallel."""
@@ -62,13 +65,16 @@ def nonneg_lasso(
     """Codes of all signals. `solver` is "auto", "fista", "descent" (CPU) or "triton" (GPU).
 
     gram_KK = D^T D and step = 1 / L (L its largest eigenvalue) belong to the dictionary; without them each
-    call computes those that its solver needs. A signal that reaches max_steps keeps its honest gap; at the
-    limit of MAX_STEPS, which nobody asked for, a warning is logged. lam must be positive: with lam = 0 no
-    multiple of the residual is a dual point, and nothing could be certified.
+    call computes what its solver needs. A signal that reaches max_steps is returned as it is, with its gap.
+    At the default limit of MAX_STEPS a warning is logged as well.
+
+    Raises ValueError for shapes, dtypes and devices that do not fit together, for NaN or infinity in a tensor
+    that the solver reads, for a step that cannot be 1 / L ("fista" only, the others need none), and for a
+    solver that is unknown or cannot run here. lam must be positive: with lam = 0 no multiple of the residual
+    is a dual point, so no gap could be computed.
     """
     _check_arguments(signals_ND, dictionary_DK, lam, tol, gram_KK, step, max_steps)
-    # A compiler cannot trace a data-dependent stopping rule: inside torch.compile the whole coder is one
-    # operator.
+    # A compiler cannot trace a data-dependent stopping rule: inside torch.compile the coder is one operator.
     solve = _solve_operator if torch.compiler.is_compiling() else _solve
     return LassoResult(*solve(signals_ND, dictionary_DK, lam, tol, solver, gram_KK, step, max_steps))
 
@@ -82,7 +88,8 @@ def _check_arguments(
     step: float | None,
     max_steps: int | None,
 ) -> None:
-    """What can be checked without reading a tensor's values; those are checked in `_solve`."""
+    """Check what does not need the values of a tensor. `_solve` finds those that are not finite by their
+    gaps."""
     if signals_ND.ndim != 2 or dictionary_DK.ndim != 2 or signals_ND.shape[1] != dictionary_DK.shape[0]:
         raise ValueError(
             "signals (N, D) and dictionary (D, K) do not fit: "
@@ -127,77 +134,90 @@ def _solve(
     step: float | None,
     max_steps: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, gaps and steps by the chosen solver, from signals that are scaled to norms between 0.7 and 1.4.
+
+    The problem is homogeneous: (x, lam, a) and (x / c, lam / c, a / c) are one problem. c is a power of two,
+    so that scaling there and back rounds nothing.
+    """
     solver = choose("nonneg_lasso", _candidates(signals_ND, dictionary_DK.shape[1]), solver)
-    norm_N = torch.cat(
-        [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in _slices(signals_ND)]
-    )
-    if not norm_N.isfinite().all():
-        bad = (~norm_N.isfinite()).nonzero()[:, 0]
-        raise ValueError(
-            f"{len(bad)} of {len(norm_N)} signals hold NaN or infinity: rows {bad[:5].tolist()}, "
-            f"norms {norm_N[bad[:5]].tolist()}"
-        )
-    if not all(bool(part.isfinite().all()) for part in _slices(dictionary_DK)):
-        bad = (~dictionary_DK.isfinite()).any(dim=0).nonzero()[:, 0]
-        raise ValueError(
-            f"{len(bad)} atoms of the dictionary hold NaN or infinity: columns {bad[:5].tolist()}"
-        )
     if not len(signals_ND):
         codes_NK = signals_ND.new_zeros(0, dictionary_DK.shape[1])
         return codes_NK, signals_ND.new_zeros(0), torch.zeros(0, dtype=torch.int32, device=signals_ND.device)
-
-    # The problem is homogeneous: (x, lam, a) and (x / c, lam / c, a / c) are one. Solvers get signals of a
-    # norm between 0.7 and 1.4; c is a power of two, so that scaling there and back rounds nothing.
-    exponent_N = (norm_N * math.sqrt(2)).frexp().exponent.sub(1).clamp(-100, 100)
-    unit_N = torch.ldexp(torch.ones_like(norm_N), torch.where(norm_N > 0, exponent_N, 0)).to(signals_ND.dtype)
+    norm_N = _norms(signals_ND)
+    root2_norm_N = norm_N * math.sqrt(2)
+    unit_N = (root2_norm_N / (2 * root2_norm_N.frexp().mantissa)).clamp(2.0**-100, 2.0**100)
+    unit_N = torch.where(unit_N > 0, unit_N, 1).to(signals_ND.dtype)  # 1 for a signal of zeros or NaN
     is_scaled = bool((unit_N != 1).any())
-    if is_scaled:
-        signals_ND = signals_ND / unit_N[:, None]
-    lam_N = (lam / unit_N).clamp_max(1e30)  # finite: far above lambda_max it is all the same
+    scaled_ND = signals_ND / unit_N[:, None] if is_scaled else signals_ND
+    lam_N = (lam / unit_N).clamp_max(1e30)  # every lambda far above lambda_max gives the same code
 
-    limit = MAX_STEPS[solver] if max_steps is None else max_steps
-    # Solvers aim a little lower, by what rounding may hide of a gap, so that whoever computes it more exactly
-    # finds it kept.
-    aim = max(0.98 * tol - 8 * torch.finfo(signals_ND.dtype).eps, 0.5 * tol)
+    limit = MAX_STEPS[solver] if max_steps is None else min(max_steps, 2**31 - 1)
+    aim = max(MARGIN * tol - 8 * torch.finfo(signals_ND.dtype).eps, 0.5 * tol)
     with torch.autocast(signals_ND.device.type, enabled=False):
         if solver == "descent":
-            result = nonneg_descent(signals_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
+            result = nonneg_descent(scaled_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
         elif solver == "triton":
             # Imported here, so that a machine without triton can import this module.
             from kernels.lasso.descent_triton import nonneg_triton
 
-            result = nonneg_triton(signals_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
+            result = nonneg_triton(scaled_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
         else:
-            result = nonneg_fista(signals_ND, dictionary_DK, lam_N, aim, step, limit)
+            result = nonneg_fista(scaled_ND, dictionary_DK, lam_N, aim, step, limit)
     codes_NK, gap_N, steps_N = result
 
     target_N = tol * 0.5 * (norm_N / unit_N) ** 2
-    if max_steps is None and (num_open := int((~(gap_N <= target_N)).sum())) > 0:
-        worst = float((gap_N / target_N.clamp_min(1e-30)).max()) * tol
-        logger.warning(
-            "nonneg_lasso: %d of %d signals stopped at %d steps above tol %g, the worst at %.2e",
-            num_open, len(gap_N), limit, tol, worst,
-        )  # fmt: skip
+    is_open_N = ~(gap_N <= target_N)
+    if bool(is_open_N.any()):
+        has_gaps = bool(gap_N.isfinite().all())
+        if not has_gaps or max_steps is None:
+            _check_values(signals_ND, dictionary_DK, gram_KK)
+        if not has_gaps:
+            raise ValueError(
+                f"{solver!r} left the range of {gap_N.dtype}: scale the atoms to norms near 1, and leave out "
+                "gram and step if they are not those of the dictionary"
+            )
+        if max_steps is None:
+            worst = float((gap_N / target_N.clamp_min(1e-30)).max()) * tol
+            logger.warning(
+                "nonneg_lasso: %d of %d signals stopped at %d steps above tol %g, the worst at %.2e",
+                int(is_open_N.sum()), len(gap_N), limit, tol, worst,
+            )  # fmt: skip
     if is_scaled:
         codes_NK.mul_(unit_N[:, None])
         gap_N = gap_N * unit_N * unit_N
     return codes_NK, gap_N, steps_N
 
 
-def _slices(matrix: Tensor) -> tuple[Tensor, ...]:
-    """Rows in slices that torch works through on the calling thread, on a CPU.
+def _norms(signals_ND: Tensor) -> Tensor:
+    """L2 norms (N,) in float64, whose squares do not overflow.
 
-    A larger operation wakes torch's OpenMP threads, which wait for each other by spinning; on a machine with
-    other work that took three times as long as the codes. And the cast of a million signals to float64 at
-    once would not fit beside their codes.
+    On a CPU slice by slice: a larger operation wakes torch's OpenMP threads, which wait for each other by
+    spinning. On a machine with other work that took three times as long as the codes. And a million signals
+    in float64 would not fit beside their codes.
     """
-    if matrix.device.type != "cpu":
-        return (matrix,)
-    return matrix.split(max(1, ELEMENTS_ON_ONE_THREAD // matrix.shape[1]))
+    if signals_ND.device.type != "cpu":
+        return torch.linalg.vector_norm(signals_ND, dim=1, dtype=torch.float64)
+    slices = signals_ND.split(max(1, ELEMENTS_ON_ONE_THREAD // signals_ND.shape[1]))
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in slices])
+
+
+def _check_values(signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor | None) -> None:
+    """Raise ValueError for a tensor with NaN or infinity.
+
+    This takes longer than the code of a signal, so it is left to calls whose gaps show that something is
+    wrong."""
+    bad = (~signals_ND.isfinite()).any(dim=1).nonzero()[:, 0]
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(signals_ND)} signals hold NaN or infinity: rows {bad[:5].tolist()}"
+        )
+    check_atoms(dictionary_DK)
+    if gram_KK is not None and not bool(gram_KK.isfinite().all()):
+        raise ValueError("the Gram matrix holds NaN or infinity: leave it out or pass gram(dictionary)")
 
 
 def _candidates(signals_ND: Tensor, num_atoms: int) -> list[Candidate]:
-    """In order of preference for these signals."""
+    """The solvers in order of preference for these signals."""
     device, dtype = signals_ND.device.type, signals_ND.dtype
 
     def triton_obstacle() -> str | None:

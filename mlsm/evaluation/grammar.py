@@ -1,13 +1,14 @@
-"""Minimal pairs made by a small grammar of our own: a linguistic check that needs no data.
+"""Minimal pairs of a small grammar of our own: a test of grammar that needs no data.
 
-Each phenomenon changes one word between a good and a bad sentence. Words come from a fixed list; those that
-the tokenizer has as whole pieces are taken, so that the pairs ask about grammar and not about rare words.
-Deterministic.
+A pair differs in one word. Pairs come in twins: the word that is right in one pair of a twin is wrong in the
+other. So a model that knows the frequency of words and no grammar is right in exactly one pair of each twin.
+Words come from fixed lists. Those that the tokenizer has as whole pieces are preferred, so that the pairs ask
+about grammar and not about rare words. The pairs of a tokenizer are always the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -16,168 +17,108 @@ from mlsm.seeds import generator_for
 from mlsm.text.tokenizer import NUM_SPECIALS, Tokenizer
 
 T = TypeVar("T")
-PAIRS_A_PHENOMENON = 120
-FEWEST_WORDS = 4  # of a class that must be whole pieces; otherwise the whole class is used
+TWINS_PER_PHENOMENON = 60
+MIN_WORDS = 4  # of a list that must be whole pieces; with fewer the whole list is used
 
 
-class Pair(NamedTuple):
+class SentencePair(NamedTuple):
     """Two sentences that differ in one word."""
 
     good: str
     bad: str
 
 
-class Noun(NamedTuple):
-    """A person, in both numbers; `reflexive` is the pronoun of the singular."""
+class Twin(NamedTuple):
+    """Two sentences with a gap, "_", and the words that are right in the first and in the second one."""
 
-    singular: str
-    plural: str
-    reflexive: str
+    first: str
+    second: str
+    right_in_first: str
+    right_in_second: str
 
 
-NOUNS = [
-    Noun("king", "kings", "himself"),
-    Noun("man", "men", "himself"),
-    Noun("son", "sons", "himself"),
-    Noun("father", "fathers", "himself"),
-    Noun("brother", "brothers", "himself"),
-    Noun("priest", "priests", "himself"),
-    Noun("boy", "boys", "himself"),
-    Noun("woman", "women", "herself"),
-    Noun("daughter", "daughters", "herself"),
-    Noun("mother", "mothers", "herself"),
-    Noun("sister", "sisters", "herself"),
-    Noun("girl", "girls", "herself"),
+# The slots in braces are filled by `_draw_words`.
+PHENOMENA = {
+    "subject_verb_agreement": Twin("The {noun} _ {rest}.", "The {nouns} _ {rest}.", "{is_}", "{are}"),
+    "agreement_with_attractor": Twin(
+        "The {noun} of the {others} _ {rest}.", "The {nouns} of the {other} _ {rest}.", "{is_}", "{are}"
+    ),
+    "reflexive_number": Twin(
+        "The {noun} {saw} _ {there}.", "The {nouns} {saw} _ {there}.", "{himself}", "themselves"
+    ),
+    "reflexive_gender": Twin(
+        "The {man} {saw} _ {there}.", "The {woman} {saw} _ {there}.", "himself", "herself"
+    ),
+    "determiner_noun": Twin(
+        "And {this} _ {went} to the {place}.", "And {these} _ {went} to the {place}.", "{noun}", "{nouns}"
+    ),
+    "argument_structure": Twin("The {noun} _ the {others}.", "The {noun} _ {there}.", "{took}", "{slept}"),
+}
+# Singular and plural; the words of a choice are preferred if all of them are whole pieces.
+MEN = [
+    "king kings",
+    "man men",
+    "son sons",
+    "father fathers",
+    "brother brothers",
+    "priest priests",
+    "boy boys",
+]
+WOMEN = ["woman women", "daughter daughters", "mother mothers", "sister sisters", "girl girls"]
+AGREEING = [  # singular, plural, and what may follow
+    ("is", "are", ("in the {place}", "good", "great")),
+    ("was", "were", ("in the {place}", "good", "great")),
+    ("has", "have", ("a {place}", "the {place}")),
+    ("goes", "go", ("to the {place}", "out")),
+    ("comes", "come", ("to the {place}", "out")),
+    ("knows", "know", ("the {place}", "it")),
 ]
 PLACES = ["house", "city", "land", "field", "mountain", "river", "garden", "school", "room", "street"]
-AGREEING = [
-    ("is", "are"),
-    ("was", "were"),
-    ("has", "have"),
-    ("goes", "go"),
-    ("comes", "come"),
-    ("knows", "know"),
-]
-ENDINGS = {
-    "is": ["in the {place}", "good", "great"],
-    "was": ["in the {place}", "good", "great"],
-    "has": ["a {place}", "the {place}"],
-    "goes": ["to the {place}", "out"],
-    "comes": ["to the {place}", "out"],
-    "knows": ["the {place}", "it"],
-}
-REFLEXIVE_VERBS = ["saw", "made", "gave", "hid", "called", "found"]
-REFLEXIVE_ENDINGS = ["", " there", " again"]
-TRANSITIVE = ["saw", "took", "made", "sent", "found", "called", "told", "brought"]
-INTRANSITIVE = ["went", "came", "died", "stood", "fell", "slept", "lived", "arose"]
+REFLEXIVE = ["saw", "made", "gave", "hid", "called", "found"]
+TRANSITIVE = ["took", "made", "sent", "found", "brought", "gave", "killed", "built"]  # need an object
+INTRANSITIVE = ["went", "came", "died", "stood", "fell", "slept", "lived", "arose"]  # take no object
 
 
-class _Words:
-    """Draws words of a class, preferring those that are whole pieces."""
-
-    def __init__(self, tokenizer: Tokenizer, phenomenon: str) -> None:
-        self._pieces = {tokenizer.piece(i) for i in range(NUM_SPECIALS, tokenizer.vocab_size)}
-        self._generator = generator_for(phenomenon)
-
-    def one(self, choices: list[T]) -> T:
-        return choices[int(torch.randint(len(choices), (), generator=self._generator))]
-
-    def known(self, choices: list[T], forms: Callable[[T], list[str]]) -> list[T]:
-        whole = [c for c in choices if all("▁" + form in self._pieces for form in forms(c))]
-        return whole if len(whole) >= FEWEST_WORDS else choices
-
-    def noun(self) -> Noun:
-        return self.one(self.known(NOUNS, lambda n: [n.singular, n.plural]))
-
-    def place(self) -> str:
-        return self.one(self.known(PLACES, lambda p: [p]))
+def demo_pairs(tokenizer: Tokenizer) -> dict[str, list[SentencePair]]:
+    """Distinct pairs of each phenomenon, by its name; both pairs of a twin or none."""
+    pieces = {tokenizer.piece(i) for i in range(NUM_SPECIALS, tokenizer.vocab_size)}
+    return {name: _distinct_pairs(twin, pieces, generator_for(name)) for name, twin in PHENOMENA.items()}
 
 
-def _agreement(words: _Words, subject: Callable[[Noun, bool], str]) -> Pair:
-    is_plural = words.one([False, True])
-    singular, plural = words.one(AGREEING)
-    ending = words.one(ENDINGS[singular]).format(place=words.place())
-    right, wrong = (plural, singular) if is_plural else (singular, plural)
-    start = subject(words.noun(), is_plural)
-    return Pair(f"The {start} {right} {ending}.", f"The {start} {wrong} {ending}.")
+def _distinct_pairs(twin: Twin, pieces: set[str], generator: torch.Generator) -> list[SentencePair]:
+    pairs: dict[SentencePair, None] = {}
+    for _ in range(50 * TWINS_PER_PHENOMENON):  # short lists of words may not give that many twins
+        words = _draw_words(pieces, generator)
+        first, second, right, wrong = (text.format(**words) for text in twin)
+        both = [
+            SentencePair(first.replace("_", right), first.replace("_", wrong)),
+            SentencePair(second.replace("_", wrong), second.replace("_", right)),
+        ]
+        if pairs.keys().isdisjoint(both):
+            pairs |= dict.fromkeys(both)
+        if len(pairs) == 2 * TWINS_PER_PHENOMENON:
+            break
+    return list(pairs)
 
 
-def subject_verb_agreement(words: _Words) -> Pair:
-    """The king is / are in the house."""
-    return _agreement(words, lambda noun, is_plural: noun.plural if is_plural else noun.singular)
+def _draw_words(pieces: set[str], generator: torch.Generator) -> dict[str, str]:
+    """Words for all slots of PHENOMENA."""
 
+    def one(choices: Sequence[T]) -> T:
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
 
-def agreement_with_attractor(words: _Words) -> Pair:
-    """The sons of the king are / is good: a noun of the other number stands before the verb."""
-    other = words.noun()
+    def known(choices: list[str]) -> str:
+        whole = [words for words in choices if all("▁" + word in pieces for word in words.split())]
+        return one(whole if len(whole) >= MIN_WORDS else choices)
 
-    def subject(noun: Noun, is_plural: bool) -> str:
-        if is_plural:
-            return f"{noun.plural} of the {other.singular}"
-        return f"{noun.singular} of the {other.plural}"
-
-    return _agreement(words, subject)
-
-
-def reflexive_number(words: _Words) -> Pair:
-    """The men saw themselves / himself."""
-    noun, verb, ending = words.noun(), words.one(REFLEXIVE_VERBS), words.one(REFLEXIVE_ENDINGS)
-    is_plural = words.one([False, True])
-    subject = noun.plural if is_plural else noun.singular
-    right, wrong = ("themselves", noun.reflexive) if is_plural else (noun.reflexive, "themselves")
-    return Pair(f"The {subject} {verb} {right}{ending}.", f"The {subject} {verb} {wrong}{ending}.")
-
-
-def reflexive_gender(words: _Words) -> Pair:
-    """The woman saw herself / himself."""
-    noun, verb, ending = words.noun(), words.one(REFLEXIVE_VERBS), words.one(REFLEXIVE_ENDINGS)
-    wrong = "himself" if noun.reflexive == "herself" else "herself"
-    start = f"The {noun.singular} {verb}"
-    return Pair(f"{start} {noun.reflexive}{ending}.", f"{start} {wrong}{ending}.")
-
-
-def determiner_noun(words: _Words) -> Pair:
-    """These kings / king came to the house."""
-    noun, verb = words.noun(), words.one(["came", "went"])
-    right, wrong = (noun.singular, noun.plural) if words.one([False, True]) else (noun.plural, noun.singular)
-    determiner = words.one(["this", "that"] if right == noun.singular else ["these", "those"])
-    ending = f"{verb} to the {words.place()}"
-    return Pair(f"And {determiner} {right} {ending}.", f"And {determiner} {wrong} {ending}.")
-
-
-def argument_structure(words: _Words) -> Pair:
-    """The king took / went the child: only a transitive verb takes an object."""
-    subject, thing = words.noun(), words.noun()
-    right = words.one(words.known(TRANSITIVE, lambda v: [v]))
-    wrong = words.one(words.known(INTRANSITIVE, lambda v: [v]))
-    return Pair(
-        f"The {subject.singular} {right} the {thing.plural}.",
-        f"The {subject.singular} {wrong} the {thing.plural}.",
-    )
-
-
-PHENOMENA = (
-    subject_verb_agreement,
-    agreement_with_attractor,
-    reflexive_number,
-    reflexive_gender,
-    determiner_noun,
-    argument_structure,
-)
-
-
-def demo_pairs(tokenizer: Tokenizer) -> dict[str, list[Pair]]:
-    """Distinct pairs of each phenomenon, by its name; the same every time for a tokenizer."""
-    return {make.__name__: list(_distinct(make, tokenizer)) for make in PHENOMENA}
-
-
-def _distinct(make: Callable[[_Words], Pair], tokenizer: Tokenizer) -> Iterator[Pair]:
-    words = _Words(tokenizer, make.__name__)
-    seen: set[Pair] = set()
-    for _ in range(50 * PAIRS_A_PHENOMENON):  # a class of few words may not have that many pairs
-        pair = make(words)
-        if pair not in seen:
-            seen.add(pair)
-            yield pair
-        if len(seen) == PAIRS_A_PHENOMENON:
-            return
+    person = known(MEN + WOMEN)
+    slots = {"himself": "himself" if person in MEN else "herself"}
+    slots["noun"], slots["nouns"] = person.split()
+    slots["other"], slots["others"] = known(MEN + WOMEN).split()
+    slots["man"], slots["woman"] = known(MEN).split()[0], known(WOMEN).split()[0]
+    slots["this"], slots["these"] = one([("this", "these"), ("that", "those")])
+    slots["is_"], slots["are"], endings = one(AGREEING)
+    slots["place"] = known(PLACES)
+    slots["rest"] = one(endings).format(**slots)
+    slots |= {"took": known(TRANSITIVE), "slept": known(INTRANSITIVE), "saw": one(REFLEXIVE)}
+    return slots | {"went": one(["came", "went"]), "there": one(["there", "again", "then"])}

@@ -1,5 +1,5 @@
-"""The one measure of held-out quality: masked words, and the concepts of the teacher, predicted on text that
-the run was not trained on. The end of training, the demo and the reports all show these numbers.
+"""How well a model predicts masked words and the concepts of its teacher on text that it was not trained on.
+The end of training, the demo and the reports all show these numbers.
 
 Legend: N selected positions, V vocabulary, K concepts.
 """
@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mlsm import distributed
@@ -24,9 +25,9 @@ from mlsm.text.tokenizer import Tokenizer
 from mlsm.training.objectives import Objective
 
 MASKED = Selection(share=0.15, is_masked=True)
-MOST_NATS = 700.0  # of a float64 exponential
-SEED = 2024  # of the masked positions: the same for every run
-NUM_SHOWN, PIECES_AROUND = 8, 12  # of the predictions that people read
+MOST_NATS = 700.0  # the exponential of more is not finite in float64
+SEED = 2024  # of the selected positions: the same for every run
+NUM_SHOWN, PIECES_AROUND = 8, 12  # rows of the table of predictions, and pieces shown on either side
 
 
 class WordScores(NamedTuple):
@@ -44,14 +45,36 @@ class ConceptScores(NamedTuple):
     """Prediction of the teacher's distribution over concepts, as means over the positions."""
 
     kl: float  # KL(teacher || student), nats
-    constant_kl: float  # of the best prediction that does not depend on the text: the mean of the targets
-    top_accuracy: float  # share of the positions whose largest concept the student predicts
+    constant_kl: float  # KL of the best prediction that does not depend on the text, the mean target
+    top_accuracy: float  # share of the positions where the student's largest concept is the teacher's
+
+
+class KLSums:
+    """KL(target || prediction), added up over positions in float64 on the CPU, beside the KL of the best
+    prediction that does not depend on the text: the mean of the targets.
+    """
+
+    def __init__(self, num_concepts: int) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64)  # of the KL, and of the targets' negative entropy
+        self.target_K = torch.zeros(num_concepts, dtype=torch.float64)
+
+    def add(self, target_NK: Tensor, log_prediction_NK: Tensor) -> None:
+        """Add N positions: rows of `target_NK` sum to 1, or are zero and add nothing."""
+        kl = F.kl_div(log_prediction_NK, target_NK, reduction="sum")
+        self.sums += torch.stack([kl, torch.xlogy(target_NK, target_NK).sum()]).cpu()
+        self.target_K += target_NK.sum(0, dtype=torch.float64).cpu()
+
+    def means(self, num_positions: int) -> tuple[float, float]:
+        """The KL of the predictions and that of the mean target, in nats per position."""
+        kl, negative_entropy = self.sums.tolist()
+        cross_entropy = -float(torch.xlogy(self.target_K, self.target_K / self.target_K.sum()).sum())
+        return kl / num_positions, (negative_entropy + cross_entropy) / num_positions
 
 
 @torch.no_grad()
 def score_words(model: LanguageModel, corpus: Corpus, token_budget: int) -> WordScores:
-    """15 % of the held-out tokens masked, and predicted by the token head, or by the tied decoder without
-    one. Raises ValueError if too little text was held out.
+    """Mask 15 % of the held-out tokens and predict them by the token head, or by the tied decoder if the
+    model has no token head. Raises ValueError if too little text was held out.
     """
     update = corpus.heldout_update(token_budget, MASKED, SEED)
     if not update.num_selected:
@@ -68,7 +91,7 @@ def score_words(model: LanguageModel, corpus: Corpus, token_budget: int) -> Word
 
 
 def score_unigram(corpus: Corpus, token_budget: int) -> WordScores:
-    """The same tokens predicted by their frequency in the corpus."""
+    """Predict the tokens of `score_words` by their frequency in the corpus."""
     log_probability_V = unigram_log_probabilities(corpus.text)
     update = corpus.heldout_update(token_budget, MASKED, SEED)
     labels_N = torch.cat([micro.labels_N() for micro in update.micro_batches])
@@ -80,29 +103,30 @@ def score_unigram(corpus: Corpus, token_budget: int) -> WordScores:
 def score_concepts(
     model: LanguageModel, teacher: Teacher, corpus: Corpus, selection: Selection, token_budget: int
 ) -> ConceptScores:
-    """The student's prediction of its teacher's concepts on the held-out text, at the selected positions."""
+    """Compare the concepts that a student predicts with its teacher's, at the selected held-out positions. An
+    all-zero target has no largest concept and agrees with no prediction.
+    """
     update = corpus.heldout_update(token_budget, selection, SEED)
-    sums = torch.zeros(3, dtype=torch.float64)
-    total_K = torch.zeros(model.config.num_concepts, dtype=torch.float64)
+    sums, num_agreeing = KLSums(model.config.num_concepts), torch.zeros((), dtype=torch.float64)
     for micro in distributed.shard(update.micro_batches):
         micro = micro.to(model.device)
         target_NK = teacher.targets(micro).distribution_NK
         hidden_ND = model.hidden_at(micro.inputs, micro.selected_N)
         log_student_NK = model.concept_logits(hidden_ND).float().log_softmax(-1)
-        num_agreeing = (log_student_NK.argmax(-1) == target_NK.argmax(-1)).sum()
-        kl = F.kl_div(log_student_NK, target_NK, reduction="sum")
-        sums += torch.stack([kl, torch.xlogy(target_NK, target_NK).sum(), num_agreeing]).cpu()
-        total_K += target_NK.sum(0, dtype=torch.float64).cpu()
-    distributed.all_reduce_sum_(sums, total_K)
-    kl, negative_entropy, agreeing = (sums / update.num_selected).tolist()
-    cross_entropy = -float(torch.xlogy(total_K, total_K / total_K.sum()).sum()) / update.num_selected
-    return ConceptScores(kl, negative_entropy + cross_entropy, agreeing)
+        sums.add(target_NK, log_student_NK)
+        is_agreeing_N = log_student_NK.argmax(-1) == target_NK.argmax(-1)
+        num_agreeing += (is_agreeing_N & (target_NK > 0).any(-1)).sum().cpu()
+    distributed.all_reduce_sum_(sums.sums, sums.target_K, num_agreeing)
+    kl, constant_kl = sums.means(update.num_selected)
+    return ConceptScores(kl, constant_kl, float(num_agreeing) / update.num_selected)
 
 
 def heldout_metrics(
     model: LanguageModel, teacher: Teacher | None, corpus: Corpus, objective: Objective, token_budget: int
 ) -> dict[str, float]:
-    """What an objective trains, measured on the held-out text, under the names of the training metrics."""
+    """The metrics of training, measured on the held-out text: of words if the objective trains them, and of
+    concepts if there is a teacher.
+    """
     metrics = {}
     if objective.predicts_words:
         words = score_words(model, corpus, token_budget)
@@ -116,8 +140,8 @@ def heldout_metrics(
 
 @torch.no_grad()
 def predictions(model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, share: float) -> str:
-    """A Markdown table with one masked token of each of some held-out sequences, and the model's likeliest
-    predictions.
+    """A Markdown table with a masked token of each of a few held-out sequences and the three most probable
+    predictions of the model.
     """
     sequences = corpus.heldout[:: max(1, len(corpus.heldout) // NUM_SHOWN)][:NUM_SHOWN]
     [micro] = corpus.cut(

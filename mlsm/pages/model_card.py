@@ -1,132 +1,136 @@
-"""The model card of a run: what it is, how it was made, what it scored, how to use it.
+"""The model card of a run: what it is, how it was trained, what it scored, what it cannot do, how to use it.
 
-Everything comes from the files of the run and of the runs that it was made from. What is not there (an
-ancestor that was removed, results that were never measured) is left out; paths are cut to their last part.
+Everything comes from the files of the run and of the runs that it was made from. What is not there, such as a
+run that was removed or results that were never measured, is left out. Paths are cut to their last part.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mlsm.config import EMBEDDED_CORPUS
 from mlsm.evaluation import summary
+from mlsm.evaluation.results import read_results
+from mlsm.evaluation.tables import Row, as_markdown, printable
 from mlsm.files import read_json
 from mlsm.log import read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, fingerprint
-from mlsm.runs.record import RunRecord, read_record
+from mlsm.runs.record import ConceptsRecord, RunRecord, read_record
 from mlsm.runs.run import Run
 from mlsm.training.objectives import find_objective
 
+PAPER = "https://github.com/SzegedAI/MLSM"
+PUBLIC_DOMAIN = """license: other  # the text is in the public domain; choose the licence of the weights
+license_name: public-domain-text
+language: en
+datasets:
+- world-english-bible"""
+UNKNOWN = "license: unknown  # set license, language and datasets before you publish this model"
+
 
 def model_card(run: Run) -> str:
-    """README.md of an exported run, in Markdown with the header of the Hugging Face hub."""
+    """README.md of an exported run: Markdown with the header of the Hugging Face hub."""
+    record, directories = run.record, training_runs(run.directory)
+    text = PUBLIC_DOMAIN if _has_only_embedded_text(directories) else UNKNOWN
+    pipeline = ["pipeline_tag: fill-mask"] if _predicts_words(record) else []
+    header = ["---", text, "library_name: transformers", *pipeline, "tags:", "- deberta", "- mlsm", "---"]
     sections = [
-        _header(run),
+        "\n".join(header),
         f"# {full_name(run.directory)}",
         _summary(run),
-        "## How it was trained",
-        _table(["", "objective", "learns", "start", "updates", "words seen", "seed"], _phases(run.directory)),
+        "## Training",
+        as_markdown([_training_row(directory) for directory in directories]).rstrip(),
+        _text(record) if record.source is None else "",
+        _concepts(record.concepts) if record.concepts else "",
+        "## Results",
+        _results(run.directory) or "There are no results in the directory of the run.",
+        "## Limits",
+        _limits(record),
+        "## Use",
+        _example(run),
     ]
-    if run.record.source is None:
-        sections.append(_text(run.record))
-    if origin := run.record.concepts:
-        sections.append(
-            f"Concepts: {origin.k} atoms of a dictionary learnt from the unit-norm hidden states of layer "
-            f"{origin.layer} of the teacher `{Path(origin.teacher).name}` (fingerprint "
-            f"{origin.teacher_fingerprint}), lambda {origin.lam:g}, dictionary fingerprint "
-            f"{origin.dictionary_fingerprint}. Targets are the sparse codes of Eq. 2 of the paper, "
-            "divided by their L1 norm."
-        )
-    sections.append("## Results")
-    sections.append(_results(run.directory) or "None were found beside the run.")
-    sections += ["## Use", _use(run)]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def full_name(directory: Path) -> str:
-    """The name of a run; of a checkpoint, also that of its run."""
+    """The name of a run; of a checkpoint, with the name of its run."""
     directory = directory.resolve()
     is_checkpoint = directory.parent.name == "checkpoints"
-    return f"{directory.parent.parent.name}, checkpoint {directory.name}" if is_checkpoint else directory.name
+    name = f"{directory.parent.parent.name}, checkpoint {directory.name}" if is_checkpoint else directory.name
+    return printable(name)
 
 
-def lineage(run: Path) -> list[Path]:
-    """The run and what it was made from, oldest first, each once: as far as they are still there, and a
-    teacher only if its weights have not changed since.
+def training_runs(run: Path) -> list[Path]:
+    """The run and what it was made from, oldest first, each once. Runs that were removed are left out, and a
+    teacher whose weights have changed since.
     """
     record = read_record(run)
-    parents = []
-    if (origin := record.concepts) and (Path(origin.teacher) / MODEL_FILE).exists():
-        teacher = Path(origin.teacher)
-        parents += [teacher] * (fingerprint(teacher) == origin.teacher_fingerprint)
-    init = record.train.init
-    if init not in ("random", "teacher") and (Path(init) / "config.json").exists():
-        parents.append(Path(init))
-    ancestors = [ancestor for parent in parents for ancestor in lineage(parent)]
-    return list(dict.fromkeys([*ancestors, run]))
+    expected = {Path(origin.teacher): origin.teacher_fingerprint} if (origin := record.concepts) else {}
+    available = [
+        parent
+        for parent in _parents(record)
+        if (parent / MODEL_FILE).exists() and expected.get(parent) in (None, fingerprint(parent))
+    ]
+    earlier = [directory for parent in available for directory in training_runs(parent)]
+    return list(dict.fromkeys([*earlier, run]))
 
 
-def _predicts_words(run: Run) -> bool:
-    return find_objective(run.record.train.objective).predicts_words
+def _parents(record: RunRecord) -> list[Path]:
+    """The teacher and the run whose weights training started from, as far as there are any."""
+    teacher = [record.concepts.teacher] if record.concepts else []
+    start = [record.train.init] if record.train.init not in ("random", "teacher") else []
+    return [Path(name) for name in dict.fromkeys(teacher + start)]
 
 
-def _header(run: Run) -> str:
-    pipeline = "pipeline_tag: fill-mask\n" if _predicts_words(run) else ""
-    return f"---\nlibrary_name: transformers\n{pipeline}tags:\n- deberta\n- mlsm\n---"
+def _has_only_embedded_text(directories: list[Path]) -> bool:
+    """Whether these runs were trained on the embedded corpus only, and all that they were made from are
+    among them.
+    """
+    records = [read_record(directory) for directory in directories]
+    return all(
+        record.source is None
+        and record.data.corpus == (EMBEDDED_CORPUS,)
+        and set(_parents(record)) <= {*directories}
+        for record in records
+    )
+
+
+def _predicts_words(record: RunRecord) -> bool:
+    return find_objective(record.train.objective).predicts_words
 
 
 def _summary(run: Run) -> str:
-    shape, train = run.record.model, run.record.train
-    num_weights = sum(w.numel() for w in run.model.parameters())
-    text = (
-        f"A language model (DeBERTa v1, {shape.depth} layers of width {shape.width}, "
-        f"{shape.vocab_size:,} pieces, {num_weights / 1e6:.1f}M parameters with all heads), "
+    shape, record = run.record.model, run.record
+    objective = find_objective(record.train.objective)
+    num_weights = sum(weight.numel() for weight in run.model.parameters())
+    origin = f"trained {objective.learns}, after [MLSM]({PAPER}) (Berend, BabyLM 2024)."
+    if record.source:
+        origin = "converted from another checkpoint."
+    return (
+        f"A language model (DeBERTa v1, {shape.depth} layers of width {shape.width}, {shape.vocab_size:,} "
+        f"pieces, {num_weights / 1e6:.1f}M parameters with all heads), {origin}"
     )
-    if run.record.source:
-        return text + "which came from outside: it was not trained here."
-    text += (
-        f"trained {find_objective(train.objective).learns}, after [MLSM](https://github.com/SzegedAI/MLSM) "
-        "(Berend, BabyLM 2024)."
-    )
-    if not _predicts_words(run):
-        text += (
-            "\n\n**It does not fill in words**: its objective does not train the rows of the vocabulary. "
-            "Fine-tune it, or read its concepts."
-        )
-    return text
 
 
-def _phases(run: Path) -> list[list[str]]:
-    rows = []
-    for directory in lineage(run):
-        record, progress = read_record(directory), _progress(directory)
-        if source := record.source:
-            rows.append(
-                [full_name(directory), "", "came from outside", Path(source.directory).name, *[""] * 3]
-            )
-            continue
-        config = record.train
-        words = progress.get("words_seen")
-        rows.append(
-            [
-                full_name(directory),
-                f"`{config.objective}`",
-                find_objective(config.objective).learns,
-                Path(config.init).name,
-                f"{progress.get('step', config.num_steps):,} of {config.batch_size:,} sequences",
-                "" if words is None else f"{words:,}",
-                str(config.seed),
-            ]
-        )
-    return rows
-
-
-def _progress(directory: Path) -> dict[str, Any]:
-    """The step and the words seen: of a checkpoint as it tells them, of a run by its last metrics."""
+def _training_row(directory: Path) -> Row:
+    record = read_record(directory)
+    train, objective = record.train, find_objective(record.train.objective)
+    if record.source:
+        start = printable(Path(record.source.directory).name)
+        return {"": full_name(directory), "learns": "converted from another checkpoint", "start": start}
     if (directory / STATE_FILE).exists():
-        return read_json(directory / STATE_FILE)
-    return next((m for m in reversed(read_metrics(directory)) if "words_seen" in m), {})
+        progress = read_json(directory / STATE_FILE)
+    else:
+        progress = next((line for line in reversed(read_metrics(directory)) if "words_seen" in line), {})
+    return {
+        "": full_name(directory),
+        "objective": f"`{train.objective}`",
+        "learns": objective.learns,
+        "start": Path(train.init).name,
+        "updates": f"{progress.get('step', train.num_steps):,} of {train.batch_size:,} sequences",
+        "words seen": f"{progress['words_seen']:,}" if "words_seen" in progress else "",
+        "seed": train.seed,
+    }
 
 
 def _text(record: RunRecord) -> str:
@@ -135,39 +139,65 @@ def _text(record: RunRecord) -> str:
         "the World English Bible (public domain)" if name == EMBEDDED_CORPUS else f"`{Path(name).name}`"
         for name in data.corpus
     ]
-    words = f" ({corpus.words:,} words, {corpus.lines:,} lines)" if corpus else ""
+    size = f" ({corpus.words:,} words, {corpus.lines:,} lines)" if corpus else ""
     masked = f", {train.mask_share:.0%} masked" if find_objective(train.objective).is_masked else ""
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    return (
-        f"Text: {', '.join(names)}{words}, as {data.sequence_mode} of lines, at most {data.max_length} "
+    return printable(
+        f"Text: {', '.join(names)}{size}, as {data.sequence_mode} of lines, at most {data.max_length} "
         f"tokens{masked}. AdamW at {train.learning_rate:g}, warm-up {train.warmup_share:.0%} of the "
         f"updates, weight decay {train.weight_decay:g}." + (f" Versions: {versions}." if versions else "")
     )
 
 
+def _concepts(origin: ConceptsRecord) -> str:
+    return printable(
+        f"Concepts: {origin.k} atoms of a dictionary learnt from the unit-norm hidden states of layer "
+        f"{origin.layer} of the teacher `{Path(origin.teacher).name}` (fingerprint "
+        f"{origin.teacher_fingerprint}), lambda {origin.lam:g}, dictionary fingerprint "
+        f"{origin.dictionary_fingerprint}. Targets are the sparse codes of Eq. 2 of the paper, divided by "
+        "their L1 norm."
+    )
+
+
 def _results(directory: Path) -> str:
-    """What was measured, as far as it lies beside the run."""
-    heldout = [m for m in read_metrics(directory) if any(name.startswith("heldout_") for name in m)]
-    parts = []
+    """The measurements in the directory of the run; empty without any."""
+    sections = []
+    heldout = [line for line in read_metrics(directory) if any(name.startswith("heldout_") for name in line)]
     if heldout:
-        values = {n: v for n, v in heldout[-1].items() if n.startswith("heldout_") and "gap" not in n}
-        parts.append(
-            "Held-out text, by the objective's own measures: "
-            + ", ".join(f"{n.removeprefix('heldout_').replace('_', ' ')} {v:.4g}" for n, v in values.items())
-            + "."
+        values = [
+            f"{name.removeprefix('heldout_').replace('_', ' ')} {value:.4g}"
+            for name, value in heldout[-1].items()
+            if name.startswith("heldout_") and "gap" not in name
+        ]
+        sections.append(f"Held-out text, by the objective's own measures: {printable(', '.join(values))}.")
+    if measured := summary.markdown(full_name(directory), read_results(directory)):
+        sections.append(measured.replace("## ", "### ").strip())
+    return "\n\n".join(sections)
+
+
+def _limits(record: RunRecord) -> str:
+    limits = [
+        f"- It reads at most {record.model.max_positions:,} tokens at once. It does not generate text.",
+        "- What it can know comes from the text that it was trained on, with the errors and biases of that "
+        "text. It follows no instructions, and its answers are not checked for truth.",
+    ]
+    if not _predicts_words(record):
+        limits.append(
+            "- **It does not fill in words**: its objective does not train the rows of the vocabulary. "
+            "Fine-tune it, or read its concepts."
         )
-    if results := summary.read_results(directory):
-        measured = summary.markdown(full_name(directory), results)
-        parts.append(measured.replace("## ", "### ").strip())
-    return "\n\n".join(parts)
+    return "\n".join(limits)
 
 
-def _use(run: Run) -> str:
-    text = """```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+def _example(run: Run) -> str:
+    main, others = "AutoModelForMaskedLM", "AutoModelForSequenceClassification, AutoModel"
+    if not _predicts_words(run.record):
+        main, others = "AutoModel", "AutoModelForSequenceClassification, to be fine-tuned"
+    text = f"""```python
+from transformers import {main}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
-model = AutoModelForMaskedLM.from_pretrained("DIRECTORY")  # or AutoModelForSequenceClassification, AutoModel
+model = {main}.from_pretrained("DIRECTORY")  # or {others}
 ```
 
 The texts `[CLS]`, `[SEP]`, `[MASK]`, `<unk>` and `<pad>` become special tokens wherever they stand."""
@@ -185,8 +215,3 @@ model = mlsm.load("DIRECTORY")
 model.concepts("The cat sat.")  # [(token, [(concept, weight), ...]), ...]
 ```"""
     return text
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,7 +1,6 @@
-"""The names our weights have in a Hugging Face DeBERTa checkpoint. For v1 the values are the same: only names
-differ. What that format has no place for lies beside it in an exported directory, in two files of ours.
+"""The names of weights in a Hugging Face DeBERTa checkpoint, and the two files that an export adds to it.
 
-Importing this module needs no transformers.
+The values of v1 are the same under both names. This module needs no transformers.
 """
 
 from __future__ import annotations
@@ -38,46 +37,43 @@ _V2_NAMES = {"encoder.table_norm": "deberta.encoder.LayerNorm"}
 
 
 def from_huggingface(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors under our names; names that are not ours (the tied decoder, a pooler) are left out."""
+    """Their tensors under our names; those without a name here (a tied decoder, a pooler) are left out."""
     return _renamed(tensors, {theirs: ours for ours, theirs in _NAMES.items()})
 
 
 def from_huggingface_v2(
     tensors: dict[str, Tensor], num_heads: int, shares_projections: bool
 ) -> dict[str, Tensor]:
-    """A v2 or v3 encoder's tensors under the names of `mlsm.deberta_v2`: queries, keys and values interleaved
-    per head, and where distances share the projections of tokens, a copy of those.
+    """The tensors of a v2 or v3 encoder under the names of `mlsm.model.deberta_v2`. Queries, keys and values
+    are interleaved per head. Where distances share the projections of tokens, they get a copy. Tensors of
+    another shape than their neighbours are left out.
     """
     renamed = _renamed(tensors, {theirs: ours for ours, theirs in (_NAMES | _V2_NAMES).items()})
     for name in tensors:
-        found = re.fullmatch(r"(.+\.(\d+)\.attention\.self\.)query_proj\.(weight|bias)", name)
-        if found is None:
+        match = re.fullmatch(r"(.+\.(\d+)\.attention\.self\.)query_proj\.(weight|bias)", name)
+        if match is None:
             continue
-        prefix, number, kind = found.groups()
+        prefix, number, kind = match.groups()
         qkv = [f"{prefix}{part}_proj.{kind}" for part in ("query", "key", "value")]
-        positions = (
-            qkv[:2] if shares_projections else [f"{prefix}pos_{p}_proj.{kind}" for p in ("query", "key")]
-        )
-        if not {*qkv, *positions} <= tensors.keys():
-            continue  # what is missing is named when the encoder is filled
+        positions = qkv if shares_projections else [f"{prefix}pos_{p}_proj.{kind}" for p in ("query", "key")]
+        if not {*qkv, *positions} <= tensors.keys() or len({tensors[part].shape for part in qkv}) > 1:
+            continue
+        if not tensors[name].dim() or len(tensors[name]) % num_heads:
+            continue
         ours = f"encoder.layers.{number}.attention"
-        per_head = [tensors[part].unflatten(0, (num_heads, -1)) for part in qkv]
-        renamed[f"{ours}.in_{'proj.weight' if kind == 'weight' else 'bias'}"] = torch.stack(
-            per_head, 1
-        ).flatten(0, 2)
-        renamed[f"{ours}.pos_q.{kind}"], renamed[f"{ours}.pos_k.{kind}"] = (tensors[p] for p in positions)
+        per_head = torch.stack([tensors[part].unflatten(0, (num_heads, -1)) for part in qkv], 1)
+        renamed[f"{ours}.in_{'proj.weight' if kind == 'weight' else 'bias'}"] = per_head.flatten(0, 2)
+        renamed[f"{ours}.pos_q.{kind}"], renamed[f"{ours}.pos_k.{kind}"] = (tensors[p] for p in positions[:2])
     return {name: tensor for name, tensor in renamed.items() if name.startswith("encoder.")}
 
 
 def to_huggingface(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under their names; the heads that they do not know (concepts, words from concepts) are left
-    out.
-    """
+    """Our tensors under their names; heads that they do not know (concept head, token head) are left out."""
     return _renamed(tensors, _NAMES)
 
 
 def _renamed(tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """The tensors whose name, or name without .weight or .bias, is in `names`, under the other name."""
+    """The tensors whose name, or name without .weight or .bias, is in `names`, under the name found there."""
     renamed = {}
     for name, tensor in tensors.items():
         number = re.search(r"\.layers?\.(\d+)\.", name)

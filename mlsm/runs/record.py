@@ -22,7 +22,9 @@ class _Record:
 
 @dataclass(frozen=True)
 class CorpusRecord(_Record):
-    """The size of the text that a run was trained on."""
+    """The text that a run was trained on: its content, and its size."""
+
+    digest: str = ""  # of the content of the files; empty in records that lack it
 
     lines: int = 0
     words: int = 0
@@ -64,6 +66,7 @@ class RunRecord:
     tokenizer: str  # fingerprint
     corpus: CorpusRecord | None = None  # None: converted from another checkpoint
     concepts: ConceptsRecord | None = None  # None: the objective has no teacher
+    leak: str = ""  # how this run's held-out lines were trained on by the runs it stands on, if they were
     versions: dict[str, str] = dataclasses.field(default_factory=dict)  # of mlsm, torch and Python
     precision: str | None = None  # that training runs in: bf16, fp16 or off (float32)
     num_threads: int | None = None  # on a CPU, in each process
@@ -76,6 +79,12 @@ class RunRecord:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if not all(isinstance(part, str) for item in self.versions.items() for part in item):
             raise ValueError("versions must be texts")
+
+    def heldout_note(self) -> str:
+        """Why numbers on this run's held-out text may be too good; empty if they are not."""
+        if self.source is None and not (self.corpus and self.corpus.digest):
+            return "trained by an earlier version, which held out other lines of its text"
+        return self.leak
 
 
 _PARTS = {

@@ -9,7 +9,7 @@ Legend: T tokens of a micro-batch, N selected positions, S sequences of a corpus
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -134,6 +134,29 @@ class Selection(NamedTuple):
     is_masked: bool
 
 
+def cut_by_token_budget(
+    lengths: Sequence[int], token_budget: int, *, is_sorted: bool = True, shortest_share: float = 0.0
+) -> list[list[int]]:
+    """The numbers of sequences, by micro-batch. A micro-batch, padded to its longest sequence, has at most
+    `token_budget` tokens; a sequence beyond the budget is a micro-batch of its own. The longest sequences
+    come first, or all stay in the given order. A sequence shorter than `shortest_share` of the longest one
+    before it in its micro-batch starts the next micro-batch.
+    """
+    numbers = range(len(lengths))
+    order = sorted(numbers, key=lambda number: -lengths[number]) if is_sorted else numbers
+    cut: list[list[int]] = []
+    longest = 0
+    for number in order:
+        length = lengths[number]
+        longest = max(longest, length)
+        if cut and (len(cut[-1]) + 1) * longest <= token_budget and length >= shortest_share * longest:
+            cut[-1].append(number)
+        else:
+            cut.append([number])
+            longest = length
+    return cut
+
+
 class Corpus:
     """A text cut into training and held-out sequences, and the updates that are made of them."""
 
@@ -213,19 +236,15 @@ class Corpus:
         Positions are drawn before sorting, so they do not depend on the budget.
         """
         rows, selected = self._rows(sequences, selection.share, generator)
-        lengths = torch.tensor([len(row) for row in rows])
-        by_length = torch.argsort(lengths, descending=True, stable=True).tolist()
-        micro_batches = []
-        while by_length:
-            count = max(1, token_budget // len(rows[by_length[0]]))
-            chosen, by_length = by_length[:count], by_length[count:]
-            micro_batches.append(
-                MicroBatch.of([rows[i] for i in chosen], [selected[i] for i in chosen], selection)
-            )
+        lengths = [len(row) for row in rows]
+        micro_batches = [
+            MicroBatch.of([rows[i] for i in numbers], [selected[i] for i in numbers], selection)
+            for numbers in cut_by_token_budget(lengths, token_budget)
+        ]
         return Update(
             micro_batches,
             num_selected=sum(len(m.selected_N) for m in micro_batches),
-            num_tokens=int(lengths.sum()),
+            num_tokens=sum(lengths),
             num_words=int(self.index.words_S[sequences].sum()),
         )
 

@@ -7,13 +7,15 @@ The special pieces have fixed ids, so that other modules can use them without a 
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import io
 import json
+import operator
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -73,6 +75,29 @@ class Tokenizer:
         """The ids of a text, without special pieces. Characters that are not valid Unicode become '?'."""
         return self._processor.encode(_well_formed(text))
 
+    def encode_with_masks(self, text: str) -> list[int]:
+        """Piece ids as `encode`, but [MASK] in the text is the mask. It replaces one piece and the space
+        before that piece: 'the [MASK].' has the ids of 'the city.' with MASK_ID in place of '▁city'.
+
+        A word of several pieces needs as many masks, 'the [MASK][MASK].'. A word whose space is a piece of
+        its own is such a word. Around a mask within a word no space is added: 'un[MASK]able' becomes '▁un',
+        the mask, 'able', whatever the pieces of 'unable' are.
+        """
+        ids: list[int] = []
+        space_id = self._processor_with_masks.piece_to_id("▁")
+        for piece_id in self._processor_with_masks.encode(_well_formed(text)):
+            while piece_id == MASK_ID and ids and ids[-1] == space_id != UNK_ID:
+                ids.pop()
+            ids.append(piece_id)
+        return ids
+
+    @functools.cached_property
+    def _processor_with_masks(self) -> sentencepiece.SentencePieceProcessor:
+        """A processor that reads [MASK] in a text as the special piece."""
+        proto = sentencepiece_model_pb2.ModelProto.FromString(self.model)  # type: ignore[attr-defined]
+        proto.pieces[MASK_ID].type = proto.pieces[MASK_ID].USER_DEFINED
+        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+
     def encode_lines(self, lines: list[str]) -> list[list[int]]:
         """The ids of each line as by `encode`, computed on all cores."""
         return self._processor.encode([_well_formed(line) for line in lines], num_threads=-1)
@@ -113,12 +138,58 @@ class JsonTokenizer(Tokenizer):
         # If the model does not allow it, "[MASK]" in a text is an unknown piece, and not the special one.
         return [[i if i >= NUM_SPECIALS else UNK_ID for i in line.ids] for line in encoded]
 
+    def encode_with_masks(self, text: str) -> list[int]:
+        """Piece ids as `Tokenizer.encode_with_masks` gives them."""
+        ids = self._tokenizer_with_masks.encode(_well_formed(text), add_special_tokens=False).ids
+        return [i if i >= NUM_SPECIALS or i == MASK_ID else UNK_ID for i in ids]
+
+    @functools.cached_property
+    def _tokenizer_with_masks(self) -> tokenizers.Tokenizer:
+        """A tokenizer of which [MASK] is the only special token."""
+        settings = json.loads(json_with_masks(self.model))
+        added = settings["added_tokens"]
+        settings["added_tokens"] = [t for t in added if t["id"] == MASK_ID or not t["special"]]
+        return _read_json(json.dumps(settings).encode())
+
     def decode(self, ids: list[int]) -> str:
         shown = [i for i in ids if i >= NUM_SPECIALS or i == UNK_ID]
         return self._tokenizer.decode(shown, skip_special_tokens=False)
 
     def piece(self, piece_id: int) -> str:
         return str(self._tokenizer.id_to_token(piece_id)).replace("Ġ", "▁")
+
+
+def json_with_masks(model: bytes) -> bytes:
+    """A tokenizer.json that reads [MASK] in a text as `Tokenizer.encode_with_masks` does.
+
+    The package `tokenizers` cuts a text at its special tokens, and what puts a space before a text puts it
+    before every part. Here [MASK] is cut out after the text is normalised, which also removes the spaces
+    before a mask, and a pre-tokenizer puts a space before the first part only.
+    """
+    settings = json.loads(model)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": True}
+    others = [token for token in settings["added_tokens"] if token["id"] != MASK_ID]
+    added = [*others, {"id": MASK_ID, "content": SPECIAL_PIECES[MASK_ID], **flags}]
+    settings["added_tokens"] = sorted(added, key=operator.itemgetter("id"))
+    space_removed = {"type": "Replace", "pattern": {"Regex": r"[ ▁]+(?=\[MASK\])"}, "content": ""}
+    steps = [settings["normalizer"]] if settings["normalizer"] else []
+    settings["normalizer"] = {"type": "Sequence", "normalizers": [*steps, space_removed]}
+    settings["pre_tokenizer"] = _space_before_first_part(settings["pre_tokenizer"])
+    return json.dumps(settings, ensure_ascii=False).encode()
+
+
+def _space_before_first_part(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A pre-tokenizer of a tokenizer.json, changed to put a space before no part but the first."""
+    if step is None:
+        return None
+    if step["type"] == "Sequence":
+        return step | {"pretokenizers": [*map(_space_before_first_part, step["pretokenizers"])]}
+    if step["type"] == "Metaspace" and step.get("prepend_scheme", "always") == "always":
+        return {"type": "Metaspace", "replacement": step["replacement"], "prepend_scheme": "first"}
+    if step.get("add_prefix_space"):
+        space = {"type": "Metaspace", "replacement": " ", "prepend_scheme": "first", "split": False}
+        return {"type": "Sequence", "pretokenizers": [space, step | {"add_prefix_space": False}]}
+    return step
 
 
 def _read_json(model: bytes) -> tokenizers.Tokenizer:

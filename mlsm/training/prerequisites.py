@@ -7,13 +7,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlsm import cli
+from mlsm.coding.dictionary import Dictionary
 from mlsm.runs.checkpoint import MODEL_FILE
-from mlsm.runs.record import read_record
+from mlsm.runs.record import ConceptsRecord, RunRecord, read_record
 from mlsm.runs.run import check_has_heads, load_tokenizer
-from mlsm.runs.teacher import default_dictionary, find_dictionary
+from mlsm.runs.teacher import default_dictionary, find_dictionary, load_dictionary
 from mlsm.settings import Flags
 from mlsm.text.corpus import corpus_tokenizer
 from mlsm.text.tokenizer import Tokenizer
+from mlsm.training.objectives import find_objective
 from mlsm.training.request import Origin, Request, Settings
 
 SHARED_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_share", "cache_dir", "device")
@@ -69,16 +71,43 @@ def find_tokenizer(settings: Settings, origin: Origin | None) -> Tokenizer:
     return tokenizer
 
 
-def dictionary_file(settings: Settings, began_with: str | None) -> Path:
-    """The dictionary that is named, or the one that the run began with, or the default one, or the only one
-    that the teacher has; it is learnt if there is none.
+def find_concepts(
+    settings: Settings, origin: Origin | None, before: RunRecord | None
+) -> tuple[ConceptsRecord | None, Dictionary | None]:
+    """The concepts of a run, and the dictionary to code them with. A token head has the concepts of its
+    student, and no dictionary; a run without a teacher has neither.
+
+    The dictionary is the one that is named, or that a resumed run began with, or the default one, or the only
+    one that the teacher has. It is learnt if there is none. Raises ValueError if it is of another teacher.
     """
-    if name := settings.train.dictionary or began_with:
-        return Path(name)
-    teacher = Path(settings.train.teacher)
-    if path := find_dictionary(teacher):
+    train, objective = settings.train, find_objective(settings.train.objective)
+    if origin and objective.trains_only_token_head:
+        return origin.record.concepts, None
+    if origin is None or not objective.needs_teacher:
+        return None, None
+    began_with = before.concepts.dictionary if before and before.concepts else None
+    path = Path(train.dictionary or began_with or _dictionary_of(origin, settings))
+    dictionary = load_dictionary(path, origin.directory)
+    concepts = ConceptsRecord(
+        objective=train.objective,
+        teacher=str(origin.directory),
+        teacher_fingerprint=dictionary.teacher,
+        dictionary=str(path),
+        dictionary_fingerprint=dictionary.fingerprint,
+        layer=dictionary.layer,
+        k=dictionary.atoms_DK.shape[1],
+        lam=dictionary.lam,
+    )
+    return concepts, dictionary
+
+
+def _dictionary_of(teacher: Origin, settings: Settings) -> Path:
+    """The default dictionary of a teacher, or the only one it has; it is learnt if there is none."""
+    if path := find_dictionary(teacher.directory):
         return path
-    path = default_dictionary(teacher)
-    words = ["--teacher", str(teacher), "--preset", settings.preset, "--device", settings.train.device]
-    cli.build_first("fit_dictionary.py", words, f"the dictionary {path}")
+    path = default_dictionary(teacher.directory)
+    words = ["--teacher", str(teacher.directory), "--preset", settings.preset]
+    cli.build_first(
+        "fit_dictionary.py", [*words, "--device", settings.train.device], f"the dictionary {path}"
+    )
     return path

@@ -1,5 +1,6 @@
 """From text files to micro-batches: what is in an update, and that nothing but (seed, step) decides it."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,15 @@ import torch
 from small_text import sentences, write_corpus
 
 from mlsm.config import DataConfig
-from mlsm.text.batches import Corpus, MicroBatch, Selection, Update, heldout_lines, num_leaking_lines
+from mlsm.text.batches import (
+    Corpus,
+    MicroBatch,
+    Selection,
+    Update,
+    cut_by_token_budget,
+    heldout_lines,
+    num_leaking_lines,
+)
 from mlsm.text.corpus import corpus_tokenizer
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, SEP_ID
 
@@ -257,3 +266,23 @@ def test_micro_batches_move_whole_and_no_tensor_twice(is_masked: bool) -> None:
     tensors = [micro.selected_N, *micro.text[:2], *micro.inputs[:2]]
     assert all(x.device.type == "meta" for x in tensors)
     assert len({id(x) for x in tensors}) == 3 + is_masked
+
+
+@pytest.mark.parametrize(("shortest_share", "is_sorted"), [(0.0, True), (0.75, True), (0.0, False)])
+@pytest.mark.parametrize("seed", range(5))
+def test_micro_batches_are_as_large_as_the_budget_allows(
+    seed: int, shortest_share: float, is_sorted: bool
+) -> None:
+    lengths = np.random.default_rng(seed).integers(1, 60, 200).tolist()
+    cut = cut_by_token_budget(lengths, 50, is_sorted=is_sorted, shortest_share=shortest_share)
+    order = [number for numbers in cut for number in numbers]
+    expected = sorted(range(200), key=lambda number: (-lengths[number], number))
+    assert order == (expected if is_sorted else list(range(200)))
+
+    def fits(numbers: list[int]) -> bool:
+        these = [lengths[number] for number in numbers]
+        return len(these) * max(these) <= 50 and min(these[1:], default=99) >= shortest_share * max(these)
+
+    assert all(len(numbers) == 1 or fits(numbers) for numbers in cut)
+    assert not any(fits([*numbers, after[0]]) for numbers, after in pairwise(cut))
+    assert cut_by_token_budget([], 50) == []

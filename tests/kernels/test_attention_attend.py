@@ -1,0 +1,118 @@
+"""`disentangled_attention`: what holds on any device, which implementation runs, what is refused."""
+
+import importlib.util
+
+import pytest
+import torch
+from attention_problems import arguments, layout
+
+from kernels.attention import attend, disentangled_attention
+
+IMPLEMENTATIONS = ("reference", "strided")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_other_sequences_are_never_read(name: str) -> None:
+    lengths = [12, 5]
+    q, k, v, rel_k, rel_q = arguments(2, 4, lengths, torch.float64)
+    before = disentangled_attention(q, k, v, rel_k, rel_q, *layout(lengths), implementation=name)
+    k[12:] = 1e6
+    v[12:] = 1e6
+    after = disentangled_attention(q, k, v, rel_k, rel_q, *layout(lengths), implementation=name)
+    torch.testing.assert_close(after[:12], before[:12], rtol=0, atol=0)
+    assert (after[12:] != before[12:]).all()
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_dropout_keeps_the_mean_and_drops_its_share(name: str) -> None:
+    lengths = [32] * 4
+    q, k, _, rel_k, rel_q = arguments(4, 32, lengths, torch.float64)
+    v = torch.ones_like(q)  # so that the output is the sum of the kept weights
+    torch.manual_seed(3)
+    out = disentangled_attention(
+        q * 0, k * 0, v, rel_k, rel_q, *layout(lengths), dropout_p=0.25, implementation=name
+    )
+    kept = out[..., 0] * 0.75 * 32  # uniform weights: the number of keys kept of 32
+    torch.testing.assert_close(kept, kept.round(), atol=1e-6, rtol=0)
+    assert abs(float(kept.mean()) / 32 - 0.75) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": (7, 2, 4)}, "share a shape"),
+        ({"rel_k": (2, 15, 4)}, "rel_k, rel_q must be"),
+        ({"cu_seqlens": (1,)}, "cu_seqlens must have 2 to 9 entries"),
+        ({"q": (20, 2, 4), "k": (20, 2, 4), "v": (20, 2, 4)}, "some are longer than 8"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(change: dict[str, tuple[int, ...]], message: str) -> None:
+    shapes = {"q": (8, 2, 4), "k": (8, 2, 4), "v": (8, 2, 4), "rel_k": (2, 16, 4), "rel_q": (2, 16, 4)}
+    shapes |= {"cu_seqlens": (3,)} | change
+    with pytest.raises(ValueError, match=message):
+        disentangled_attention(*(torch.ones(shape) for shape in shapes.values()), 8)
+
+
+@pytest.mark.parametrize("dropout_p", [-0.1, 1.0])
+def test_a_share_to_drop_that_is_none_is_refused(dropout_p: float) -> None:
+    with pytest.raises(ValueError, match="dropout_p must be at least 0 and less than 1"):
+        disentangled_attention(*arguments(1, 3, [2], torch.float64), *layout([2]), dropout_p=dropout_p)
+
+
+def test_an_unknown_implementation_is_refused() -> None:
+    with pytest.raises(ValueError, match="'magic', choose from"):
+        disentangled_attention(*arguments(1, 3, [2], torch.float64), *layout([2]), implementation="magic")
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("device", "capability", "has_kernel", "name"),
+    [
+        ("cuda", (8, 0), True, "triton"),
+        ("cuda", (7, 5), True, "strided"),
+        ("cuda", (9, 0), False, "strided"),
+        ("cpu", None, True, "strided"),
+    ],
+)
+def test_auto_takes_the_fused_kernels_on_a_gpu_only(
+    device: str,
+    capability: tuple[int, int] | None,
+    has_kernel: bool,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    assert attend._choice("auto", device, None, torch.bfloat16, has_kernel) == name
+
+
+@needs_triton
+def test_an_old_gpu_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    with pytest.raises(ValueError, match=r"it needs a GPU of compute capability 8\.0, this one has 7\.5"):
+        attend._choice("triton", "cuda", 0, torch.float16, has_kernel=True)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("dtype", "head_width"), [(torch.float64, 32), (torch.float16, 24), (torch.float32, 128)]
+)
+def test_heads_without_a_fused_kernel_are_an_error(
+    dtype: torch.dtype, head_width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    tensors = arguments(1, head_width, [3], dtype)
+    with pytest.raises(ValueError, match=f"'triton' cannot run here: it is for {dtype} heads of width"):
+        disentangled_attention(*tensors, *layout([3]), implementation="triton")
+
+
+@needs_triton
+def test_without_a_gpu_and_without_the_interpreter_the_fused_kernels_cannot_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    tensors = arguments(1, 32, [3], torch.float32)
+    with pytest.raises(ValueError, match="'triton' cannot run here: the tensors are on cpu, not on a GPU"):
+        disentangled_attention(*tensors, *layout([3]), implementation="triton")
