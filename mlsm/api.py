@@ -3,9 +3,9 @@
     import mlsm
 
     model = mlsm.load("runs/token-head-lsm-random")
-    model.concepts("The cat sat.")            # [("▁The", [(17, 0.31), (904, 0.22), ...]), ...]
-    model.predict("The [MASK] sat.", top=3)   # [[("▁man", 0.08), ("▁king", 0.05), ("▁child", 0.03)]]
-    model.score(["The cat sat.", "The cat sit."])
+    model.concepts("The cat sat.")                  # [(piece, [(concept, weight), ...]), ...]
+    model.predict("The [MASK] sat.", top=3)         # [[(piece, probability), ...]]
+    model.score(["The cat sat.", "The cat sit."])   # [nats per token, ...]
 
 [MASK] in a text is the mask: it replaces one piece, with the space before it, as
 `Tokenizer.encode_with_masks` defines. Every other text that spells a special token is ordinary text.
