@@ -24,7 +24,7 @@ from mlsm.config import DEVICE_HELP
 from mlsm.device import choose_device
 from mlsm.directory import check_writable, only_process
 from mlsm.evaluation import glue, paper, summary
-from mlsm.evaluation.demo import DemoScores, score_demo
+from mlsm.evaluation.demo import score_demo
 from mlsm.evaluation.finetune import FineTuneSettings
 from mlsm.evaluation.glue_scores import score_seeds
 from mlsm.evaluation.minimal_pairs import SUITES, TIES, Scoring, read_files, score_suite
@@ -33,7 +33,6 @@ from mlsm.evaluation.recipes import Recipe, recipe_of, row_names
 from mlsm.evaluation.results import Results, read_results
 from mlsm.evaluation.subject import Subject, of_run, random_twin
 from mlsm.evaluation.tables import Cell, Spread, as_text, columns_of, draw
-from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.run import Run, load_run
 from mlsm.settings import argument, check_fields, from_flags, option
 
@@ -103,22 +102,19 @@ class Settings:
         return list(dict.fromkeys(tasks))
 
 
-def read_trainings(tasks: Sequence[str], data: Path) -> dict[str, glue.TaskData]:
-    """The data of each fine-tuning, by the task that is trained on. The files of suites are checked, too, so
-    that a mistake in any file is reported before the work begins.
+def read_trainings(tasks: Sequence[str], data: Path) -> list[glue.TaskData]:
+    """The data of each fine-tuning. The files of suites are checked, too, so that a mistake in any file is
+    reported before the work begins.
     """
     for name in tasks:
         if name in SUITES:
             read_files(SUITES[name], data)
-    scored: dict[str, list[str]] = {}
-    for name in tasks:
-        if name in glue.TASKS:
-            scored.setdefault(glue.TASKS[name].trained_on, []).append(name)
-    return {trained_on: glue.read_task_data(data, trained_on, names) for trained_on, names in scored.items()}
+    names = dict.fromkeys(glue.TASKS[name].trained_on for name in tasks if name in glue.TASKS)
+    return [glue.read_task_data(data, trained_on, tasks) for trained_on in names]
 
 
 def measure(
-    subject: Subject, tasks: Sequence[str], trainings: Mapping[str, glue.TaskData], settings: Settings
+    subject: Subject, tasks: Sequence[str], trainings: Sequence[glue.TaskData], settings: Settings
 ) -> Results:
     """The results of all tasks but the demo. Each is in results.json before the next one is measured."""
     results = Results(subject.weights)
@@ -127,8 +123,8 @@ def measure(
             result = score_suite(subject, name, settings.data, settings.scoring())
             results = results.updated(Results(subject.weights, suites={name: result}))
             summary.store(subject.folder, subject.name, results)
-    for trained_on, data in trainings.items():
-        names = [name for name in tasks if name in glue.TASKS and glue.TASKS[name].trained_on == trained_on]
+    for data in trainings:
+        names = [name for name in data.validations if name in tasks]
         scores = score_seeds(subject, data, names, settings.fine_tuning(), settings.seed_numbers())
         results = results.updated(Results(subject.weights, glue=scores))
         summary.store(subject.folder, subject.name, results)
@@ -137,14 +133,12 @@ def measure(
 
 def show_demo(runs: Mapping[str, Run], recipes: Mapping[str, Recipe], device: torch.device) -> None:
     """Measure the demo, print its table, and draw its picture in the last run."""
-    scores: dict[str, DemoScores] = {}
+    results: dict[str, Results] = {}
     for name, run in runs.items():
-        scores[name] = score_demo(run, device)
-        weights = fingerprint(run.directory)
-        new = Results(weights, demo=scores[name].row, demo_baseline=scores[name].baseline)
-        summary.store(run.directory, name, new)
-    rows = {name: demo.row for name, demo in scores.items()}
-    shown = summary.demo_rows(rows, {name: demo.baseline for name, demo in scores.items()})
+        results[name] = score_demo(run, device)
+        summary.store(run.directory, name, results[name])
+    rows = {name: these.demo for name, these in results.items()}
+    shown = summary.demo_rows(rows, {name: these.demo_baseline for name, these in results.items()})
     directories = {name: run.directory for name, run in runs.items()}
     picture = list(directories.values())[-1] / "demo.png"
     draw(picture, directories, rows)
@@ -162,7 +156,7 @@ def show_tasks(
     subjects: Sequence[Subject],
     recipes: Mapping[str, Recipe],
     tasks: Sequence[str],
-    trainings: Mapping[str, glue.TaskData],
+    trainings: Sequence[glue.TaskData],
     settings: Settings,
 ) -> None:
     """Measure suites and GLUE tasks, and print their table."""
@@ -172,7 +166,7 @@ def show_tasks(
     if settings.baseline:
         majority = {
             task: glue.majority_score(data, task)
-            for data in trainings.values()
+            for data in trainings
             for task in data.validations
             if task in tasks
         }

@@ -26,7 +26,7 @@ from mlsm.evaluation.heldout import MASKED, heldout_metrics, predictions
 from mlsm.files import write_tensors
 from mlsm.log import Meter, RunLog, progress, say
 from mlsm.model.language_model import LanguageModel
-from mlsm.runs.checkpoint import MODEL_FILE, Checkpoint, save_checkpoint, save_milestone
+from mlsm.runs.checkpoint import MODEL_FILE, Checkpoint, TrainingState, save_checkpoint, save_milestone
 from mlsm.runs.record import read_record
 from mlsm.runs.run import init_from_, load_weights, load_weights_
 from mlsm.runs.teacher import load_teacher
@@ -70,14 +70,14 @@ def train(plan: Plan) -> None:
     state = {"words_seen": 0, "skipped_updates": 0}
     if checkpoint is not None:
         load_optimizer_(optimizer, model, checkpoint.optimizer)
-        load_scaler_(precision.scaler, checkpoint.state.get("scaler", {}))
-        state = {name: checkpoint.state[name] for name in state}
+        load_scaler_(precision.scaler, checkpoint.state.scaler)
+        state = {name: getattr(checkpoint.state, name) for name in state}
         say(f"resuming {plan.directory} after update {checkpoint.step}")
     start = distributed.equal_on_all_ranks(checkpoint.step if checkpoint else 0, "newest checkpoint")
 
     def save(step: int) -> None:
         tensors = optimizer_tensors(optimizer, model)
-        facts = {**state, "scaler": precision.scaler.state_dict()}
+        facts = TrainingState(**state, scaler=precision.scaler.state_dict())
         checkpoint = Checkpoint(step, model.state_dict(), tensors, facts)
         with distributed.rank_zero_first():
             save_checkpoint(plan.directory, checkpoint, config.keep_checkpoints)
@@ -108,7 +108,9 @@ def train(plan: Plan) -> None:
             state["words_seen"] += update.num_words
             for words in config.word_counts():
                 if 0 <= state["words_seen"] - words < update.num_words:
-                    save_milestone(plan.directory, words, done, model.state_dict(), state)
+                    save_milestone(
+                        plan.directory, words, done, model.state_dict(), TrainingState(**state, scaler={})
+                    )
             meter.add_counts(update.num_selected, update.num_tokens)
             if problem := monitor.problem(precision.scaler):
                 with distributed.rank_zero_first():

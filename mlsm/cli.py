@@ -1,5 +1,5 @@
-"""Command lines: a flag for every field of a configuration, one line for every mistake, and prerequisites
-built first.
+"""Command lines: flags from dataclasses, scripts that build what is missing, and the end of a process, with
+its exit code, its one line for a mistake, and its signals.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TextIO, TypeVar, cast
 
 import torch
 
 from kernels.backend import logger as kernels_logger
 from mlsm import distributed
 from mlsm.config import PRESETS
-from mlsm.log import say
+from mlsm.log import Screen, printable, say
 from mlsm.settings import Flags, FlagValue, element_type, from_flags
 from mlsm.version import __version__
 
 EXIT_MISTAKE = 2
-LONGEST_LINE = 600  # characters that a mistake takes; what a file holds may be longer
-SECONDS_OF_LAST_WORDS = 10.0
+LONGEST_LINE = 600  # characters of a message; a name from a file may be longer
+SECONDS_TO_REPORT = 10.0  # for a process of a job that has lost another one
 EXIT_CODES = """
-exit codes: 0 done; 2 a mistake or a full disk, said in one line; 130, 143 stopped by Ctrl-C, by SIGTERM
+exit codes: 0 done; 2 a mistake or a full disk, said in one line; 128 + N stopped by signal N (130: Ctrl-C)
 """
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 T = TypeVar("T")
+_Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class Stopped(Exception):
@@ -45,6 +47,13 @@ class Stopped(Exception):
     def __init__(self, signal_number: int, how_to_continue: str) -> None:
         super().__init__(how_to_continue)
         self.exit_code = 128 + signal_number
+
+
+def _program() -> str:
+    """The words that started this command, as --help shows them."""
+    spec = sys.modules["__main__"].__spec__
+    is_module = spec is not None and spec.origin == sys.argv[0]
+    return f"python -m {spec.name}" if spec and is_module else Path(sys.argv[0]).name
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,7 +72,10 @@ def parser(
     `choices` adds the values of fields whose settings class cannot know them.
     """
     made = _Parser(
-        description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=_program(),
+        description=description,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--version", action="version", version=f"mlsm {__version__}")
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -121,7 +133,7 @@ def _shown(value: object) -> str:
 
 
 def _default(cls: type, field: dataclasses.Field[FlagValue]) -> str:
-    """The default as --help shows it; nothing for one that is None, off or in the help line."""
+    """The default as --help shows it: "" if it is None or False, or if the help line names it."""
     if field.default in (None, False, dataclasses.MISSING) or "default" in field.metadata["help"]:
         return ""
     return f" (default: {_shown(field.default)})"
@@ -155,8 +167,9 @@ def parse(cls: type[T], argv: Sequence[str], description: str) -> T:
 
 
 def build_first(script: str, flags: Sequence[str], missing: str) -> None:
-    """Run another script of this project for a prerequisite at its default place. Raises SystemExit with its
-    code. Ctrl-C and SIGTERM are for that script to answer: it saves its work, and this one waits for it.
+    """Run another script of this project, which makes what is missing at its default place. Raises SystemExit
+    with its exit code if it fails. A signal to stop is left to that script: it saves its work, while this
+    process waits for it.
     """
     say(f"{missing} is missing; building it first: python {shlex.join([script, *flags])}")
     package = Path(__file__).resolve().parent
@@ -166,11 +179,12 @@ def build_first(script: str, flags: Sequence[str], missing: str) -> None:
         words = [str(package.parent / script)]
     environment = os.environ | distributed.SINGLE_PROCESS_ENVIRONMENT
     process = subprocess.Popen([sys.executable, *words, *flags], env=environment)
-    # The terminal sends Ctrl-C to both; SIGTERM reaches only this process, and is handed on.
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number)),
-    }
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGINT:  # which the terminal sends to both processes
+            process.send_signal(number)
+
+    before = _handle_stop_signals(pass_on)
     try:
         code = process.wait()
     finally:
@@ -199,52 +213,68 @@ def pass_along(given: Flags, *names: str) -> list[str]:
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
-    """Run a script's main on the command line; a mistake ends with one line and exit code 2, not with a
-    traceback.
-    """
+    """Run a script's main on the command line and exit. A mistake ends with one line and exit code 2."""
+    screen = Screen(sys.stdout)
+    with (
+        contextlib.redirect_stdout(cast(TextIO, screen)),
+        contextlib.redirect_stderr(cast(TextIO, Screen(sys.stderr))),
+    ):
+        code = _exit_code(main)
+        screen.flush()
+        if screen.failure and not isinstance(screen.failure, BrokenPipeError):
+            say(f"error: cannot write to standard output: {screen.failure.strerror}")
+            code = code or EXIT_MISTAKE
+        sys.stderr.flush()
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[list[str]], None]) -> int:
+    """Run main and print how it ended. A traceback is shown for a fault of the program, or with --debug."""
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     try:
-        with distributed.job(_give_up), _only_rank_0_speaks():
+        with distributed.job(_give_up), _output_of_rank_zero():
             main(sys.argv[1:])
-    except SystemExit as end:  # after --help, or of a prerequisite, which has said why
+    except SystemExit as end:  # after --help, or of a prerequisite, which has printed why
         if end.code:
             distributed.claim_error_report()
-        raise
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Stopped as stop:
         say(str(stop))
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except KeyboardInterrupt:
         say("stopped")
-        sys.exit(128 + signal.SIGINT)
+        return 128 + signal.SIGINT
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         is_mistake = isinstance(error, ValueError | OSError) or _is_out_of_memory(error)
         if "--debug" in sys.argv or not is_mistake:
             raise
-        _say_why(error)
-        sys.exit(EXIT_MISTAKE)
-    sys.exit(0)
+        _report(error)
+        return EXIT_MISTAKE
+    return 0
 
 
-def _say_why(error: Exception) -> None:
-    """One line, from the rank that is the first to end."""
+def _report(error: Exception) -> None:
+    """Print an error in one line, on the rank that is the first to end."""
     if distributed.claim_error_report():
-        say(f"error: {_in_one_line(error)}", from_any_rank=True)
+        say(f"error: {one_line(error)}", from_any_rank=True)
 
 
 def _give_up(error: ConnectionError) -> None:
-    """End the process from another thread than the main one; within seconds, even if the machine that says
-    which rank is the first to end has vanished.
+    """End the process from another thread than the main one. It ends within seconds, even if the machine that
+    knows which rank is the first to end has vanished.
     """
-    timer = threading.Timer(SECONDS_OF_LAST_WORDS, os._exit, [EXIT_MISTAKE])
+    timer = threading.Timer(SECONDS_TO_REPORT, os._exit, [EXIT_MISTAKE])
     timer.daemon = True
     timer.start()
-    _say_why(error)
+    _report(error)
     os._exit(EXIT_MISTAKE)
 
 
 @contextlib.contextmanager
-def _only_rank_0_speaks() -> Iterator[None]:
-    """For a `with` block, let other ranks print nothing, and kernels tell once which implementation runs."""
+def _output_of_rank_zero() -> Iterator[None]:
+    """For a `with` block, discard what other ranks print, and let the kernels print which implementation runs
+    once.
+    """
     if distributed.is_rank_zero():
         kernels_logger.setLevel(logging.INFO)
         yield
@@ -253,22 +283,23 @@ def _only_rank_0_speaks() -> Iterator[None]:
         yield
 
 
-def _in_one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an error for the user, in one printable line of limited length."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full; free some space and run the command again (train.py: with --resume)"
-    line, half = " ".join(str(error).split()), LONGEST_LINE // 2
+        return "the disk is full; free some space and run the command again"
+    line, half = printable(" ".join(str(error).split())), LONGEST_LINE // 2
     if _is_out_of_memory(error):
-        line = f"out of memory: take a smaller model, or for train.py a lower --token-budget ({line})"
+        line = f"out of memory: take a smaller model, or for training a lower --token-budget ({line})"
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether there was no memory, on a GPU or (which PyTorch tells by its text alone) on the host."""
+    """Whether a GPU or the host had no memory left, which PyTorch reports by the text of the error alone."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class StopSignals:
-    """In a `with` block, Ctrl-C and SIGTERM set `received` instead of interrupting; a second Ctrl-C
+    """In a `with` block, a signal to stop sets `received` instead of interrupting. A second Ctrl-C
     interrupts. A second SIGTERM does not: a cluster's scheduler and torchrun may both send one.
     """
 
@@ -283,10 +314,17 @@ class StopSignals:
         self.received = self.received or number
 
     def __enter__(self) -> StopSignals:
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._before = _handle_stop_signals(self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            if signal.getsignal(number) == self._note:  # what was set since then stays, as in a lost job
+            if signal.getsignal(number) == self._note:  # not one that was set since, as in a lost job
                 signal.signal(number, handler)
+
+
+def _handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> dict[int, _Handler]:
+    """Set the handler of the signals to stop; returns the former ones. SIGHUP stays ignored under nohup."""
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = STOP_SIGNALS[:-1] if is_ignored else STOP_SIGNALS
+    return {number: signal.signal(number, handler) for number in numbers}

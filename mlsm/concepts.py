@@ -16,19 +16,17 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mlsm import cli
 from mlsm.coding.dictionary import Dictionary
 from mlsm.coding.targets import EVERY_TOKEN
 from mlsm.config import DEVICE_HELP
 from mlsm.device import choose_device
 from mlsm.directory import check_writable
-from mlsm.evaluation.tables import as_text, printable
+from mlsm.evaluation.tables import as_text
 from mlsm.files import write_text
-from mlsm.log import progress, say
+from mlsm.log import printable, progress, say
 from mlsm.pages import concept_view
-from mlsm.pages.concept_reading import Readers, read_sentence, read_text
+from mlsm.pages.concept_reading import Readers, read_concepts, read_sentence
 from mlsm.pages.concept_report import About, ConceptReport, build_report, concept_rows, sentence_rows
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.record import RunRecord, read_record
@@ -50,7 +48,12 @@ def concepts(args: Settings) -> None:
     readers, tokenizer = make_readers(record, args), run_tokenizer(args.run)
     dictionary = readers.teacher.dictionary if readers.teacher else None
     atoms_KD = dictionary.atoms_DK.mT.cpu().numpy() if dictionary else None
-    others_JD = _other_atoms(args.compare, dictionary) if args.compare else None
+    others_JD = None
+    if args.compare:
+        if dictionary is None:
+            raise ValueError("--compare needs the dictionary of the run, and it is not there (see --teacher)")
+        other = Dictionary.load(args.compare, teacher=dictionary.teacher, layer=dictionary.layer)
+        others_JD = other.atoms_DK.mT.numpy()
     check_writable(output)
     sentence = None
     if args.text is not None:
@@ -66,7 +69,7 @@ def concepts(args: Settings) -> None:
         generator=generator_for("concept sample", args.seed),
     )
     with progress(args.num_tokens, "concepts", unit="token") as bar:
-        reading = read_text(readers, micro_batches, bar)
+        reading = read_concepts(readers, micro_batches, bar)
     origin = dictionary or record.concepts
     assert origin is not None
     about = About(
@@ -77,7 +80,7 @@ def concepts(args: Settings) -> None:
         k=next(iter(reading.codes.values())).num_concepts,
         seed=args.seed,
         positions=len(reading.ids_N),
-        types=len(np.unique(reading.ids_N)),
+        types=len({*reading.ids_N.tolist()}),
     )
     with progress(len(reading.codes), "statistics", unit="reader") as bar:
         report = build_report(
@@ -116,13 +119,6 @@ def make_readers(record: RunRecord, args: Settings) -> Readers:
     return Readers(teacher, student, selection)
 
 
-def _other_atoms(path: Path, dictionary: Dictionary | None) -> np.ndarray:
-    """The atoms (J, D) of another dictionary of the same hidden states."""
-    if dictionary is None:
-        raise ValueError("--compare needs the dictionary of the run, and it is not there (see --teacher)")
-    return Dictionary.load(path, teacher=dictionary.teacher, layer=dictionary.layer).atoms_DK.mT.numpy()
-
-
 def _print(report: ConceptReport, count: int) -> None:
     about, reader = report.about, list(report.sources)[-1]
     print(
@@ -146,7 +142,7 @@ def _write(report: ConceptReport, folder: Path, *, has_page: bool) -> None:
     if has_page:
         write_text(folder / "concepts.html", concept_view.concept_page(report))
         written.append("concepts.html")
-    print(f"\nwritten to {folder}: {', '.join(written)}")
+    print(f"\nwritten to {printable(str(folder))}: {', '.join(written)}")
 
 
 @dataclass(frozen=True)

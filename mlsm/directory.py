@@ -1,5 +1,5 @@
-"""Directories to write in: a place that cannot be written to is found before the work, and a run's directory
-belongs to one process at a time.
+"""Checks of the directory that a command writes in, before it starts to work: whether files can be written
+there, and that no other process uses it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import errno
 import fcntl
 import os
 import platform
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from mlsm import distributed
 from mlsm.log import say
@@ -21,7 +23,7 @@ _HELD_BY_ANOTHER = (errno.EAGAIN, errno.EACCES)
 
 
 def check_writable(directory: Path) -> None:
-    """Raise ValueError if files cannot be written in a directory, or it cannot be made; leaves nothing."""
+    """Raise ValueError if a directory cannot be made, or no file can be written in it. Leaves no file."""
     try:
         nearest = next(p for p in (directory, *directory.absolute().parents) if p.exists())
         tempfile.TemporaryFile(dir=nearest).close()
@@ -31,23 +33,22 @@ def check_writable(directory: Path) -> None:
 
 @contextlib.contextmanager
 def only_process(directory: Path) -> Iterator[None]:
-    """Hold a directory, made if need be, for a `with` block; rank 0 holds it for all ranks. Raises ValueError
-    naming the process that holds it.
+    """Lock a directory, which is made if it does not exist, for a `with` block; rank 0 does so for all ranks.
+    Raises ValueError naming the process that has locked it.
 
-    The kernel lets go when a process ends, however it ends; the file that is left behind says nothing.
+    The kernel unlocks it when the process ends. The lock file stays, and has no effect.
     """
     if not distributed.is_rank_zero():
         yield
         return
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / LOCK_FILE, "a+", encoding="utf-8") as file:
+    with _lock_file(directory / LOCK_FILE) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _HELD_BY_ANOTHER:
-                file.seek(0)
                 raise ValueError(
-                    f"{directory} is in use by process {file.read()}; wait for it to end, "
+                    f"{directory} is in use by process {file.read(200)}; wait for it to end, "
                     "or name another directory"
                 ) from None
             say(f"{directory} cannot be locked ({error.strerror}): start no second process in it")
@@ -55,3 +56,20 @@ def only_process(directory: Path) -> Iterator[None]:
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def _lock_file(path: Path) -> TextIO:
+    """The lock file, opened at its start, and created if it does not exist. Raises ValueError for a link or a
+    special file, because the process would overwrite what is behind it.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise ValueError(f"{path} is no file of this program; remove it") from None
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # a hard link is a second name
+        os.close(handle)
+        raise ValueError(f"{path} is no file of this program; remove it")
+    return os.fdopen(handle, "r+", encoding="utf-8", errors="replace")

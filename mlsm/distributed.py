@@ -34,7 +34,7 @@ SINGLE_PROCESS_ENVIRONMENT = {"WORLD_SIZE": "1"}
 
 LOST_PROCESS = (
     "another process of this job has ended or does not answer, torchrun reports which; "
-    "start the job again (train.py: with --resume), or see more with --debug"
+    "start the job again, a training with --resume, or see more with --debug"
 )
 
 _group: dist.ProcessGroup | None = None  # all ranks, once they are connected

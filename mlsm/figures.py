@@ -10,18 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlsm.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-RC_PARAMS: dict[Any, Any] = {
-    "font.size": 9,
-    "text.parse_math": False,  # a "$" in a name is no formula
-    "svg.hashsalt": "mlsm",  # the same figure is written as the same bytes
-}
 
 
 @contextmanager
@@ -33,7 +27,11 @@ def new_figure(target: Path | BytesIO, width: float, height: float) -> Iterator[
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot, which keeps every figure and looks for a display
 
-    with warnings.catch_warnings(), matplotlib.rc_context(RC_PARAMS):
+    with (
+        warnings.catch_warnings(),
+        # A "$" in a name is no formula; with a hash salt the same figure is written as the same bytes.
+        matplotlib.rc_context({"font.size": 9, "text.parse_math": False, "svg.hashsalt": "mlsm"}),
+    ):
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # from a script that the font lacks
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure

@@ -1,6 +1,7 @@
-"""What a run tells: lines on the screen, progress bars, metrics.jsonl and TensorBoard.
+"""Output of a command: lines on the screen, progress bars, metrics.jsonl and TensorBoard.
 
-A progress bar redraws itself on a terminal; into a file or a pipe it writes a line now and then.
+A progress bar redraws itself on a terminal; into a file or a pipe it writes a line now and then. Names and
+texts may come from strangers: control characters in them never reach a terminal.
 """
 
 from __future__ import annotations
@@ -8,25 +9,68 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import torch
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.files import parse_json, write_text
+from mlsm.files import parse_json, read_bytes, read_text, write_text
+from mlsm.settings import LARGEST_NUMBER
 
+METRICS_FILE = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 15.0  # of a progress bar that is not on a terminal
 
 
+def printable(text: str, keep: str = "") -> str:
+    """The text with a replacement mark for every control and formatting character that is not in `keep`."""
+    return "".join(c if c.isprintable() or c in keep else "\ufffd" for c in text)
+
+
+class Screen:
+    """A wrapper of standard output or standard error, so that neither what is written nor a reader that has
+    gone can harm the work: control characters are replaced, characters that the encoding lacks are escaped,
+    and once a write fails, the rest is discarded.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """None is what Python has for a stream that was closed before it started."""
+        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="backslashreplace")
+        self.failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        with self._discarding_after_failure():
+            self._stream.write(printable(text, keep="\n\r\t"))
+        return len(text)
+
+    def flush(self) -> None:
+        with self._discarding_after_failure():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _discarding_after_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or error
+            with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def say(text: str, *, from_any_rank: bool = False) -> None:
-    """One line for the user, above any progress bar."""
+    """Print one line for the user, above any progress bar."""
     if from_any_rank or distributed.is_rank_zero():
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(printable(text), file=sys.stderr)
         sys.stderr.flush()
 
 
@@ -45,7 +89,12 @@ class _Lines:
 def progress(total: int, description: str, *, done: int = 0, unit: str = "it") -> tqdm:
     """A progress bar to call `update()` on and to use in a `with` block."""
     bar = functools.partial(
-        tqdm, total=total, initial=done, desc=description, unit=unit, disable=not distributed.is_rank_zero()
+        tqdm,
+        total=total,
+        initial=done,
+        desc=printable(description),
+        unit=unit,
+        disable=not distributed.is_rank_zero(),
     )
     if sys.stderr.isatty():
         return bar(dynamic_ncols=True)
@@ -59,10 +108,12 @@ def progress(total: int, description: str, *, done: int = 0, unit: str = "it") -
 
 
 class Stopwatch:
-    """Seconds spent in its blocks; those of a GPU by the GPU's own clock, so that no block waits for it."""
+    """Measures the seconds spent in its blocks. On a GPU it uses the GPU's clock and waits only when it is
+    read.
+    """
 
     def __init__(self) -> None:
-        self._blocks: list[tuple[Any, Any]] = []
+        self._blocks: list[tuple[_Moment, _Moment]] = []
 
     @contextlib.contextmanager
     def block(self, device: torch.device) -> Iterator[None]:
@@ -71,33 +122,35 @@ class Stopwatch:
         self._blocks.append((start, _now(device)))
 
     def read(self) -> float:
-        """The seconds since the last reading; starts over."""
+        """The seconds since this method was last called."""
         blocks, self._blocks = self._blocks, []
         return sum(_seconds(start, stop) for start, stop in blocks)
 
 
-def _now(device: torch.device) -> Any:
-    """A moment: seconds, or an event in the GPU's stream of work."""
+_Moment = float | torch.cuda.Event  # seconds, or an event in the GPU's stream
+
+
+def _now(device: torch.device) -> _Moment:
     if device.type != "cuda":
         return time.perf_counter()
     return torch.cuda.current_stream(device).record_event(torch.cuda.Event(enable_timing=True))
 
 
-def _seconds(start: Any, stop: Any) -> float:
-    if isinstance(start, float):
-        return stop - start
+def _seconds(start: _Moment, stop: _Moment) -> float:
+    if isinstance(start, float) or isinstance(stop, float):
+        return cast(float, stop) - cast(float, start)
     stop.synchronize()
     return start.elapsed_time(stop) / 1000
 
 
 class Meter:
-    """Sums of what micro-batches report, read as means over the selected tokens since the last reading.
+    """Sums up what micro-batches report. `read` gives means over the tokens selected since the last `read`.
 
-    A name that ends in _max is a maximum instead; a vector of counts is read as how many of them stayed zero.
+    For a name that ends in _max it gives the maximum, and for a vector of counts the number of zeros.
     """
 
     def __init__(self, coding_time: Stopwatch | None = None) -> None:
-        """`coding_time` is read as its share of the time since the last reading."""
+        """With `coding_time`, `read` gives its share of the time too."""
         self._coding_time = coding_time
         self._clear()
 
@@ -107,26 +160,26 @@ class Meter:
         self._since = time.perf_counter()
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
-        """Of a micro-batch of this rank."""
+        """Add what a micro-batch of this rank reports."""
         for name, value in parts.items():
             before = self._sums.get(name, torch.zeros_like(value))
             self._sums[name] = torch.maximum(before, value) if name.endswith("_max") else before + value
 
     def add_counts(self, num_selected: int, num_tokens: int) -> None:
-        """Of a whole update, over all ranks."""
+        """Add the counts of a whole update, over all ranks."""
         self._num_selected += num_selected
         self._num_tokens += num_tokens
 
     def read(self) -> dict[str, float]:
-        """The values of all ranks, the seconds since the last reading, tokens per second, and the share of
-        the time that this rank spent coding; starts over.
+        """The values over all ranks, the seconds since this method was last called, tokens per second, and
+        the share of the time that this rank spent coding.
         """
         by_rank = distributed.all_gather({name: total.cpu() for name, total in self._sums.items()})
         self._sums = {}
         for sums in by_rank:
             self.add(sums)
         values = {name: self._reduced(name, total) for name, total in self._sums.items()}
-        # Waits for a GPU, so before the clock.
+        # This waits for the GPU, so the clock is read after it.
         coding_s = self._coding_time.read() if self._coding_time else None
         seconds = time.perf_counter() - self._since
         values |= {"seconds": seconds, "tokens_per_s": self._num_tokens / seconds}
@@ -142,8 +195,8 @@ class Meter:
 
 
 class RunLog:
-    """Appends to a run's metrics.jsonl and TensorBoard file; a resumed run first drops what came after its
-    step. On other ranks than 0 it does nothing.
+    """Appends to a run's metrics.jsonl and TensorBoard file. The lines that a resumed run wrote after its
+    step are removed first. On other ranks than 0 it does nothing.
     """
 
     def __init__(self, run: Path, step: int) -> None:
@@ -152,18 +205,19 @@ class RunLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = run / "metrics.jsonl"
+        path = run / METRICS_FILE
+        if step and not path.exists():
+            say(f"{path} is missing: the metrics of the first {step} updates are lost")
         kept = [
             m for m in read_metrics(run) if m["step"] <= step and not any("heldout" in name for name in m)
         ]
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 -- open as long as the run
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 -- open as long as the run
         self._board = SummaryWriter(str(run), purge_step=step + 1)
-        settings = (run / "config.json").read_text(encoding="utf-8")
-        self.write_text("config", f"```json\n{settings}```", step)
+        self.write_text("config", f"```json\n{read_text(run / 'config.json')}```", step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics after update number `step`."""
+        """Write a line of metrics after update number `step`."""
         if not self._is_open:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -172,7 +226,7 @@ class RunLog:
             self._board.add_scalar(name, value, step)
 
     def write_text(self, name: str, markdown: str, step: int) -> None:
-        """A text for TensorBoard."""
+        """Write a text for TensorBoard."""
         if self._is_open:
             self._board.add_text(name, markdown, step)
 
@@ -188,22 +242,27 @@ class RunLog:
         self.close()
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut off by a kill is left out. Raises ValueError
-    naming any other malformed line.
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, each with an integer "step". A last line that was cut off by a kill is left
+    out. Raises ValueError naming any other malformed line.
     """
-    path = run / "metrics.jsonl"
+    path = run / METRICS_FILE
     if not path.exists():
         return []
-    *whole, _ = path.read_bytes().split(b"\n")
+    *whole, _ = read_bytes(path).split(b"\n")
     lines = []
     for number, content in enumerate(whole, start=1):
         line = parse_json(content, f"{path}, line {number},")
-        if not isinstance(line, dict) or type(line.get("step")) is not int or not _are_numbers(line.values()):
+        if (
+            not isinstance(line, dict)
+            or type(line.get("step")) is not int
+            or not all(map(_is_number, line.values()))
+        ):
             raise ValueError(f"{path}, line {number}, is not a line of metrics; remove it")
         lines.append(line)
     return lines
 
 
-def _are_numbers(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, int | float) for value in values)
+def _is_number(value: object) -> bool:
+    """Whether a value is a number that fits a float; a damaged file may hold an integer of 400 digits."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= LARGEST_NUMBER)

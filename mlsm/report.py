@@ -19,6 +19,7 @@ from mlsm.evaluation import paper, summary
 from mlsm.evaluation.recipes import recipe_of, row_names
 from mlsm.evaluation.tables import columns_of
 from mlsm.files import write_text
+from mlsm.log import printable
 from mlsm.pages.run_facts import read_facts
 from mlsm.pages.run_view import run_page
 from mlsm.settings import argument, option
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
     tasks |= summary.over_seeds(tasks, {run.name: recipe_of(run.record) for run in runs if run.name in tasks})
     quoted_tasks = paper.quoted_rows(args.paper, columns_of(tasks))
     write_text(output, run_page(runs, tasks, quoted_tasks, paper.quoted_compute(args.paper)))
-    print(f"written: {output}")
+    print(f"written: {printable(str(output))}")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ def check_fields(config: Any) -> None:
         value = getattr(config, name)
         if not _has_type(value, kind):
             raise ValueError(f"{name} must be {kind.__name__ if kind in _PLAIN else kind}, got {value!r}")
+        if any("\0" in str(part) for part in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{name} must not hold a null character, got {value!r}")
         if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
             raise ValueError(f"{name} must be at most {LARGEST_NUMBER}")
         if isinstance(value, float) and not math.isfinite(value):

@@ -2,15 +2,20 @@
 second.
 """
 
+import itertools
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from small_text import NANO_FLAGS, write_corpus
 
 import fit_dictionary
 import train
+from mlsm.files import read_json
+from mlsm.log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,6 +51,18 @@ def student_flags(teacher: Path, objective: str, output: Path) -> list[str]:
     return [f"--objective={objective}", "--init=random", f"--teacher={teacher}", f"--output={output}", *small]
 
 
+def flags_for(objective: str, teacher: Path, student: Path, output: Path) -> list[str]:
+    """Flags of a short run of any objective."""
+    flags = student_flags(teacher, objective, output)
+    if objective == "token-head":
+        flags = [f for f in flags if not f.startswith(("--init", "--teacher"))] + [f"--init={student}"]
+    if objective == "mlm":
+        data = read_json(teacher / "config.json")["data"]
+        flags = [f"--corpus={data['corpus'][0]}", f"--cache-dir={data['cache_dir']}", *NANO_FLAGS]
+        flags += ["--objective=mlm", f"--output={output}"]
+    return flags
+
+
 def run_script(script: str, *flags: str, cwd: Path, check: bool = False) -> subprocess.CompletedProcess[str]:
     """A script of the project in a process of its own, as a user runs it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -53,3 +70,28 @@ def run_script(script: str, *flags: str, cwd: Path, check: bool = False) -> subp
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=check
     )
+
+
+def wait_for(happened: Callable[[], object]) -> None:
+    """Return as soon as the condition is true."""
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def learnt(run: Path) -> list[dict[str, float]]:
+    """The metrics of a run without those that are times."""
+    varying = ("seconds", "tokens_per_s", "coding_share")
+    return [{k: v for k, v in line.items() if k not in varying} for line in read_metrics(run)]
+
+
+def close(one: object, two: object, tolerance: float) -> bool:
+    """Whether two values of JSON are equal up to the rounding of their numbers."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(close(one[name], two[name], tolerance) for name in one)
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(map(close, one, two, itertools.repeat(tolerance)))
+    if isinstance(one, float) and isinstance(two, float):
+        return abs(one - two) <= tolerance * max(1, abs(one))
+    return one == two

@@ -29,6 +29,7 @@ def random_run(
     seed: int = 0,
     max_positions: int = 128,
     tokenizer: Tokenizer | None = None,
+    has_token_head: bool = True,  # if there are concepts
 ) -> Path:
     """Weights far from their small start, so that no two words and no two positions are alike."""
     tokenizer = tokenizer or small_tokenizer()
@@ -40,7 +41,7 @@ def random_run(
         ffn_width=64,
         max_positions=max_positions,
         num_concepts=num_concepts,
-        has_token_head=num_concepts > 0,
+        has_token_head=has_token_head and num_concepts > 0,
     )
     model = LanguageModel(config)
     generator = torch.Generator().manual_seed(seed)

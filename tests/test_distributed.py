@@ -1,6 +1,5 @@
 """Two processes do what one does, a process that dies ends its job, one goes on where two stopped."""
 
-import itertools
 import json
 import os
 import signal
@@ -10,16 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline import ROOT, nano_teacher, student_flags
+from pipeline import ROOT, close, learnt, nano_teacher, student_flags, wait_for
 from several_commands import MAINS
 from small_text import NANO_FLAGS
 from task_files import blimp_rows, write_cola, write_lines
-from test_train import wait_for
 
 import train
 from mlsm import distributed
 from mlsm.files import read_json, read_tensors
-from mlsm.log import read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE
 
 
@@ -63,23 +60,6 @@ def commands(teacher: Path, data: Path, folder: Path) -> list[list[str]]:
         ["heldout", str(folder / "lsm")],
         ["evaluate", str(folder / "mlm"), *tasks],
     ]
-
-
-def learnt(run: Path) -> list[dict[str, float]]:
-    """What the log tells, but for times."""
-    varying = ("seconds", "tokens_per_s", "coding_share")
-    return [{k: v for k, v in line.items() if k not in varying} for line in read_metrics(run)]
-
-
-def close(one: object, two: object, tolerance: float) -> bool:
-    """Whether two values of JSON are equal up to the rounding of their numbers."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(close(one[name], two[name], tolerance) for name in one)
-    if isinstance(one, list) and isinstance(two, list):
-        return len(one) == len(two) and all(map(close, one, two, itertools.repeat(tolerance)))
-    if isinstance(one, float) and isinstance(two, float):
-        return abs(one - two) <= tolerance * max(1, abs(one))
-    return one == two
 
 
 def test_two_processes_do_what_one_does(teacher: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ import train
 from mlsm import export
 from mlsm.evaluation.pseudo_likelihood import Text, score_sentences, score_texts
 from mlsm.export import huggingface_tokenizer, replacement_rules
-from mlsm.files import read_json, read_tensors
+from mlsm.files import read_json, read_tensors, write_json
 from mlsm.runs.checkpoint import Checkpoint, fingerprint, save_checkpoint
 from mlsm.runs.run import load_run
 from mlsm.text.corpus import embedded_corpus
@@ -313,6 +313,35 @@ def test_a_tokenizer_from_outside_is_exported_too(tmp_path: Path) -> None:
     for line in LINES:
         assert theirs(line)["input_ids"] == [CLS_ID, *ours.encode(line), SEP_ID], line
         assert load_run(tmp_path / "exported").tokenizer.encode(line) == ours.encode(line)
+
+
+@pytest.mark.parametrize("objective", ["lsm", "lsm15", "mlsm"])
+def test_a_student_without_words_is_an_encoder(
+    objective: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = random_run(tmp_path / "run", num_concepts=6, has_token_head=False)
+    config = read_json(run / "config.json")
+    config["train"] |= {"objective": objective, "init": "random"}
+    write_json(run / "config.json", config)
+    export.main([str(run), str(tmp_path / "exported")])
+    assert f"an encoder, because {objective} trains no words" in capsys.readouterr().err
+    assert read_json(tmp_path / "exported" / "config.json")["architectures"] == ["DebertaModel"]
+    assert "fill-mask" not in (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    ours, again = load_run(run), load_run(tmp_path / "exported")
+    for name, weight in ours.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], weight), name
+    with safe_open(tmp_path / "exported" / "model.safetensors", "pt") as file:
+        assert all(name.startswith("deberta.") for name in file.keys())  # noqa: SIM118 -- not a dict
+    theirs, loading = AutoModel.from_pretrained(tmp_path / "exported", output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    ids = torch.tensor([CLS_ID, *ours.tokenizer.encode("The cat sees the river."), SEP_ID])
+    with torch.no_grad():
+        ours_TD = ours.model.encoder(Sequences.of([ids]))
+        theirs_TD = theirs.eval()(ids[None]).last_hidden_state[0]
+    torch.testing.assert_close(theirs_TD, ours_TD, atol=1e-5, rtol=1e-5)
+    _, loading = AutoModelForMaskedLM.from_pretrained(tmp_path / "exported", output_loading_info=True)
+    assert "cls.predictions.bias" in loading["missing_keys"]  # transformers says that the head is random
 
 
 def test_an_export_can_be_trained_further(pair: tuple[Path, Path], tmp_path: Path) -> None:

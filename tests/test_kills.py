@@ -4,23 +4,19 @@ pytest tests/test_kills.py -rP --kills 20       so often for every objective, an
 """
 
 import contextlib
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pipeline import ROOT, nano_teacher
-from test_distributed import learnt
-from test_train import flags_for, wait_for
+from fork_server import ForkServer
+from pipeline import flags_for, learnt, nano_teacher, wait_for
 
-from mlsm.config import OBJECTIVES
 from mlsm.runs.checkpoint import MODEL_FILE, OPTIMIZER_FILE
+from mlsm.training.objectives import OBJECTIVES
 
 EVERY = 3  # updates between two checkpoints
 KILLS = {"lsm": 20}  # of the others: a few, as each takes a third of a second
@@ -28,45 +24,11 @@ FEW_KILLS = 5
 CHECKPOINT_S = 0.01  # about as long as one is written
 
 
-class Trainer:
-    """Starts training in children of one process, one at a time."""
-
-    def __init__(self, said: Path) -> None:
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        with open(said, "w") as stderr:
-            self._server = subprocess.Popen(
-                [sys.executable, str(ROOT / "tests" / "fork_server.py")],
-                env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-            )
-
-    def start(self, flags: list[str]) -> int:
-        """The child's number."""
-        assert self._server.stdin
-        self._server.stdin.write(json.dumps(flags) + "\n")
-        self._server.stdin.flush()
-        return self._read()
-
-    def wait(self) -> int:
-        """The child's exit code."""
-        return self._read()
-
-    def _read(self) -> int:
-        assert self._server.stdout
-        return int(self._server.stdout.readline())
-
-    def close(self) -> None:
-        self._server.communicate()
-
-
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
-    made = Trainer(tmp_path_factory.mktemp("trainer") / "said.txt")
-    yield made
-    made.close()
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    server = ForkServer(tmp_path_factory.mktemp("trainer"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +37,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def student(teacher: Path, trainer: Trainer) -> Path:
+def student(teacher: Path, trainer: ForkServer) -> Path:
     path = teacher.parent / "lsm-random"
-    trainer.start(flags_for("lsm", teacher, path, path))
+    trainer.start("train", *flags_for("lsm", teacher, path, path))
     assert trainer.wait() == 0
     return path
 
@@ -85,7 +47,7 @@ def student(teacher: Path, trainer: Trainer) -> Path:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_run_that_is_killed_again_and_again_ends_bit_identical(
     objective: str,
-    trainer: Trainer,
+    trainer: ForkServer,
     teacher: Path,
     student: Path,
     tmp_path: Path,
@@ -98,7 +60,7 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_identical(
     if objective != "token-head":  # a frozen student keeps its settings
         flags.append("--dropout=0.1")
     started = time.monotonic()
-    trainer.start([*flags, f"--output={whole}", "--checkpoint-every=100000"])
+    trainer.start("train", *[*flags, f"--output={whole}", "--checkpoint-every=100000"])
     assert trainer.wait() == 0
     interval_s = (time.monotonic() - started) / (4 * num_kills)
 
@@ -110,7 +72,7 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_identical(
     print(f"{objective}: {num_kills} kills, {num_struck} while a checkpoint was written")
     assert num_struck > 0 or num_kills == FEW_KILLS  # which may all miss
     assert not (killed / MODEL_FILE).exists()
-    trainer.start([*flags, "--resume"])
+    trainer.start("train", *[*flags, "--resume"])
     assert trainer.wait() == 0
     last = f"checkpoints/step-{4 * EVERY * num_kills}"
     for name in (MODEL_FILE, f"{last}/{OPTIMIZER_FILE}"):
@@ -119,7 +81,7 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_identical(
 
 
 def kill(
-    trainer: Trainer,
+    trainer: ForkServer,
     flags: list[str],
     run: Path,
     draw: random.Random,
@@ -133,7 +95,7 @@ def kill(
     since_ns = time.time_ns()
     enough = newest_step(run) + EVERY * draw.randrange(3)
     moment_s = draw.random() * (CHECKPOINT_S if in_checkpoint else 1.5 * interval_s)
-    pid = trainer.start(flags)
+    pid = trainer.start("train", *flags)
     wait_for(lambda: newest_step(run) >= enough)
     if in_checkpoint:
         wait_for(lambda: is_writing(run, since_ns))

@@ -5,8 +5,8 @@ import re
 import shlex
 import tomllib
 
-import miniature
 import pytest
+import study_run
 from pipeline import ROOT
 from torch.distributed.run import get_args_parser
 
@@ -28,7 +28,7 @@ PARSERS = {
     "train.py": train.flags,
     "fit_dictionary.py": fit_dictionary.flags,
     "evaluate.py": evaluate.parser,
-    "experiments/miniature.py": miniature.flags,
+    "experiments/miniature.py": study_run.flags,
     "mlsm.export": export.parser,
     "mlsm.concepts": concepts.parser,
     "mlsm.report": report.parser,

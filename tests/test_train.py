@@ -8,13 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from pipeline import ROOT, nano_teacher, run_script, student_flags
+from pipeline import ROOT, flags_for, nano_teacher, run_script, student_flags, wait_for
 from safetensors import SafetensorError
 from small_text import NANO_FLAGS, write_corpus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -44,18 +42,6 @@ def student(teacher: Path) -> Path:
     path = teacher.parent / "lsm-random"
     train.main(student_flags(teacher, "lsm", path))
     return path
-
-
-def flags_for(objective: str, teacher: Path, student: Path, output: Path) -> list[str]:
-    """Flags of a short run of any objective."""
-    flags = student_flags(teacher, objective, output)
-    if objective == "token-head":
-        flags = [f for f in flags if not f.startswith(("--init", "--teacher"))] + [f"--init={student}"]
-    if objective == "mlm":
-        data = read_json(teacher / "config.json")["data"]
-        flags = [f"--corpus={data['corpus'][0]}", f"--cache-dir={data['cache_dir']}", *NANO_FLAGS]
-        flags += ["--objective=mlm", f"--output={output}"]
-    return flags
 
 
 def test_the_teacher_learns(teacher: Path) -> None:
@@ -248,13 +234,6 @@ def start(flags: list[str]) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, str(ROOT / "train.py"), *flags]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_a_prerequisite_that_is_stopped_saves_its_work(tmp_path: Path) -> None:

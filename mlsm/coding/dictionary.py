@@ -17,33 +17,27 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from kernels.lasso import LassoResult, gram, largest_step, nonneg_lasso
 from mlsm import distributed
 from mlsm.config import MOST_ATOMS
-from mlsm.files import parse_json, write_tensors
+from mlsm.files import open_tensors, parse_json, write_tensors
 from mlsm.settings import check_fields
 
-SIGNALS_PER_BLOCK = 4096
-"""Signals coded together when a dictionary is measured: bounds the memory of the codes."""
+SIGNALS_PER_BLOCK = 4096  # coded together when a dictionary is measured: bounds the memory of the codes
 
 
 @dataclass(frozen=True)
 class Statistics:
     """How well a dictionary codes signals that it was not learnt from."""
 
-    objective: float
-    """Eq. 1 as a mean over the signals."""
-    mean_nonzeros: float
-    """Mean number of non-zero coefficients of a code."""
-    explained_share: float
-    """1 - |X - DA|^2 / |X|^2 over all signals."""
-    unused_atoms: int
-    """Number of atoms that no code of these signals uses."""
+    objective: float  # Eq. 1 as a mean over the signals
+    mean_nonzeros: float  # of a code
+    explained_share: float  # 1 - |X - DA|^2 / |X|^2 over all signals
+    unused_atoms: int  # number of atoms that no code of these signals uses
     num_signals: int
-    """Number of signals measured."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -55,13 +49,10 @@ class Dictionary:
 
     atoms_DK: Tensor
     lam: float
-    layer: int
-    """Layer whose states are coded: 0 is the embedding output, as in hidden_states[layer]."""
-    teacher: str
-    """Fingerprint of the teacher whose states are coded."""
+    layer: int  # whose states are coded; 0 is the output of the embeddings
+    teacher: str  # fingerprint of the teacher whose states are coded
     statistics: Statistics | None = None
-    settings: dict[str, object] | None = None
-    """Settings of fit_dictionary.py from which these atoms were learnt."""
+    settings: dict[str, object] | None = None  # of fit_dictionary.py, from which these atoms were learnt
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -127,7 +118,7 @@ class Dictionary:
         if not Path(path).is_file():
             raise ValueError(f"no dictionary at {path}: make one with fit_dictionary.py --output {path}")
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(Path(path)) as file:
                 about = {n: parse_json(v.encode(), n) for n, v in (file.metadata() or {}).items()}
                 shape = file.get_slice("atoms_DK").get_shape()
                 if len(shape) != 2 or shape[1] > MOST_ATOMS:  # checked before the atoms take memory

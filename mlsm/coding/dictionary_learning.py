@@ -20,9 +20,9 @@ from kernels.lasso import nonneg_lasso
 from mlsm import distributed
 from mlsm.log import progress
 
+# An atom that no code of so many drawn signals uses is dead. With the paper's settings an average atom is
+# used by one signal in 30.
 IDLE_DRAWS = 20_000
-"""An atom that no code of so many drawn signals uses is dead. With the paper's settings an average atom is
-used by one signal in 30."""
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def learn_dictionary(
     The sample may be larger than the memory of the device (a memory-mapped CPU tensor): mini-batches are
     moved to `device`, by default the sample's own. Signals are drawn without replacement, pass after pass.
     Batches of about 1,000 are best on a CPU: the update of the atoms costs as much as coding 1,000 signals,
-    and larger batches learn less from as many draws. All ranks have the sample, and each codes a part of a
+    and larger batches learn less from as many draws. All ranks have the sample, and share the coding of a
     batch. Raises ValueError for a sample with fewer signals than atoms, and for numbers below 1.
     """
     num_signals, _width = sample_ND.shape

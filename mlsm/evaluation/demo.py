@@ -5,7 +5,6 @@ and concepts, and the minimal pairs of a small grammar.
 from __future__ import annotations
 
 import statistics
-from typing import NamedTuple
 
 import torch
 
@@ -18,7 +17,9 @@ from mlsm.evaluation.minimal_pairs import (
     pair_accuracy,
     score_pairs,
 )
+from mlsm.evaluation.results import Results
 from mlsm.log import progress
+from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.run import Run
 from mlsm.runs.teacher import teacher_of, text_of
 from mlsm.text.batches import Corpus
@@ -27,19 +28,20 @@ from mlsm.training.objectives import find_objective
 TOKEN_BUDGET = 8192  # tokens of a batch
 
 
-class DemoScores(NamedTuple):
-    """Numbers by the title of their column, of a run and of what needs no training."""
+def score_demo(run: Run, device: torch.device) -> Results:
+    """The results of the demo, and a baseline that needs no model. Minimal pairs are scored only for a run
+    whose objective trains the prediction of words.
 
-    row: dict[str, float]
-    baseline: dict[str, float]
-
-
-def score_demo(run: Run, device: torch.device) -> DemoScores:
-    """Measure a run. Minimal pairs are scored only if its objective trains the prediction of words. Raises
-    ValueError if too little text was held out, or if the teacher of a student is missing or has changed.
+    Raises ValueError if the text of the run is missing, if none of it was held out, and if the teacher of a
+    student is missing or has changed.
     """
     record = run.record
-    corpus = Corpus(text_of(record, {}), run.tokenizer)
+    try:
+        corpus = Corpus(text_of(record, {}), run.tokenizer)
+    except ValueError as error:
+        raise ValueError(f"the demo reads the text that {run.directory} was trained on: {error}") from None
+    if not len(corpus.heldout):
+        raise ValueError(f"no text was held out when {run.directory} was trained: choose other --tasks")
     words, unigram = score_words(run.model, corpus, TOKEN_BUDGET), score_unigram(corpus, TOKEN_BUDGET)
     row = {"word accuracy": words.accuracy, "word perplexity": words.perplexity}
     baseline = {"word accuracy": unigram.accuracy, "word perplexity": unigram.perplexity}
@@ -52,7 +54,7 @@ def score_demo(run: Run, device: torch.device) -> DemoScores:
         shares = score_grammar(run)
         row["minimal pairs"], baseline["minimal pairs"] = statistics.fmean(shares.values()), 0.5
         row |= {f"pairs: {name}": share for name, share in shares.items()}
-    return DemoScores(row, baseline)
+    return Results(fingerprint(run.directory), demo=row, demo_baseline=baseline)
 
 
 def score_grammar(run: Run) -> dict[str, float]:

@@ -11,7 +11,7 @@ Legend: B sequences, D width, C labels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -123,7 +123,9 @@ def fine_tune(
         step, since_improvement, best = 0, 0, BestEpoch(0, [], [])
         selected_by: list[float] = []
         for epoch in range(1, settings.max_epochs + 1):
-            for batch in _batches(training, settings.batch_size, seed, epoch):
+            order = torch.randperm(len(training), generator=generator_for("fine-tuning order", seed, epoch))
+            for numbers in order.split(settings.batch_size):
+                batch = [training[i] for i in numbers.tolist()]
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * (1 - step / num_steps)
                 _update(model, optimizer, batch, settings.clip_norm)
@@ -145,14 +147,6 @@ def fine_tune(
 def selecting_metric(predicted: Sequence[int], true: Sequence[int], model: Classifier) -> float:
     """The metric that chooses the best epoch: F1 with two labels, else accuracy."""
     return (f1 if model.classifier.out_features == 2 else accuracy)(predicted, true)
-
-
-def _batches(
-    items: Sequence[EncodedItem], batch_size: int, seed: int, epoch: int
-) -> Iterator[list[EncodedItem]]:
-    order = torch.randperm(len(items), generator=generator_for("fine-tuning order", seed, epoch)).tolist()
-    for first in range(0, len(order), batch_size):
-        yield [items[i] for i in order[first : first + batch_size]]
 
 
 def _update(

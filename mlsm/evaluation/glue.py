@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,18 +107,18 @@ class TaskData(NamedTuple):
     digest: str  # of the content of the files
 
 
-def read_task_data(data: Path, trained_on: str, tasks: Sequence[str]) -> TaskData:
-    """The training set of a task, and the validation sets of `tasks` and of every other task that its model
-    is scored on and whose file is there: those need no other training if they are evaluated later.
+def read_task_data(data: Path, trained_on: str, tasks: Collection[str]) -> TaskData:
+    """The training set of a task, and the validation sets of the tasks that its model is scored on: of those
+    in `tasks`, and of others whose file is there, so that they need no other training later.
 
     Raises ValueError naming the file and the line of what cannot be used.
     """
-    others = [
+    scored = [
         name
         for name, task in TASKS.items()
-        if task.trained_on == trained_on and task_file(data, name, "valid").exists()
+        if task.trained_on == trained_on
+        and (name in (trained_on, *tasks) or task_file(data, name, "valid").exists())
     ]
-    scored = list(dict.fromkeys((trained_on, *tasks, *others)))
     files = [task_file(data, trained_on, "train"), *(task_file(data, task, "valid") for task in scored)]
     training = read_items(data, trained_on, "train")
     validations = {task: read_items(data, task, "valid") for task in scored}

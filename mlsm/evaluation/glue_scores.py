@@ -17,7 +17,7 @@ from mlsm.evaluation.finetune import Classifier, Diverged, EncodedItem, FineTune
 from mlsm.evaluation.glue import TASKS, Item, TaskData, encode_item
 from mlsm.evaluation.subject import Subject
 from mlsm.evaluation.tables import Spread
-from mlsm.files import read_json, write_text
+from mlsm.files import folder_within, read_json, write_text
 from mlsm.log import progress, say
 from mlsm.settings import check_fields
 
@@ -73,14 +73,10 @@ def score_seeds(
     """The results of the tasks that share a training. A seed that is stored in the subject's folder for the
     same weights, data and settings is not trained again. Each of several processes trains other seeds.
     """
-    folder = subject.folder / "evaluation" / "glue"
+    folder = folder_within(subject.folder, "evaluation", "glue")
     paths = {seed: folder / f"{data.trained_on}-seed-{seed}.json" for seed in seeds}
-    settings_json = asdict(settings)
-    origins: dict[int, dict[str, object]] = {
-        seed: {"weights": subject.weights, "data": data.digest, "settings": settings_json, "seed": seed}
-        for seed in seeds
-    }
-    stored = {seed: _stored(path, origins[seed], data) for seed, path in paths.items()}
+    origin = {"weights": subject.weights, "data": data.digest, "settings": asdict(settings)}
+    stored = {seed: _stored(path, origin | {"seed": seed}, data) for seed, path in paths.items()}
     trained = distributed.broadcast_from_zero({seed: t for seed, t in stored.items() if t is not None})
     missing = [seed for seed in seeds if seed not in trained]
     for first in range(0, len(missing), distributed.world_size()):
@@ -88,7 +84,8 @@ def score_seeds(
         for results in distributed.all_gather({seed: _train(subject, data, settings, seed) for seed in mine}):
             for seed, result in results.items():
                 trained[seed] = result
-                write_text(paths[seed], json.dumps({"origin": origins[seed], **result._asdict()}) + "\n")
+                values = {"origin": origin | {"seed": seed}, **result._asdict()}
+                write_text(paths[seed], json.dumps(values) + "\n")
     for seed in seeds:
         if trained[seed].failure:
             say(f"{subject.name}: {data.trained_on}, seed {seed} failed: {trained[seed].failure}")
@@ -115,9 +112,10 @@ def _stored(path: Path, origin: dict[str, object], data: TaskData) -> TrainedSee
         values = read_json(path)
         is_same = values.pop("origin") == origin
         trained = TrainedSeed(**values)
-        lengths = {task: len(items) for task, items in data.validations.items()}
-        is_whole = {task: len(labels) for task, labels in trained.predictions.items()} == lengths
-        return trained if is_same and (trained.failure or is_whole) else None
+        is_whole = trained.failure or all(
+            len(trained.predictions[task]) == len(items) for task, items in data.validations.items()
+        )
+        return trained if is_same and is_whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

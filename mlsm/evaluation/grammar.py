@@ -1,14 +1,14 @@
 """Minimal pairs of a small grammar of our own: a test of grammar that needs no data.
 
-A pair differs in one word, and each phenomenon comes in twins: the word that is right in one pair of a twin
-is wrong in the other. So a model that knows the frequency of words and no grammar is right in exactly one
-pair of each twin. Words come from fixed lists. Those that the tokenizer has as whole pieces are preferred, so
-that the pairs ask about grammar and not about rare words. The pairs of a tokenizer are always the same.
+A pair differs in one word. Pairs come in twins: the word that is right in one pair of a twin is wrong in the
+other. So a model that knows the frequency of words and no grammar is right in exactly one pair of each twin.
+Words come from fixed lists. Those that the tokenizer has as whole pieces are preferred, so that the pairs ask
+about grammar and not about rare words. The pairs of a tokenizer are always the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -28,161 +28,97 @@ class SentencePair(NamedTuple):
     bad: str
 
 
-Twin = tuple[SentencePair, SentencePair]
+class Twin(NamedTuple):
+    """Two sentences with a gap, "_", and the words that are right in the first and in the second one."""
+
+    first: str
+    second: str
+    right_in_first: str
+    right_in_second: str
 
 
-class Noun(NamedTuple):
-    """A person in both numbers, and the reflexive pronoun of the singular."""
-
-    singular: str
-    plural: str
-    reflexive: str
-
-
-NOUNS = [
-    Noun("king", "kings", "himself"),
-    Noun("man", "men", "himself"),
-    Noun("son", "sons", "himself"),
-    Noun("father", "fathers", "himself"),
-    Noun("brother", "brothers", "himself"),
-    Noun("priest", "priests", "himself"),
-    Noun("boy", "boys", "himself"),
-    Noun("woman", "women", "herself"),
-    Noun("daughter", "daughters", "herself"),
-    Noun("mother", "mothers", "herself"),
-    Noun("sister", "sisters", "herself"),
-    Noun("girl", "girls", "herself"),
+# The slots in braces are filled by `_draw_words`.
+PHENOMENA = {
+    "subject_verb_agreement": Twin("The {noun} _ {rest}.", "The {nouns} _ {rest}.", "{is_}", "{are}"),
+    "agreement_with_attractor": Twin(
+        "The {noun} of the {others} _ {rest}.", "The {nouns} of the {other} _ {rest}.", "{is_}", "{are}"
+    ),
+    "reflexive_number": Twin(
+        "The {noun} {saw} _ {there}.", "The {nouns} {saw} _ {there}.", "{himself}", "themselves"
+    ),
+    "reflexive_gender": Twin(
+        "The {man} {saw} _ {there}.", "The {woman} {saw} _ {there}.", "himself", "herself"
+    ),
+    "determiner_noun": Twin(
+        "And {this} _ {went} to the {place}.", "And {these} _ {went} to the {place}.", "{noun}", "{nouns}"
+    ),
+    "argument_structure": Twin("The {noun} _ the {others}.", "The {noun} _ {there}.", "{took}", "{slept}"),
+}
+# Singular and plural; the words of a choice are preferred if all of them are whole pieces.
+MEN = [
+    "king kings",
+    "man men",
+    "son sons",
+    "father fathers",
+    "brother brothers",
+    "priest priests",
+    "boy boys",
+]
+WOMEN = ["woman women", "daughter daughters", "mother mothers", "sister sisters", "girl girls"]
+AGREEING = [  # singular, plural, and what may follow
+    ("is", "are", ("in the {place}", "good", "great")),
+    ("was", "were", ("in the {place}", "good", "great")),
+    ("has", "have", ("a {place}", "the {place}")),
+    ("goes", "go", ("to the {place}", "out")),
+    ("comes", "come", ("to the {place}", "out")),
+    ("knows", "know", ("the {place}", "it")),
 ]
 PLACES = ["house", "city", "land", "field", "mountain", "river", "garden", "school", "room", "street"]
-AGREEING = [
-    ("is", "are"),
-    ("was", "were"),
-    ("has", "have"),
-    ("goes", "go"),
-    ("comes", "come"),
-    ("knows", "know"),
-]
-ENDINGS = {
-    "is": ["in the {place}", "good", "great"],
-    "was": ["in the {place}", "good", "great"],
-    "has": ["a {place}", "the {place}"],
-    "goes": ["to the {place}", "out"],
-    "comes": ["to the {place}", "out"],
-    "knows": ["the {place}", "it"],
-}
-REFLEXIVE_VERBS = ["saw", "made", "gave", "hid", "called", "found"]
+REFLEXIVE = ["saw", "made", "gave", "hid", "called", "found"]
 TRANSITIVE = ["took", "made", "sent", "found", "brought", "gave", "killed", "built"]  # need an object
 INTRANSITIVE = ["went", "came", "died", "stood", "fell", "slept", "lived", "arose"]  # take no object
-ENDINGS_OF_ANY_VERB = [" there", " again", " then"]
-
-
-class _Words:
-    """Draws words from lists, from the whole pieces of the tokenizer where there are enough."""
-
-    def __init__(self, tokenizer: Tokenizer, phenomenon: str) -> None:
-        self._pieces = {tokenizer.piece(i) for i in range(NUM_SPECIALS, tokenizer.vocab_size)}
-        self._generator = generator_for(phenomenon)
-
-    def one(self, choices: list[T]) -> T:
-        return choices[int(torch.randint(len(choices), (), generator=self._generator))]
-
-    def known(self, choices: list[str]) -> str:
-        whole = [word for word in choices if "▁" + word in self._pieces]
-        return self.one(whole if len(whole) >= MIN_WORDS else choices)
-
-    def noun(self, reflexive: str = "") -> Noun:
-        """A noun, of one gender if its pronoun is given."""
-        nouns = [noun for noun in NOUNS if reflexive in ("", noun.reflexive)]
-        whole = [n for n in nouns if {"▁" + n.singular, "▁" + n.plural} <= self._pieces]
-        return self.one(whole if len(whole) >= MIN_WORDS else nouns)
-
-
-def _twin(sentences: Sequence[str], right: str, wrong: str) -> Twin:
-    """A twin of two sentences with a gap, "{}": `right` belongs in the first one, and `wrong` in the second
-    one.
-    """
-    first, second = sentences
-    return (
-        SentencePair(first.format(right), first.format(wrong)),
-        SentencePair(second.format(wrong), second.format(right)),
-    )
-
-
-def _agreement(words: _Words, singular_subject: str, plural_subject: str) -> Twin:
-    singular, plural = words.one(AGREEING)
-    ending = words.one(ENDINGS[singular]).format(place=words.known(PLACES))
-    sentences = [f"The {subject} {{}} {ending}." for subject in (singular_subject, plural_subject)]
-    return _twin(sentences, singular, plural)
-
-
-def subject_verb_agreement(words: _Words) -> Twin:
-    """The king is / *are in the house. The kings are / *is in the house."""
-    noun = words.noun()
-    return _agreement(words, noun.singular, noun.plural)
-
-
-def agreement_with_attractor(words: _Words) -> Twin:
-    """The son of the kings is / *are good: a noun of the other number is next to the verb."""
-    noun, other = words.noun(), words.noun()
-    return _agreement(
-        words, f"{noun.singular} of the {other.plural}", f"{noun.plural} of the {other.singular}"
-    )
-
-
-def reflexive_number(words: _Words) -> Twin:
-    """The man saw himself / *themselves there. The men saw themselves / *himself there."""
-    noun, verb, ending = words.noun(), words.one(REFLEXIVE_VERBS), words.one(ENDINGS_OF_ANY_VERB)
-    sentences = [f"The {subject} {verb} {{}}{ending}." for subject in (noun.singular, noun.plural)]
-    return _twin(sentences, noun.reflexive, "themselves")
-
-
-def reflexive_gender(words: _Words) -> Twin:
-    """The man saw himself / *herself there. The woman saw herself / *himself there."""
-    verb, ending = words.one(REFLEXIVE_VERBS), words.one(ENDINGS_OF_ANY_VERB)
-    pronouns = ("himself", "herself")
-    sentences = [f"The {words.noun(pronoun).singular} {verb} {{}}{ending}." for pronoun in pronouns]
-    return _twin(sentences, *pronouns)
-
-
-def determiner_noun(words: _Words) -> Twin:
-    """And this king / *kings came to the house. And these kings / *king came to the house."""
-    noun, verb, place = words.noun(), words.one(["came", "went"]), words.known(PLACES)
-    determiners = words.one([("this", "these"), ("that", "those")])
-    sentences = [f"And {determiner} {{}} {verb} to the {place}." for determiner in determiners]
-    return _twin(sentences, noun.singular, noun.plural)
-
-
-def argument_structure(words: _Words) -> Twin:
-    """The king took / *went the sons. The king went / *took there: some verbs need an object, and others take
-    none.
-    """
-    subject, thing, ending = words.noun(), words.noun(), words.one(ENDINGS_OF_ANY_VERB)
-    sentences = [f"The {subject.singular} {{}} the {thing.plural}.", f"The {subject.singular} {{}}{ending}."]
-    return _twin(sentences, words.known(TRANSITIVE), words.known(INTRANSITIVE))
-
-
-PHENOMENA = (
-    subject_verb_agreement,
-    agreement_with_attractor,
-    reflexive_number,
-    reflexive_gender,
-    determiner_noun,
-    argument_structure,
-)
 
 
 def demo_pairs(tokenizer: Tokenizer) -> dict[str, list[SentencePair]]:
     """Distinct pairs of each phenomenon, by its name; both pairs of a twin or none."""
-    return {make.__name__: list(_distinct(make, tokenizer)) for make in PHENOMENA}
+    pieces = {tokenizer.piece(i) for i in range(NUM_SPECIALS, tokenizer.vocab_size)}
+    return {name: _distinct_pairs(twin, pieces, generator_for(name)) for name, twin in PHENOMENA.items()}
 
 
-def _distinct(make: Callable[[_Words], Twin], tokenizer: Tokenizer) -> Iterator[SentencePair]:
-    words = _Words(tokenizer, make.__name__)
-    seen: set[SentencePair] = set()
+def _distinct_pairs(twin: Twin, pieces: set[str], generator: torch.Generator) -> list[SentencePair]:
+    pairs: dict[SentencePair, None] = {}
     for _ in range(50 * TWINS_PER_PHENOMENON):  # short lists of words may not give that many twins
-        twin = make(words)
-        if seen.isdisjoint(twin):
-            seen.update(twin)
-            yield from twin
-        if len(seen) == 2 * TWINS_PER_PHENOMENON:
-            return
+        words = _draw_words(pieces, generator)
+        first, second, right, wrong = (text.format(**words) for text in twin)
+        both = [
+            SentencePair(first.replace("_", right), first.replace("_", wrong)),
+            SentencePair(second.replace("_", wrong), second.replace("_", right)),
+        ]
+        if pairs.keys().isdisjoint(both):
+            pairs |= dict.fromkeys(both)
+        if len(pairs) == 2 * TWINS_PER_PHENOMENON:
+            break
+    return list(pairs)
+
+
+def _draw_words(pieces: set[str], generator: torch.Generator) -> dict[str, str]:
+    """Words for all slots of PHENOMENA."""
+
+    def one(choices: Sequence[T]) -> T:
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    def known(choices: list[str]) -> str:
+        whole = [words for words in choices if all("▁" + word in pieces for word in words.split())]
+        return one(whole if len(whole) >= MIN_WORDS else choices)
+
+    person = known(MEN + WOMEN)
+    slots = {"himself": "himself" if person in MEN else "herself"}
+    slots["noun"], slots["nouns"] = person.split()
+    slots["other"], slots["others"] = known(MEN + WOMEN).split()
+    slots["man"], slots["woman"] = known(MEN).split()[0], known(WOMEN).split()[0]
+    slots["this"], slots["these"] = one([("this", "these"), ("that", "those")])
+    slots["is_"], slots["are"], endings = one(AGREEING)
+    slots["place"] = known(PLACES)
+    slots["rest"] = one(endings).format(**slots)
+    slots |= {"took": known(TRANSITIVE), "slept": known(INTRANSITIVE), "saw": one(REFLEXIVE)}
+    return slots | {"went": one(["came", "went"]), "there": one(["there", "again", "then"])}

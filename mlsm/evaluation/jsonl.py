@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mlsm.files import parse_json
+from mlsm.files import parse_json, read_bytes
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -30,49 +30,35 @@ def read_examples(
 
     Raises ValueError naming the file and the line of what cannot be used.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file")
     try:
-        lines = path.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n")
+        lines = read_bytes(path).removeprefix(BYTE_ORDER_MARK).split(b"\n")
     except OSError as error:
         raise ValueError(f"no file {path} ({error.strerror}): --data names the folder of the tasks") from None
     examples = []
     for number, content in enumerate(lines, start=1):
         if content.strip():
-            place = f"{path}, line {number}"
-            values = parse_json(content, f"{place},")
             try:
-                label = _label(values, num_labels) if num_labels else 0
-                texts = {name: _text(values, name, may_be_empty) for name in fields}
+                values = _checked(parse_json(content, "the line"), fields, num_labels, may_be_empty)
             except ValueError as error:
-                raise ValueError(f"{place}: {error}") from None
-            examples.append(Example(number, texts, label))
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            texts = {name: values[name] for name in fields}
+            examples.append(Example(number, texts, values["label"] if num_labels else 0))
     if not examples:
         raise ValueError(f"{path} is empty")
     return examples
 
 
-def _field(values: object, name: str) -> object:
+def _checked(values: Any, fields: Collection[str], num_labels: int, may_be_empty: bool) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"a line must be an object with fields, got {values!r}")
-    if name not in values:
-        raise ValueError(f"no field {name!r}; there are {', '.join(values)}")
-    return values[name]
-
-
-def _text(values: object, name: str, may_be_empty: bool) -> str:
-    text = _field(values, name)
-    if not isinstance(text, str):
-        raise ValueError(f"{name} must be text, got {text!r}")
-    if not (may_be_empty or text.strip()):
-        raise ValueError(f"{name} is empty")
-    return text
-
-
-def _label(values: object, num_labels: int) -> int:
-    label = _field(values, "label")
-    if not isinstance(label, int) or isinstance(label, bool):
-        raise ValueError(f"label must be a whole number, got {label!r}")
-    if not 0 <= label < num_labels:
-        raise ValueError(f"label must be in 0..{num_labels - 1}, got {label}")
-    return label
+    for name in [*fields, *["label"] * bool(num_labels)]:
+        if name not in values:
+            raise ValueError(f"no field {name!r}; there are {', '.join(values)}")
+    for name in fields:
+        if not isinstance(values[name], str):
+            raise ValueError(f"{name} must be text, got {values[name]!r}")
+        if not (may_be_empty or values[name].strip()):
+            raise ValueError(f"{name} is empty")
+    if num_labels and (type(label := values["label"]) is not int or not 0 <= label < num_labels):
+        raise ValueError(f"label must be a whole number in 0..{num_labels - 1}, got {label!r}")
+    return values

@@ -23,7 +23,7 @@ from mlsm import distributed
 from mlsm.evaluation.jsonl import Example, read_examples
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.subject import Subject
-from mlsm.files import file_digest, write_text
+from mlsm.files import file_digest, folder_within, read_text, write_text
 from mlsm.log import progress, say
 from mlsm.model.language_model import LanguageModel
 from mlsm.settings import check_fields
@@ -33,14 +33,6 @@ TIES = {"wrong": 0.0, "half": 0.5, "correct": 1.0}
 TOKEN_BUDGET = 4096  # tokens of a batch; on a CPU core at width 128, 8192 is 9 % slower
 
 
-class Sentences(NamedTuple):
-    """A pair as text; the context may be empty."""
-
-    context: str
-    good: str
-    bad: str
-
-
 class Suite(NamedTuple):
     """One of the organisers' suites."""
 
@@ -48,19 +40,19 @@ class Suite(NamedTuple):
     folder: str
     num_files: int  # in the official data
     fields: Collection[str]  # texts that every line must have
-    pair: Callable[[Mapping[str, str]], Sentences]  # from the texts of a line
+    pair: Callable[[Mapping[str, str]], tuple[str, str, str]]  # texts of a line to (context, good, bad)
     group: str | None  # the field by which sub-tasks are also averaged
 
 
-def _good_and_bad(texts: Mapping[str, str]) -> Sentences:
-    return Sentences("", texts["sentence_good"], texts["sentence_bad"])
+def _good_and_bad(texts: Mapping[str, str]) -> tuple[str, str, str]:
+    return "", texts["sentence_good"], texts["sentence_bad"]
 
 
-def _first_target(texts: Mapping[str, str]) -> Sentences:
+def _first_target(texts: Mapping[str, str]) -> tuple[str, str, str]:
     """The first target fits the first context. The official files hold each item a second time with contexts
     and targets swapped, so that one pair a line is all.
     """
-    return Sentences(texts["Context1"], texts["Target1"], texts["Target2"])
+    return texts["Context1"], texts["Target1"], texts["Target2"]
 
 
 _BLIMP_FIELDS = ("sentence_good", "sentence_bad")
@@ -92,7 +84,7 @@ class SuiteResult:
     num_pairs: int
     num_ties: int
     average_by_ties: Mapping[str, float]  # by the keys of TIES
-    score: str  # the reduction
+    score: str  # the fields of Scoring
     ties: str
     prefix: bool
 
@@ -112,7 +104,7 @@ class SubTask(NamedTuple):
     """One file of a suite."""
 
     name: str
-    path: Path
+    digest: str  # of the content of the file
     group: str | None  # BLiMP: the linguistic field
     pairs: list[EncodedPair]
 
@@ -155,7 +147,7 @@ def read_suite(
             pairs.append(EncodedPair(example.line, *texts))
         # The official data has both "syntax/semantics" and "syntax_semantics".
         group = examples[0].texts[suite.group].replace("/", "_") if suite.group else None
-        subtasks.append(SubTask(path.stem, path, group, pairs))
+        subtasks.append(SubTask(path.stem, file_digest(path)[:16], group, pairs))
     return subtasks
 
 
@@ -180,20 +172,20 @@ def score_suite(subject: Subject, name: str, data: Path, scoring: Scoring) -> Su
     """The accuracies of a suite. Scores that are stored in the subject's folder for the same weights and data
     are not computed again.
     """
-    suite, folder = SUITES[name], subject.folder / "evaluation" / name
+    suite, folder = SUITES[name], folder_within(subject.folder, "evaluation", name)
     longest = subject.model.config.max_positions
     subtasks = read_suite(suite, data, subject.tokenizer, longest, scoring.has_prefix)
     if len(subtasks) != suite.num_files:
         say(f"{suite.title}: {len(subtasks)} files, not {suite.num_files}; the average is over these")
-    origins = {s.name: _origin(subject.weights, s, scoring.has_prefix) for s in subtasks}
-    stored = {s.name: _stored(folder, s, origins[s.name]) for s in subtasks}
+    origin: dict[str, object] = {"weights": subject.weights, "prefix": scoring.has_prefix}
+    stored = {s.name: _stored(folder, s, origin) for s in subtasks}
     scores = distributed.broadcast_from_zero({name: these for name, these in stored.items() if these})
     if missing := [s for s in subtasks if s.name not in scores]:
         num_tokens = sum(num_scored_tokens(s.pairs) for s in missing)
         with progress(num_tokens, f"{subject.name}: {suite.title}", unit="token") as bar:
             for subtask in missing:
                 scores[subtask.name] = score_pairs(subject.model, subtask.pairs, TOKEN_BUDGET, bar)
-                _store(folder, subtask, origins[subtask.name], scores[subtask.name])
+                _store(folder, subtask, origin, scores[subtask.name])
     return summarize(subtasks, scores, scoring)
 
 
@@ -210,16 +202,11 @@ def score_pairs(
     return [PairScore(good, bad) for good, bad in zip(scores, scores, strict=True)]
 
 
-def _origin(weights: str, subtask: SubTask, has_prefix: bool) -> dict[str, object]:
-    """What the scores of a file depend on; the first line of their file."""
-    return {"weights": weights, "data": file_digest(subtask.path)[:16], "prefix": has_prefix}
-
-
 def _stored(folder: Path, subtask: SubTask, origin: dict[str, object]) -> list[PairScore] | None:
     """Earlier scores with the same origin; None if there are none or their file is damaged."""
     try:
-        first, *lines = (folder / f"{subtask.name}.jsonl").read_text(encoding="utf-8").splitlines()
-        if json.loads(first) != origin or len(lines) != len(subtask.pairs):
+        first, *lines = read_text(folder / f"{subtask.name}.jsonl").splitlines()
+        if json.loads(first) != origin | {"data": subtask.digest} or len(lines) != len(subtask.pairs):
             return None
         rows = [json.loads(line) for line in lines]
         return [PairScore(Score(*row["good"]), Score(*row["bad"])) for row in rows]
@@ -228,9 +215,9 @@ def _stored(folder: Path, subtask: SubTask, origin: dict[str, object]) -> list[P
 
 
 def _store(folder: Path, subtask: SubTask, origin: dict[str, object], scores: Sequence[PairScore]) -> None:
-    rows = [{"line": pair.line, **score._asdict()} for pair, score in zip(subtask.pairs, scores, strict=True)]
-    text = "".join(json.dumps(row) + "\n" for row in [origin, *rows])
-    write_text(folder / f"{subtask.name}.jsonl", text)
+    rows = [{"line": p.line, **score._asdict()} for p, score in zip(subtask.pairs, scores, strict=True)]
+    lines = [json.dumps(row) + "\n" for row in (origin | {"data": subtask.digest}, *rows)]
+    write_text(folder / f"{subtask.name}.jsonl", "".join(lines))
 
 
 def pair_accuracy(scores: Sequence[PairScore], reduction: str, ties: str) -> float:
@@ -259,14 +246,6 @@ def summarize(
         for group in sorted({s.group for s in subtasks if s.group})
     }
     pairs = [pair for s in subtasks for pair in _reduced(scores[s.name], scoring.reduction)]
-    return SuiteResult(
-        average=average_by_ties[scoring.ties],
-        groups=groups,
-        subtasks=shares,
-        num_pairs=len(pairs),
-        num_ties=sum(good == bad for good, bad in pairs),
-        average_by_ties=average_by_ties,
-        score=scoring.reduction,
-        ties=scoring.ties,
-        prefix=scoring.has_prefix,
-    )
+    num_ties = sum(good == bad for good, bad in pairs)
+    average = average_by_ties[scoring.ties]
+    return SuiteResult(average, groups, shares, len(pairs), num_ties, average_by_ties, *scoring)

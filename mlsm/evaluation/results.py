@@ -55,7 +55,7 @@ def read_results(folder: Path) -> Results:
     try:
         json.dumps(values, ensure_ascii=False).encode()  # a lone surrogate cannot be written
         return _results(values)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no results of this program ({error!r}); remove it") from None
 
 
@@ -70,16 +70,16 @@ def _results(values: dict[str, Any]) -> Results:
 
 
 def _numbers(values: Mapping[str, object]) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for name, number in values.items():
-        if not isinstance(number, int | float):
-            raise TypeError(f"{name} is not a number: {number!r}")
-        numbers[name] = number
+    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    if len(numbers) < len(values):
+        raise TypeError(f"not only numbers: {values}")
     return numbers
 
 
 def _suite(value: object) -> SuiteResult:
     result = from_json(SuiteResult, value)
+    if "correct" not in result.average_by_ties:
+        raise KeyError("correct")
     return dataclasses.replace(
         result,
         groups=_numbers(result.groups),
@@ -91,11 +91,15 @@ def _suite(value: object) -> SuiteResult:
 def _glue(name: str, values: Mapping[str, Any]) -> GlueResult:
     if name not in TASKS:
         raise KeyError(name)
-    seeds = {}
-    for seed, one in values["seeds"].items():
-        others = {key: value for key, value in one.items() if key != "scores"}
-        seeds[int(seed)] = from_json(SeedResult, {"score": one["scores"], **others})
+    seeds = {
+        int(seed): from_json(SeedResult, _renamed(one, "scores", "score"))
+        for seed, one in values["seeds"].items()
+    }
     return GlueResult(seeds, from_json(FineTuneSettings, values["settings"]))
+
+
+def _renamed(values: Mapping[str, object], old: str, new: str) -> dict[str, object]:
+    return {new if name == old else name: value for name, value in values.items()}
 
 
 def results_json(results: Results) -> dict[str, object]:
@@ -113,13 +117,5 @@ def results_json(results: Results) -> dict[str, object]:
 def _glue_json(result: GlueResult) -> dict[str, object]:
     spread = result.spread
     numbers = spread._asdict() if spread.num_seeds else {"mean": None, "failed": spread.failed}
-    seeds = {
-        seed: {
-            "scores": one.score,
-            "epoch": one.epoch,
-            "failure": one.failure,
-            "num_truncated": one.num_truncated,
-        }
-        for seed, one in result.seeds.items()
-    }
+    seeds = {seed: _renamed(asdict(one), "score", "scores") for seed, one in result.seeds.items()}
     return {**numbers, "seeds": seeds, "settings": asdict(result.settings)}

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+from mlsm.files import folder_within
 from mlsm.model.language_model import LanguageModel
 from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.run import Run
@@ -41,6 +42,6 @@ def random_twin(run: Run) -> Subject:
         f"random weights, shape of {run.directory.name}",
         model,
         run.tokenizer,
-        run.directory / "evaluation" / "random-weights",
+        folder_within(run.directory, "evaluation", "random-weights"),
         "random-" + hashlib.sha256(identity.encode()).hexdigest()[:16],
     )

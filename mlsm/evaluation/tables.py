@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlsm.figures import new_figure
-from mlsm.log import read_metrics
+from mlsm.log import printable, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,11 +29,6 @@ class Spread(NamedTuple):
 Cell = float | Spread
 Row = Mapping[str, Cell | str]  # values by the name of their column
 Rows = Mapping[str, Row]
-
-
-def printable(text: str) -> str:
-    """The text with U+FFFD for every control and formatting character, which a terminal would obey."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def columns_of(rows: Rows) -> list[str]:
@@ -56,14 +51,9 @@ def _shown(value: Cell | str | None) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-class _Lines(NamedTuple):
-    cells: list[list[str]]  # the names of the columns, then a line for each row
-    is_text: list[bool]  # of each column, whether it goes to the left
-
-
-def _lines(rows: Rows | Sequence[Row]) -> _Lines:
-    """All cells as text. The names of `Rows` become a first column without a name. A column goes to the left
-    if it has a text that does not begin with a digit.
+def _lines(rows: Rows | Sequence[Row]) -> tuple[list[list[str]], list[bool]]:
+    """The head and all rows as printable text, and for each column whether it is aligned to the left: if it
+    has a text that does not begin with a digit. The names of `Rows` are a first column without a name.
     """
     listed = [{"": name, **row} for name, row in rows.items()] if isinstance(rows, Mapping) else rows
     columns = list(dict.fromkeys(name for row in listed for name in row))
@@ -73,7 +63,7 @@ def _lines(rows: Rows | Sequence[Row]) -> _Lines:
         for number, column in enumerate(columns)
     ]
     cells = [[_shown(row.get(column)) for column in columns] for row in listed]
-    return _Lines([[printable(column) for column in columns], *cells], is_text)
+    return [[printable(column) for column in columns], *cells], is_text
 
 
 def as_text(rows: Rows, title: str) -> str:

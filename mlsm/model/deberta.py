@@ -31,17 +31,12 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, eps=LAYER_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype in (torch.float32, torch.float64):
-            return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
+        wide = x if x.dtype == torch.float64 else x.float()
+        return super().forward(wide).to(x.dtype)
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """Dropout in training mode, with a cheaper mask than PyTorch's on CPUs."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
 
     def probability(self) -> float:
         return self.p if self.training else 0.0

@@ -130,7 +130,7 @@ def _overlap(strongest_NC: Tensor, predicted_NC: Tensor) -> float:
 
 
 @torch.no_grad()
-def read_text(readers: Readers, micro_batches: Iterable[MicroBatch], bar: tqdm) -> Reading:
+def read_concepts(readers: Readers, micro_batches: Iterable[MicroBatch], bar: tqdm) -> Reading:
     """The concepts at every selected position. Raises ValueError if no position is selected, or all codes of
     the teacher are zero where a student is compared with it.
     """

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mlsm.evaluation.tables import Cell, Rows, printable
+from mlsm.evaluation.tables import Rows
+from mlsm.log import printable
 from mlsm.pages import concept_use as use
 from mlsm.pages.concept_reading import Reading, Sentence
 from mlsm.seeds import seed_for
@@ -41,12 +42,10 @@ MEANINGS = {
     "dense concepts": f"concepts used at more than {use.DENSE_ACTIVITY:.0%} of the positions",
     "concepts per token": "mean number of concepts at a position; of a student, those with 1 % or more",
     "effective concepts": "2 to the entropy of the shares: so many concepts of equal use have that entropy",
-    "weight counted": "mean weight of a position in the concepts counted; a student's predictions below 1 % "
-    "are not counted",
+    "weight counted": "mean weight of a position in its concepts; a student's below 1 % do not count",
     "bits about the token": "mutual information of concept and token, minus that with shuffled tokens",
     "bits by chance": "mutual information of concept and shuffled tokens",
-    "share of the token's bits": "bits about the token as a share of the largest possible value; 1: the "
-    "concept determines the token, 0: it says nothing about the token",
+    "share of the token's bits": "of the bits that determine the token; 1: all, 0: none beyond chance",
     "KL": "KL(teacher || student), nats per position; 0 is perfect",
     "overlap": "share of the teacher's five strongest concepts that are among the student's five strongest",
     "weight shared": "weight that both give to the same concepts; 1 is perfect",
@@ -154,23 +153,16 @@ def build_report(
         bar.update()
     tables = {"Use": _table(measures)}
     if agreement := reading.agreement:
-        tables["Agreement with the teacher"] = _table(
-            {
-                "student": {
-                    "KL": agreement.kl,
-                    "overlap": agreement.overlap,
-                    "weight shared": agreement.shared,
-                },
-                "mean code": {"KL": agreement.constant_kl, "overlap": agreement.constant_overlap},
-            }
-        )
+        student = {"KL": agreement.kl, "overlap": agreement.overlap, "weight shared": agreement.shared}
+        mean_code = {"KL": agreement.constant_kl, "overlap": agreement.constant_overlap}
+        tables["Agreement with the teacher"] = _table({"student": student, "mean code": mean_code})
     again = None
     if atoms_KD is not None and others_JD is not None:
-        generator = np.random.default_rng(seed_for("lookalikes", about.seed))
         matching = use.match(atoms_KD, others_JD)
+        generator = np.random.default_rng(seed_for("lookalikes", about.seed))
         chance = use.match(atoms_KD, use.random_atoms_like(others_JD, generator))
-        columns = {"other dictionary": _match_measures(matching), "chance": _match_measures(chance)}
-        tables["Stability"] = _table(columns)
+        matchings = {"other dictionary": matching, "chance": chance}
+        tables["Stability"] = _table({name: _match_measures(m) for name, m in matchings.items()})
         again = [*zip(matching.partner_K.tolist(), _rounded(matching.cosine_K), strict=True)]
     return ConceptReport(
         about,
@@ -178,7 +170,7 @@ def build_report(
         [printable(tokenizer.piece(int(i))) for i in types_V],
         counts_V.tolist(),
         sources,
-        None if atoms_KD is None else _listed(use.nearest(atoms_KD, NUM_NEIGHBOURS), 0.0),
+        None if atoms_KD is None else _listed(*use.nearest(atoms_KD, NUM_NEIGHBOURS), 0.0),
         _rounded(agreement.shared_K) if agreement else None,
         again,
         _sentence_concepts(sentence, tokenizer) if sentence else None,
@@ -200,14 +192,14 @@ def _use(
     token_concepts: list[Listed] = []
     for first in range(0, len(counts_V), TOKENS_PER_BLOCK):
         block_VK = np.ascontiguousarray(profile_KV[:, first : first + TOKENS_PER_BLOCK].T)
-        token_concepts += _listed(use.largest(use.in_shares(block_VK), NUM_TOKEN_CONCEPTS))
+        token_concepts += _listed(*use.largest(use.in_shares(block_VK), NUM_TOKEN_CONCEPTS))
     concept_use = ConceptUse(
         share=_rounded(usage.share_K, 6),
         active=_rounded(usage.activity_K, 6),
         entropy=_rounded(measured.entropy_K),
         bits=_rounded(measured.bits_K - chance.bits_K),
-        tokens=_listed(use.largest(use.in_shares(profile_KV), NUM_TOKENS)),
-        near=_listed(use.nearest(profile_KV, NUM_NEIGHBOURS)),
+        tokens=_listed(*use.largest(use.in_shares(profile_KV), NUM_TOKENS)),
+        near=_listed(*use.nearest(profile_KV, NUM_NEIGHBOURS)),
         contexts=_contexts(reading, codes, tokenizer, generator),
         token_concepts=token_concepts,
     )
@@ -254,7 +246,7 @@ def _sentence_concepts(sentence: Sentence, tokenizer: Tokenizer) -> SentenceConc
         [printable(tokenizer.piece(i)) for i in sentence.ids],
         chosen,
         {reader: _rounded(weights_LK[:, chosen]) for reader, weights_LK in weights},
-        {reader: _listed(use.largest(weights_LK, SENTENCE_STRONGEST)) for reader, weights_LK in weights},
+        {reader: _listed(*use.largest(weights_LK, SENTENCE_STRONGEST)) for reader, weights_LK in weights},
     )
 
 
@@ -262,25 +254,21 @@ def _contexts(
     reading: Reading, codes: use.Codes, tokenizer: Tokenizer, generator: np.random.Generator
 ) -> list[list[Context]]:
     """For each concept the strongest positions, and then some drawn by weight."""
-    sequences_N = reading.sequences_N
-    bounds = np.append(reading.sequence_starts, len(reading.ids_T))
+    sequences_N, bounds = reading.sequences_N, np.append(reading.sequence_starts, len(reading.ids_T))
     pieces = {int(i): printable(tokenizer.piece(int(i))).replace("▁", " ") for i in np.unique(reading.ids_T)}
     pieces |= {CLS_ID: "", SEP_ID: " ¶"}
-
-    def text(start: int, stop: int) -> str:
-        return "".join(pieces[i] for i in reading.ids_T[start:stop].tolist())
+    texts_T = [pieces[i] for i in reading.ids_T.tolist()]
 
     def context(entry: int, is_drawn: bool) -> Context:
         position = codes.positions_M[entry]
-        place, sequence = int(reading.places_N[position]), int(sequences_N[position])
-        before = text(max(place - CONTEXT_TOKENS, int(bounds[sequence - 1])), place)
-        token = text(place, place + 1)
-        after = text(place + 1, min(place + 1 + CONTEXT_TOKENS, int(bounds[sequence])))
-        space = " " if token.startswith(" ") else ""
+        place, sequence = reading.places_N[position], sequences_N[position]
+        before = texts_T[max(place - CONTEXT_TOKENS, bounds[sequence - 1]) : place]
+        after = texts_T[place + 1 : min(place + 1 + CONTEXT_TOKENS, bounds[sequence])]
+        token = texts_T[place].lstrip()
+        space = texts_T[place].removesuffix(token)
         weight = round(float(codes.weights_M[entry]), 3)
-        return Context(
-            before.lstrip(" ¶") + space, token.lstrip(), after.removesuffix(" ¶"), weight, is_drawn
-        )
+        text_before, text_after = "".join(before).lstrip(" ¶") + space, "".join(after).removesuffix(" ¶")
+        return Context(text_before, token, text_after, weight, is_drawn)
 
     contexts = []
     for concept in range(codes.num_concepts):
@@ -292,21 +280,19 @@ def _contexts(
 
 def concept_rows(report: ConceptReport, reader: str, count: int) -> Rows:
     """The concepts of the largest share, as rows of a table."""
-    columns = report.sources[reader]
-    rows: dict[str, dict[str, Cell | str]] = {}
-    for k in report.by_share(reader)[:count]:
-        row = rows[f"#{k}"] = {
+    columns, shared, again = report.sources[reader], report.shared, report.again
+    return {
+        f"#{k}": {
             "share %": 100 * columns.share[k],
             "active %": 100 * columns.active[k],
             "entropy": columns.entropy[k],
             "bits": columns.bits[k],
+            **({"shared": shared[k]} if shared else {}),
+            **({"again": again[k][1]} if again else {}),
+            "tokens": " ".join(f"{report.pieces[i]} {share:.0%}" for i, share in columns.tokens[k][:6]),
         }
-        if report.shared:
-            row["shared"] = report.shared[k]
-        if report.again:
-            row["again"] = report.again[k][1]
-        row["tokens"] = " ".join(f"{report.pieces[i]} {share:.0%}" for i, share in columns.tokens[k][:6])
-    return rows
+        for k in report.by_share(reader)[:count]
+    }
 
 
 def sentence_rows(sentence: SentenceConcepts) -> Rows:
@@ -320,12 +306,10 @@ def sentence_rows(sentence: SentenceConcepts) -> Rows:
     }
 
 
-def _listed(listing: use.Listing, least: float = LEAST_SHARE) -> list[Listed]:
-    """For each row the items with values above 0 and not below `least`."""
-    return [
-        [(item, value) for item, value in zip(items, values, strict=True) if value > 0 and value >= least]
-        for items, values in zip(listing.items.tolist(), _rounded(listing.values), strict=True)
-    ]
+def _listed(columns: np.ndarray, values: np.ndarray, least: float = LEAST_SHARE) -> list[Listed]:
+    """For each row the columns with values above 0 and not below `least`."""
+    rows = zip(columns.tolist(), _rounded(values), strict=True)
+    return [[item for item in zip(*row, strict=True) if 0 < item[1] >= least] for row in rows]
 
 
 def _rounded(values: np.ndarray, digits: int = 3) -> list:

@@ -16,14 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DENSE_ACTIVITY = 0.1
-"""A concept that more positions use is called dense, as the latents of sparse autoencoders are."""
-
-CANDIDATES_PER_CONTEXT = 8
-"""Strong positions considered for each context listed: most of them are in a sequence already listed."""
-
-LEAST = 1e-30
-"""Replaces a sum of zero before a division; a normal number in float32."""
+DENSE_ACTIVITY = (
+    0.1  # a concept that more positions use is dense, as latents of sparse autoencoders are called
+)
+CANDIDATES_PER_CONTEXT = 8  # strong positions considered: most are in a sequence that is already listed
+LEAST = 1e-30  # replaces a sum of zero before a division; a normal number in float32
 
 
 class Codes(NamedTuple):
@@ -137,25 +134,20 @@ def in_shares(weights: np.ndarray) -> np.ndarray:
     return weights / np.maximum(weights.sum(1, keepdims=True), LEAST)
 
 
-class Listing(NamedTuple):
-    """The largest items of each row, in decreasing order."""
-
-    items: np.ndarray  # (rows, C)
-    values: np.ndarray  # (rows, C)
-
-
-def largest(values: np.ndarray, count: int) -> Listing:
-    """The `count` largest entries of each row, or all of a shorter row. Equal entries keep their order."""
+def largest(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and values (rows, C) of the `count` largest entries of each row, or of all in a shorter row, in
+    decreasing order. Equal entries keep their order.
+    """
     # On rows that are mostly zero, numpy's own partition takes a hundred times as long as torch's topk.
     chosen = torch.from_numpy(values).topk(min(count, values.shape[1])).indices.numpy()
     chosen.sort(axis=1)
     order = np.argsort(-np.take_along_axis(values, chosen, 1), axis=1, kind="stable")
-    items = np.take_along_axis(chosen, order, 1)
-    return Listing(items, np.take_along_axis(values, items, 1))
+    columns = np.take_along_axis(chosen, order, 1)
+    return columns, np.take_along_axis(values, columns, 1)
 
 
-def nearest(vectors_KD: np.ndarray, count: int) -> Listing:
-    """The other rows with the largest cosine to each row; a zero row has cosine 0 to all."""
+def nearest(vectors_KD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The other rows with the largest cosine to each row, and the cosine; a zero row has cosine 0 to all."""
     unit_KD = unit_rows(vectors_KD)
     cosine_KK = unit_KD @ unit_KD.T
     np.fill_diagonal(cosine_KK, -np.inf)
@@ -172,9 +164,7 @@ def strongest(codes: Codes, sequences_N: np.ndarray, concept: int, count: int) -
     sequence, in decreasing order.
     """
     positions, weights = codes.of(concept)
-    if not len(positions):
-        return np.empty(0, np.int64)
-    best = largest(weights[None], count * CANDIDATES_PER_CONTEXT).items[0]
+    best = largest(weights[None], count * CANDIDATES_PER_CONTEXT)[0][0]
     _, first_of_sequence = np.unique(sequences_N[positions[best]], return_index=True)
     return best[np.sort(first_of_sequence)[:count]] + codes.starts[concept]
 
@@ -184,10 +174,9 @@ def typical(codes: Codes, concept: int, count: int, generator: np.random.Generat
     decreasing order of the weight.
     """
     weights = codes.of(concept)[1]
-    if not len(weights):
-        return np.empty(0, np.int64)
     summed = np.cumsum(weights, dtype=np.float64)
-    drawn = np.unique(np.searchsorted(summed, generator.random(count) * summed[-1], side="right"))
+    shares = generator.random(count if len(weights) else 0)
+    drawn = np.unique(np.searchsorted(summed, shares * summed[-1:], side="right"))
     return drawn[np.argsort(-weights[drawn], kind="stable")] + codes.starts[concept]
 
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from mlsm.config import EMBEDDED_CORPUS
 from mlsm.evaluation import summary
 from mlsm.evaluation.results import read_results
-from mlsm.evaluation.tables import Row, as_markdown, printable
+from mlsm.evaluation.tables import Row, as_markdown
 from mlsm.files import read_json
-from mlsm.log import read_metrics
+from mlsm.log import printable, read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, fingerprint
 from mlsm.runs.record import ConceptsRecord, RunRecord, read_record
 from mlsm.runs.run import Run
 from mlsm.training.objectives import find_objective
 
-PUBLIC_DOMAIN = """license: other
+PAPER = "https://github.com/SzegedAI/MLSM"
+PUBLIC_DOMAIN = """license: other  # the text is in the public domain; choose the licence of the weights
 license_name: public-domain-text
 language: en
 datasets:
@@ -30,34 +31,25 @@ UNKNOWN = "license: unknown  # set license, language and datasets before you pub
 def model_card(run: Run) -> str:
     """README.md of an exported run: Markdown with the header of the Hugging Face hub."""
     record, directories = run.record, training_runs(run.directory)
-    is_public_domain = _has_only_embedded_text(directories)
+    text = PUBLIC_DOMAIN if _has_only_embedded_text(directories) else UNKNOWN
     pipeline = ["pipeline_tag: fill-mask"] if _predicts_words(record) else []
-    metadata = [PUBLIC_DOMAIN if is_public_domain else UNKNOWN, "library_name: transformers", *pipeline]
+    header = ["---", text, "library_name: transformers", *pipeline, "tags:", "- deberta", "- mlsm", "---"]
     sections = [
-        "\n".join(["---", *metadata, "tags:\n- deberta\n- mlsm\n---"]),
+        "\n".join(header),
         f"# {full_name(run.directory)}",
         _summary(run),
         "## Training",
         as_markdown([_training_row(directory) for directory in directories]).rstrip(),
-    ]
-    if record.source is None:
-        sections.append(_text(record))
-    if record.concepts:
-        sections.append(_concepts(record.concepts))
-    sections += [
+        _text(record) if record.source is None else "",
+        _concepts(record.concepts) if record.concepts else "",
         "## Results",
         _results(run.directory) or "There are no results in the directory of the run.",
         "## Limits",
         _limits(record),
-        "## Licence",
-        "All text that the model learnt from is in the public domain. Set `license` above to the licence "
-        "under which you publish the weights."
-        if is_public_domain
-        else "Unknown: set `license` above. It may depend on the text that the model learnt from.",
         "## Use",
-        _use(run),
+        _example(run),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def full_name(directory: Path) -> str:
@@ -109,16 +101,14 @@ def _predicts_words(record: RunRecord) -> bool:
 
 def _summary(run: Run) -> str:
     shape, record = run.record.model, run.record
+    objective = find_objective(record.train.objective)
     num_weights = sum(weight.numel() for weight in run.model.parameters())
-    text = (
-        f"A language model (DeBERTa v1, {shape.depth} layers of width {shape.width}, {shape.vocab_size:,} "
-        f"pieces, {num_weights / 1e6:.1f}M parameters with all heads), "
-    )
+    origin = f"trained {objective.learns}, after [MLSM]({PAPER}) (Berend, BabyLM 2024)."
     if record.source:
-        return text + "converted from another checkpoint."
+        origin = "converted from another checkpoint."
     return (
-        f"{text}trained {find_objective(record.train.objective).learns}, after "
-        "[MLSM](https://github.com/SzegedAI/MLSM) (Berend, BabyLM 2024)."
+        f"A language model (DeBERTa v1, {shape.depth} layers of width {shape.width}, {shape.vocab_size:,} "
+        f"pieces, {num_weights / 1e6:.1f}M parameters with all heads), {origin}"
     )
 
 
@@ -171,14 +161,15 @@ def _concepts(origin: ConceptsRecord) -> str:
 
 def _results(directory: Path) -> str:
     """The measurements in the directory of the run; empty without any."""
-    heldout = [line for line in read_metrics(directory) if any(name.startswith("heldout_") for name in line)]
     sections = []
+    heldout = [line for line in read_metrics(directory) if any(name.startswith("heldout_") for name in line)]
     if heldout:
-        values = {
-            name: v for name, v in heldout[-1].items() if name.startswith("heldout_") and "gap" not in name
-        }
-        shown = [f"{name.removeprefix('heldout_').replace('_', ' ')} {v:.4g}" for name, v in values.items()]
-        sections.append(f"Held-out text, by the objective's own measures: {printable(', '.join(shown))}.")
+        values = [
+            f"{name.removeprefix('heldout_').replace('_', ' ')} {value:.4g}"
+            for name, value in heldout[-1].items()
+            if name.startswith("heldout_") and "gap" not in name
+        ]
+        sections.append(f"Held-out text, by the objective's own measures: {printable(', '.join(values))}.")
     if measured := summary.markdown(full_name(directory), read_results(directory)):
         sections.append(measured.replace("## ", "### ").strip())
     return "\n\n".join(sections)
@@ -198,7 +189,7 @@ def _limits(record: RunRecord) -> str:
     return "\n".join(limits)
 
 
-def _use(run: Run) -> str:
+def _example(run: Run) -> str:
     main, others = "AutoModelForMaskedLM", "AutoModelForSequenceClassification, AutoModel"
     if not _predicts_words(run.record):
         main, others = "AutoModel", "AutoModelForSequenceClassification, to be fine-tuned"

@@ -12,14 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
-
 from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.minimal_pairs import SUITES
 from mlsm.evaluation.results import Results, read_results
-from mlsm.evaluation.tables import printable
-from mlsm.log import read_metrics
+from mlsm.files import open_tensors
+from mlsm.log import printable, read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.record import RunRecord, read_record
 from mlsm.training.objectives import find_objective
@@ -50,11 +48,8 @@ def read_facts(run: Path, name: str) -> RunFacts:
 def _sizes(path: Path) -> dict[str, int]:
     if not path.exists():
         return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error})") from None
+    with open_tensors(path) as file:
+        return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def compute_row(run: RunFacts) -> dict[str, str]:

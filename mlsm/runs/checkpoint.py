@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-import functools
-import shutil
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from mlsm import distributed
 from mlsm.files import (
+    LARGEST_JSON,
     file_digest,
+    folder_within,
+    read_bytes,
     read_json,
     read_tensors,
+    remove_directory,
     write_directory,
     write_json,
     write_tensors,
-    write_whole,
 )
+from mlsm.settings import LARGEST_NUMBER
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a run has counted so far, and the loss scale of fp16."""
+
+    words_seen: int
+    skipped_updates: int
+    scaler: Mapping[str, float] = field(default_factory=dict)  # of a GradScaler; empty in other precisions
+
+    def __post_init__(self) -> None:
+        for name in ("words_seen", "skipped_updates"):
+            if type(value := getattr(self, name)) is not int or not 0 <= value <= LARGEST_NUMBER:
+                raise ValueError(f"{name} cannot be {value!r}")
+        if not isinstance(self.scaler, dict):
+            raise ValueError(f"scaler cannot be {self.scaler!r}")
 
 
 class Checkpoint(NamedTuple):
@@ -30,7 +50,7 @@ class Checkpoint(NamedTuple):
     step: int  # updates done
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    state: dict[str, Any]  # small facts: loss scale, words seen
+    state: TrainingState
 
 
 # Names that weights had in files written by earlier versions, and their present names.
@@ -62,9 +82,9 @@ def fingerprint(run: Path) -> str:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write checkpoints/step-N, a run directory of its own, which whatever takes a finished run can load;
-    returns it. Then remove those of later steps, which are damaged (or the run would have resumed there), and
-    of the others all but the newest `keep`.
+    """Write checkpoints/step-N, a run directory of its own, and return it. Then remove the checkpoints of
+    later steps, which are damaged (or the run would have resumed there), and of the others all but the newest
+    `keep`.
     """
 
     def fill(work: Path) -> None:
@@ -73,18 +93,18 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         write_tensors(work / OPTIMIZER_FILE, checkpoint.optimizer)
         _seal(work, checkpoint.step, checkpoint.state)
 
-    final = write_directory(run / "checkpoints" / f"step-{checkpoint.step}", fill)
+    final = write_directory(_folder(run) / f"step-{checkpoint.step}", fill)
     if distributed.is_rank_zero():
         found = _checkpoints(run)
         num_later = sum(step > checkpoint.step for step, _ in found)
         for _, old in found[:num_later] + found[num_later + keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove_directory(old)
     return final
 
 
-def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write checkpoints/words-N (words-10M), kept for good. Training does not resume from it, so it is a
-    checkpoint without an optimizer.
+def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], state: TrainingState) -> None:
+    """Write checkpoints/words-N (words-10M), which is never removed. It has no optimizer, because training
+    does not resume from it.
     """
 
     def fill(work: Path) -> None:
@@ -93,54 +113,68 @@ def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], s
         _seal(work, step, state)
 
     name = f"{words // 1_000_000}M" if words % 1_000_000 == 0 else str(words)
-    write_directory(run / "checkpoints" / f"words-{name}", fill)
+    write_directory(_folder(run) / f"words-{name}", fill)
+
+
+def _folder(run: Path) -> Path:
+    """The folder of the checkpoints. Raises ValueError if it is a link that leaves the run."""
+    return folder_within(run, "checkpoints")
 
 
 def _copy_run_files(run: Path, directory: Path) -> None:
     for path in (run / "config.json", *run.glob("tokenizer.*")):
-        write_whole(directory / path.name, functools.partial(shutil.copyfile, path))
+        (directory / path.name).write_bytes(read_bytes(path, LARGEST_JSON))
 
 
-def _seal(directory: Path, step: int, state: dict[str, Any]) -> None:
-    """Write state.json: the facts, and the checksum of every file there is."""
+def _seal(directory: Path, step: int, state: TrainingState) -> None:
+    """Write state.json: the step, the state, and the checksum of every file in the directory."""
     digests = {path.name: file_digest(path) for path in sorted(directory.iterdir())}
-    write_json(directory / STATE_FILE, {"step": step, **state, "sha256": digests})
+    write_json(directory / STATE_FILE, {"step": step, **asdict(state), "sha256": digests})
 
 
 def load_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint, or None if there is none; damaged ones are named through `say`."""
-    for step, directory in _checkpoints(run):
+    """The newest whole checkpoint; None if there is none. Damaged ones are named through `say`. Raises
+    ValueError if the folder of the checkpoints is a link that leaves the run.
+    """
+    checkpoints = _checkpoints(run)
+    for step, directory in checkpoints:
         try:
-            state = read_state(directory)
-            if state.pop("step") != step:
-                raise ValueError(f"{directory / STATE_FILE} is of another step")
-            for name in ("words_seen", "skipped_updates"):
-                if type(state[name]) is not int or not 0 <= state[name] < 1 << 62:
-                    raise ValueError(f"{directory / STATE_FILE}: {name} cannot be {state[name]!r}")
+            stored_step, state = read_state(directory)
+            if stored_step != step:
+                raise ValueError(f"{directory / STATE_FILE} is of step {stored_step}")
             model, optimizer = read_weights(directory / MODEL_FILE), read_weights(directory / OPTIMIZER_FILE)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, OSError) as error:
             say(f"checkpoint step-{step} cannot be used: {error}")
             continue
         return Checkpoint(step, model, optimizer, state)
+    if checkpoints:
+        say(f"no checkpoint of {run} can be used: training starts again from its first update")
     return None
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The step and the small facts of a checkpoint's directory. Raises ValueError if one of its files is
-    missing or damaged.
+def read_state(checkpoint: Path) -> tuple[int, TrainingState]:
+    """The step and the state of a checkpoint's directory. Raises ValueError if one of its files is missing or
+    damaged.
     """
-    state = read_json(checkpoint / STATE_FILE)
-    digests = state.pop("sha256", None) if isinstance(state, dict) else None
+    path = checkpoint / STATE_FILE
+    values = read_json(path)
+    digests = values.get("sha256") if isinstance(values, dict) else None
     if not isinstance(digests, dict) or MODEL_FILE not in digests:
-        raise ValueError(f"{checkpoint / STATE_FILE} does not describe a checkpoint")
+        raise ValueError(f"{path} does not describe a checkpoint")
     for name, digest in digests.items():
-        path = checkpoint / name
-        if path.parent != checkpoint or not path.is_file() or file_digest(path) != digest:
-            raise ValueError(f"{path} is damaged (its checksum differs)")
-    return state
+        file = checkpoint / name
+        if file.parent != checkpoint or not file.is_file() or file_digest(file) != digest:
+            raise ValueError(f"{file} is damaged (its checksum differs)")
+    try:
+        known = {name: values[name] for name in TrainingState.__dataclass_fields__ if name in values}
+        return values["step"], TrainingState(**known)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not describe a checkpoint: {error}") from None
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path]]:
     """(step, directory), newest first."""
-    found = [(p.name.removeprefix("step-"), p) for p in (run / "checkpoints").glob("step-*")]
-    return sorted(((int(step), p) for step, p in found if step.isdigit()), reverse=True)
+    paths = _folder(run).glob("step-*")
+    return sorted(
+        ((int(p.name[5:]), p) for p in paths if re.fullmatch("step-[0-9]{1,18}", p.name)), reverse=True
+    )

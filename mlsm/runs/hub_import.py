@@ -21,7 +21,18 @@ from torch import Tensor
 
 from mlsm import cli
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
-from mlsm.files import file_digest, read_json, read_tensors, write_directory, write_json, write_tensors
+from mlsm.files import (
+    LARGEST_JSON,
+    file_digest,
+    open_file,
+    read_bytes,
+    read_json,
+    read_tensors,
+    read_text,
+    write_directory,
+    write_json,
+    write_tensors,
+)
 from mlsm.log import say
 from mlsm.model import deberta_v2
 from mlsm.model.language_model import LanguageModel
@@ -122,6 +133,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     alone lacks. Raises ValueError unless they are ordinary tensors with the embeddings of a DeBERTa.
     """
     try:
+        open_file(path).close()
         is_pickle = path.name == PICKLE_FILE
         tensors = torch.load(path, "cpu", weights_only=True) if is_pickle else read_tensors(path)
     except ValueError:
@@ -192,9 +204,9 @@ def _read_tokenizer(source: Path) -> tuple[Tokenizer, list[int]]:
             raise ValueError(f"its tokenizer asks for {name}")
     try:
         if (source / "spm.model").exists():
-            return renumbered_sentencepiece((source / "spm.model").read_bytes())
+            return renumbered_sentencepiece(read_bytes(source / "spm.model", LARGEST_JSON))
         if (source / "tokenizer.json").exists():
-            return renumbered_json((source / "tokenizer.json").read_bytes())
+            return renumbered_json(read_bytes(source / "tokenizer.json", LARGEST_JSON))
         if (source / "vocab.json").exists() and (source / "merges.txt").exists():
             return renumbered_json(_byte_pairs(source, bool(settings.get("add_prefix_space"))))
     except ValueError as error:
@@ -211,7 +223,7 @@ def _byte_pairs(source: Path, has_prefix_space: bool) -> bytes:
     vocabulary = _read_object(source / "vocab.json")
     if (source / "added_tokens.json").exists():
         vocabulary |= _read_object(source / "added_tokens.json")
-    lines = (source / "merges.txt").read_text(encoding="utf-8").split("\n")
+    lines = read_text(source / "merges.txt").split("\n")
     split = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     pairs = [(pair[0], pair[1]) for pair in split if len(pair) == 2]
     try:

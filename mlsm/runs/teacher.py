@@ -84,11 +84,11 @@ def text_of(record: RunRecord, given: Flags) -> DataConfig:
     """The text of a run with the flags that were given.
 
     The record may be a stranger's: the cache folder that it names is used if it lies below the working
-    directory or is a cache already; nothing is written elsewhere.
+    directory or is a cache already. Nothing is written elsewhere.
     """
     data = override(record.data, given)
     folder = Path(data.cache_dir)
-    is_below = (Path.cwd() / folder).resolve().is_relative_to(Path.cwd().resolve())
+    is_below = Path.cwd().resolve() in folder.resolve().parents
     if "cache_dir" in given or is_below or any(folder.glob("*/ids-*")):
         return data
     return dataclasses.replace(data, cache_dir=DataConfig().cache_dir)

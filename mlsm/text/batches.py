@@ -45,9 +45,7 @@ def heldout_lines(num_lines: int, share: float) -> np.ndarray:
 
 
 def num_leaking_lines(num_lines: int, heldout_share: float, other_share: float) -> int:
-    """Lines that a run with `heldout_share` holds out and that a run with `other_share`, on the same text,
-    is trained on.
-    """
+    """Held-out lines of a run with one share that a run of the other share, on the same text, trains on."""
     return int(np.sum(heldout_lines(num_lines, heldout_share) & ~heldout_lines(num_lines, other_share)))
 
 
@@ -213,22 +211,16 @@ class Corpus:
         self, step: int, batch_size: int, token_budget: int, selection: Selection, seed: int
     ) -> Update:
         """Update number `step` of a run. Raises ValueError if the corpus is smaller than an update."""
-        sequences = self.sequences(step, batch_size, seed)
-        return self.cut(sequences, token_budget, selection, generator_for("mask", seed, step))
-
-    def sequences(self, step: int, batch_size: int, seed: int) -> np.ndarray:
-        """The numbers of the sequences of an update. Raises ValueError as `update` does."""
         size = len(self.training)
         if batch_size > size:
             raise ValueError(
                 f"an update needs {batch_size} sequences, the corpus has {size}: lower --batch-size"
             )
         epoch, first = divmod(step * batch_size, size)
-        sequences = self._epoch(seed, epoch)[first : first + batch_size]
-        if len(sequences) < batch_size:
-            rest = self._epoch(seed, epoch + 1)[: batch_size - len(sequences)]
-            sequences = np.concatenate([sequences, rest])
-        return sequences
+        rest = max(0, first + batch_size - size)  # from the next epoch
+        parts = self._epoch(seed, epoch)[first : first + batch_size], self._epoch(seed, epoch + 1)[:rest]
+        generator = generator_for("mask", seed, step)
+        return self.cut(np.concatenate(parts), token_budget, selection, generator)
 
     def heldout_update(self, token_budget: int, selection: Selection, seed: int) -> Update:
         """All held-out sequences with one fixed choice of positions. Raises ValueError if there are none."""

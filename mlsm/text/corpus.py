@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import os
 import re
-import shutil
 import tokenize
 import warnings
 from collections.abc import Iterable, Iterator
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mlsm.config import EMBEDDED_CORPUS, DataConfig
-from mlsm.files import file_digest, write_text, write_whole
+from mlsm.files import file_digest, folder_within, open_file, remove_directory, write_text, write_whole
 from mlsm.log import say
 from mlsm.text.tokenizer import CLS_ID, PAD_ID, SAMPLE_BYTES, SEP_ID, Tokenizer, train_tokenizer
 
@@ -71,7 +70,7 @@ def read_lines(files: Iterable[Path]) -> Iterator[str]:
     a line that is not UTF-8, or longer than `LONGEST_LINE`.
     """
     for path in files:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
                 if len(raw) > LONGEST_LINE:
                     raise ValueError(
@@ -114,7 +113,7 @@ def _check_unchanged(config: DataConfig, digest: str) -> None:
 def corpus_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer:
     """The tokenizer trained on these files, on first use, and kept beside their encoded text."""
     digest = corpus_digest(config)
-    path = Path(config.cache_dir) / digest / f"tokenizer-{vocab_size}.model"
+    path = folder_within(Path(config.cache_dir), digest) / f"tokenizer-{vocab_size}.model"
     if not path.exists():
         say(f"training a tokenizer of {vocab_size} pieces -> {path}")
         files = corpus_files(config)
@@ -123,7 +122,7 @@ def corpus_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer:
         _check_unchanged(config, digest)
         write_whole(path, lambda p: p.write_bytes(tokenizer.model))
         if tokenizer.vocab_size < vocab_size:
-            say(f"the text has {tokenizer.vocab_size} pieces, not {vocab_size}")
+            say(f"the vocabulary has {tokenizer.vocab_size} pieces; more would need a larger text")
     return Tokenizer.load(path)
 
 
@@ -146,18 +145,19 @@ class EncodedText(NamedTuple):
 def encode_corpus(config: DataConfig, tokenizer: Tokenizer) -> EncodedText:
     """The files as token ids on disk, encoded on first use. Raises ValueError if there is no text in them."""
     digest = corpus_digest(config)
-    directory = Path(config.cache_dir) / digest / f"ids-{tokenizer.fingerprint}"
+    directory = folder_within(Path(config.cache_dir), digest, f"ids-{tokenizer.fingerprint}")
     if not directory.exists():
         say(f"encoding {', '.join(config.corpus)} -> {directory}")
         directory.parent.mkdir(parents=True, exist_ok=True)
         work = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-        work.mkdir(exist_ok=True)  # a killed process with the same process id may have left it
+        remove_directory(work)  # a killed process with the same process id may have left it
+        work.mkdir()
         try:
             _encode_into(work, read_lines(corpus_files(config)), tokenizer)
             _check_unchanged(config, digest)
             os.rename(work, directory)
         except BaseException as error:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_directory(work)
             if not (isinstance(error, OSError) and directory.exists()):  # another process was first
                 raise
     return _load_text(directory, tokenizer.vocab_size)
@@ -177,7 +177,7 @@ def _load_text(directory: Path, vocab_size: int) -> EncodedText:
             and stops[-1] == num_ids
             and (np.diff(stops) > 0).all()
             and text.line_words.min() >= 0
-            and _largest_id(text.ids) < vocab_size
+            and 0 <= text.ids.min() <= text.ids.max() < vocab_size
             and (text.counts_V >= 0).all()
             and (len(text.counts_V), text.counts_V.sum()) == (vocab_size, num_ids)
         ):
@@ -187,24 +187,13 @@ def _load_text(directory: Path, vocab_size: int) -> EncodedText:
     return text
 
 
-def _largest_id(ids: np.memmap) -> int:
-    """The largest id, read from the file: pages of the memory map would stay in memory. An id below zero is
-    read as a large one.
-    """
-    largest = 0
-    with open(str(ids.filename), "rb") as file:
-        file.seek(ids.offset)
-        while len(part := np.fromfile(file, f"u{ids.itemsize}", 1 << 22)):
-            largest = max(largest, int(part.max()))
-    return largest
-
-
 def _load_array(path: Path) -> np.memmap:
     """A memory-mapped vector of integers. Raises ValueError for anything else, also for a header that does
     not fit the size of the file.
     """
     # numpy parses the header as Python, and warns of one that Python 2 has written.
     odd_header = (EOFError, SyntaxError, TypeError, OverflowError, RecursionError, tokenize.TokenError)
+    open_file(path).close()
     try:
         with warnings.catch_warnings(action="error"):
             array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -21,6 +21,8 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
+from mlsm.files import LARGEST_JSON, read_bytes
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -53,7 +55,7 @@ class Tokenizer:
             raise ValueError("not a SentencePiece model") from error
         if specials != SPECIAL_PIECES:
             raise ValueError(f"the first pieces must be {' '.join(SPECIAL_PIECES)}, got {' '.join(specials)}")
-        self.model = model
+        self.model, self.fingerprint = model, fingerprint_of(model)
         self.vocab_size = self._processor.get_piece_size()
 
     @classmethod
@@ -62,7 +64,7 @@ class Tokenizer:
         tokenizer, or if it has another fingerprint than the one given; then it is not even parsed.
         """
         try:
-            model = path.read_bytes()
+            model = read_bytes(path, LARGEST_JSON)
             if fingerprint not in (None, fingerprint_of(model)):
                 raise ValueError("damaged, or the tokenizer of another run")
             return (JsonTokenizer if path.suffix == ".json" else cls)(model)
@@ -70,11 +72,6 @@ class Tokenizer:
             raise ValueError(f"no tokenizer at {path}") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the model's bytes."""
-        return fingerprint_of(self.model)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special pieces. Characters that are not valid Unicode become '?'."""
@@ -130,7 +127,7 @@ class JsonTokenizer(Tokenizer):
         ids = self._tokenizer.get_vocab()
         if _special_ids(ids) != list(range(NUM_SPECIALS)):
             raise ValueError(f"the special pieces must be the first {NUM_SPECIALS}")
-        self.model = model
+        self.model, self.fingerprint = model, fingerprint_of(model)
         self.vocab_size = len(ids)
 
     def encode(self, text: str) -> list[int]:
@@ -325,6 +322,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
                 max_sentence_length=4 * LONGEST_LINE,
                 num_threads=2,
                 minloglevel=2,
+                control_symbols=["[MASK]"],
                 bos_id=CLS_ID,
                 bos_piece="[CLS]",
                 eos_id=SEP_ID,
@@ -333,14 +331,13 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
                 unk_piece="<unk>",
                 pad_id=PAD_ID,
                 pad_piece="<pad>",
-                control_symbols=["[MASK]"],
             )
         except RuntimeError as error:
             if errors:
                 raise errors[0] from None
             if "required_chars" in str(error):
                 raise ValueError(
-                    f"{vocab_size} pieces are fewer than the text has characters: raise --vocab-size"
+                    f"{vocab_size} pieces are less than one per character of the text: raise --vocab-size"
                 ) from error
             raise ValueError(f"the text is too small for a tokenizer of {vocab_size} pieces") from error
     if errors:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +38,9 @@ def step_(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_n
 
     Where the norm is not finite, no weight changes (and an fp16 loss scale shrinks).
     """
-    scaler.unscale_(optimizer)
     weights = [w for group in optimizer.param_groups for w in group["params"]]
+    scaler.scale(weights[0].new_zeros(()))  # creates the scale on a rank that had no micro-batch
+    scaler.unscale_(optimizer)
     norm = float(nn.utils.clip_grad_norm_(weights, clip_norm))
     if math.isfinite(norm):
         scaler.step(optimizer)
@@ -77,7 +77,7 @@ def load_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, tensors:
         )
 
 
-def load_scaler_(scaler: torch.amp.GradScaler, state: Any) -> None:
+def load_scaler_(scaler: torch.amp.GradScaler, state: object) -> None:
     """Put back a loss scale; a run that had none (it ran in another precision) begins with a fresh one.
     Raises ValueError for what is no state of a scaler.
     """
@@ -89,5 +89,5 @@ def load_scaler_(scaler: torch.amp.GradScaler, state: Any) -> None:
     scaler.load_state_dict(state)
 
 
-def _is_amount(value: Any) -> bool:
+def _is_amount(value: object) -> bool:
     return isinstance(value, int | float) and 0 <= value < 1e30

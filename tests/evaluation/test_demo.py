@@ -59,3 +59,24 @@ def test_a_model_of_word_frequencies_is_right_in_half_of_the_pairs(teacher: Path
         run.model.transform_norm.bias.zero_()
         run.model.decoder_bias.normal_(generator=torch.Generator().manual_seed(3)).mul_(spread)
     assert set(score_grammar(run).values()) == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"corpus": ["gone.txt"]},
+            r"the demo reads the text that .*here was trained on: no corpus file at gone",
+        ),
+        ({"heldout_share": 0.0}, r"no text was held out when .*here was trained: choose other --tasks"),
+    ],
+)
+def test_a_text_that_cannot_be_measured_is_reported_with_the_run(
+    settings: dict, message: str, teacher: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(teacher, tmp_path / "here"))
+    record = json.loads((run / "config.json").read_text())
+    record["data"] |= settings
+    (run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        evaluate.main([str(run)])

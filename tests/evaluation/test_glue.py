@@ -98,10 +98,10 @@ def test_long_pairs_are_cut_at_the_longer_segment_and_counted() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": 2}, r"cola\.valid\.jsonl, line 2: label must be in 0\.\.1, got 2"),
+        ({"label": 2}, r"cola\.valid\.jsonl, line 2: label must be a whole number in 0\.\.1, got 2"),
         ({"label": -1}, "line 2: label must be"),
-        ({"label": "1"}, "line 2: label must be a whole number, got '1'"),
-        ({"label": True}, "line 2: label must be a whole number, got True"),
+        ({"label": "1"}, "line 2: label must be a whole number in 0..1, got '1'"),
+        ({"label": True}, "line 2: label must be a whole number in 0..1, got True"),
         ({"sentence": None}, "line 2: sentence must be text, got None"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from small_runs import small_tokenizer
 from small_text import sentences
 
-from mlsm.evaluation.grammar import INTRANSITIVE, NOUNS, PHENOMENA, TRANSITIVE, demo_pairs
+from mlsm.evaluation.grammar import INTRANSITIVE, MEN, PHENOMENA, TRANSITIVE, WOMEN, demo_pairs
 from mlsm.text.tokenizer import Tokenizer, train_tokenizer
 
 
@@ -14,7 +14,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     """One without most words of the grammar, and one that has its nouns and verbs as pieces."""
     if request.param == "pieces of words":
         return small_tokenizer()
-    words = [*TRANSITIVE, *INTRANSITIVE, *(word for noun in NOUNS for word in noun)]
+    words = " ".join([*TRANSITIVE, *INTRANSITIVE, *MEN, *WOMEN]).split()
     return train_tokenizer(
         [*sentences(300), *(f"The {word} there." for word in words for _ in range(9))], 190
     )

@@ -10,8 +10,11 @@ from mlsm.evaluation.jsonl import read_examples
 BAD_FILES = {
     "empty": (b"", r"task\.jsonl is empty"),
     "blank lines only": (b"\n\r\n\n", r"task\.jsonl is empty"),
-    "not JSON": (b'{"sentence_good": "a"\n', r"task\.jsonl, line 1, is not JSON"),
-    "not UTF-8": (b'{"sentence_good": "\xff"}\n', r"task\.jsonl, line 1, is not JSON \('utf-8' codec"),
+    "not JSON": (b'{"sentence_good": "a"\n', r"task\.jsonl, line 1: the line is not JSON"),
+    "not UTF-8": (
+        b'{"sentence_good": "\xff"}\n',
+        r"task\.jsonl, line 1: the line is not JSON \('utf-8' codec",
+    ),
     "not an object": (b"[1, 2]\n", r"task\.jsonl, line 1: a line must be an object"),
     "wrong field": (
         b'{"good": "a", "sentence_bad": "b"}\n',

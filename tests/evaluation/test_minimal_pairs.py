@@ -45,7 +45,7 @@ def test_mean_and_sum_can_disagree() -> None:
 
 
 def test_averages_weigh_sub_tasks_equally() -> None:
-    subtasks = [SubTask(name, Path(name), group, []) for name, group in [("a", "x"), ("b", "x"), ("c", "y")]]
+    subtasks = [SubTask(name, "", group, []) for name, group in [("a", "x"), ("b", "x"), ("c", "y")]]
     right, wrong = (-1.0, -2.0), (-2.0, -1.0)
     scores = {
         "a": pair_scores(right),

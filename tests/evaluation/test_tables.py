@@ -4,7 +4,8 @@ import html
 
 import pytest
 
-from mlsm.evaluation.tables import Rows, Spread, as_html, as_markdown, as_text, printable
+from mlsm.evaluation.tables import Rows, Spread, as_html, as_markdown, as_text
+from mlsm.log import printable
 
 ROWS: Rows = {"first": {"a": 0.5, "b": 123.4, "c": "x y"}, "second": {"b": 1.0, "c": "7"}}
 

@@ -111,13 +111,6 @@ def test_a_sequence_does_not_see_its_neighbours() -> None:
     torch.testing.assert_close(together_TD[20:31], alone_LD, atol=1e-6, rtol=1e-5)
 
 
-def test_logits_are_computed_for_selected_positions_only() -> None:
-    model = LanguageModel(SIZES["narrow"])
-    sequences = Sequences.of([torch.full((9,), 7)] * 2)
-    hidden_ND = model.hidden_at(sequences, torch.tensor([3, 12, 13]))
-    assert model.decoder_logits(hidden_ND).shape == (3, 61)
-
-
 def test_a_sequence_longer_than_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="sequences of 41 tokens, but the model was built for 40"):
         LanguageModel(SIZES["narrow"]).encoder(Sequences.of([torch.full((41,), 7)]))

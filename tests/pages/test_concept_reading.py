@@ -13,7 +13,7 @@ from mlsm import concepts
 from mlsm.coding.targets import EVERY_TOKEN
 from mlsm.evaluation.heldout import SEED, score_concepts
 from mlsm.log import progress
-from mlsm.pages.concept_reading import Readers, read_sentence, read_text
+from mlsm.pages.concept_reading import Readers, read_concepts, read_sentence
 from mlsm.runs.run import load_run
 from mlsm.text.batches import Corpus, MicroBatch, Selection
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
@@ -49,7 +49,7 @@ def test_the_codes_are_those_of_the_models(student: Path) -> None:
     some = corpus.sample(parts, readers.selection, num_selected=300, token_budget=200, generator=generator)
     batches = list(some)
     with progress(300, "") as bar:
-        reading = read_text(readers, batches, bar)
+        reading = read_concepts(readers, batches, bar)
     assert len(reading.places_N) == 300
     assert reading.ids_N.tolist() == torch.cat([m.labels_N() for m in batches]).tolist()
     first = readers.distributions(batches[0])
@@ -72,7 +72,7 @@ def test_agreement_is_that_of_the_evaluation(students: dict[str, Path]) -> None:
     expected = score_concepts(load_run(students["lsm"]).model, readers.teacher, corpus, EVERY_TOKEN, 500)
     heldout = corpus.heldout_update(500, EVERY_TOKEN, SEED)
     with progress(heldout.num_selected, "") as bar:
-        agreement = read_text(readers, heldout.micro_batches, bar).agreement
+        agreement = read_concepts(readers, heldout.micro_batches, bar).agreement
     assert agreement is not None
     assert agreement.kl == pytest.approx(expected.kl, rel=1e-4)
     assert agreement.constant_kl == pytest.approx(expected.constant_kl, rel=1e-4)
@@ -86,10 +86,12 @@ def test_agreement_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     row, selected = torch.tensor([CLS_ID, 9, 8, SEP_ID]), torch.tensor([False, True, True, False])
     readers = Readers("teacher", "student", EVERY_TOKEN)  # type: ignore[arg-type]
     with progress(2, "") as bar:
-        agreement = read_text(readers, [MicroBatch.of([row], [selected], EVERY_TOKEN)], bar).agreement
+        agreement = read_concepts(readers, [MicroBatch.of([row], [selected], EVERY_TOKEN)], bar).agreement
     assert agreement is not None
     first = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.15)
     assert agreement.kl == pytest.approx((first + np.log(2)) / 2)
+    mean_code = 0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25) + np.log(1 / 0.75)
+    assert agreement.constant_kl == pytest.approx(mean_code / 2)
     assert agreement.overlap == pytest.approx(
         (1 / 2 + 1) / 2
     )  # concept 0 of {0, 1} among the student's {2, 0}

@@ -103,17 +103,17 @@ def test_codes_without_weight_are_nothing_and_no_error() -> None:
 
 
 def test_largest_sorts_and_keeps_the_order_of_equals() -> None:
-    listing = concept_use.largest(np.array([[1.0, 3, 2, 3, 0], [0, 1, -2, 5, 4]]), 3)
-    assert listing.items.tolist() == [[1, 3, 2], [3, 4, 1]]
-    assert listing.values.tolist() == [[3, 3, 2], [5, 4, 1]]
-    assert concept_use.largest(np.ones((1, 2)), 5).items.tolist() == [[0, 1]]
+    items, values = concept_use.largest(np.array([[1.0, 3, 2, 3, 0], [0, 1, -2, 5, 4]]), 3)
+    assert items.tolist() == [[1, 3, 2], [3, 4, 1]]
+    assert values.tolist() == [[3, 3, 2], [5, 4, 1]]
+    assert concept_use.largest(np.ones((1, 2)), 5)[0].tolist() == [[0, 1]]
 
 
 def test_nearest_leaves_the_row_itself_out() -> None:
-    listing = concept_use.nearest(np.array([[1.0, 0], [10, 1], [0, 1], [0, 0]]), 2)
-    assert listing.items[:3, 0].tolist() == [1, 0, 1]
-    assert listing.values[0] == pytest.approx([10 / np.hypot(10, 1), 0])
-    assert listing.values[3].tolist() == [0, 0]
+    items, values = concept_use.nearest(np.array([[1.0, 0], [10, 1], [0, 1], [0, 0]]), 2)
+    assert items[:3, 0].tolist() == [1, 0, 1]
+    assert values[0] == pytest.approx([10 / np.hypot(10, 1), 0])
+    assert values[3].tolist() == [0, 0]
 
 
 def test_strongest_contexts_come_from_different_sequences() -> None:

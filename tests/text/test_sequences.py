@@ -1,0 +1,24 @@
+"""Flat sequences can be taken apart again into the rows that they were made of."""
+
+import torch
+
+from mlsm.text.sequences import Sequences, moved
+
+
+def test_rows_come_back() -> None:
+    rows = [torch.arange(n) for n in (1, 7, 3, 1)]
+    sequences = Sequences.of(rows)
+    parts = sequences.ids_T.split(sequences.cu_seqlens.diff().tolist())
+    assert [part.tolist() for part in parts] == [row.tolist() for row in rows]
+    assert sequences.cu_seqlens.dtype == torch.int32
+    assert sequences.max_length == 7
+    assert sequences.ids_T[sequences.first_B].tolist() == [0, 0, 0, 0]
+    assert sequences.first_B.tolist() == [0, 1, 8, 11]
+
+
+def test_sequences_move_to_a_device_and_keep_their_length() -> None:
+    there = Sequences.of([torch.arange(4)]).to(torch.device("meta"))
+    assert there.ids_T.device.type == there.cu_seqlens.device.type == "meta"
+    assert there.max_length == 4
+    row = torch.arange(4)
+    assert moved(row, torch.device("cpu")) is row
