@@ -3,11 +3,9 @@
     import mlsm
 
     model = mlsm.load("runs/token-head-lsm-random")
-    model.concepts("The king spoke.", top=2)              # [("▁The", [(475, 0.038), (517, 0.029)]), ...]
-    model.predict("The king of [MASK] went out.", top=2)  # [[("▁the", 0.137), ("▁Israel", 0.068)]]
-    model.score(["The king of Israel went out.", "The king of Israel goed out."])  # [-3.43, -4.37]
-
-The numbers are those of docs/tutorial.md.
+    model.concepts("The cat sat.")                  # [(piece, [(concept, weight), ...]), ...]
+    model.predict("The [MASK] sat.", top=3)         # [[(piece, probability), ...]]
+    model.score(["The cat sat.", "The cat sit."])   # [nats per token, ...]
 
 [MASK] in a text is the mask: it replaces one piece, with the space before it, as
 `Tokenizer.encode_with_masks` defines. Every other text that spells a special token is ordinary text.

@@ -23,10 +23,11 @@ import train
 from mlsm import __version__, cli
 from mlsm.log import progress, say
 
+# The modules whose `main` takes the words of a command line.
 COMMANDS = sorted(
     name
     for name, path in modules().items()
-    if '__name__ == "__main__"' in path.read_text() and not name.startswith("benchmarks.")
+    if "\ndef main(argv: list[str])" in path.read_text() and not name.startswith("benchmarks.")
 )
 
 
