@@ -36,7 +36,7 @@ class Setting(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Of a GPU, at peak, per second."""
+    """Peak rates of a GPU, per second."""
 
     memory_bytes: float
     cache_bytes: float
@@ -60,7 +60,7 @@ class Row(NamedTuple):
     at_once: int | None = None
     """Signals a call, where it is not all of them."""
     floor_seconds: float | None = None
-    """What the arithmetic of descent_triton allows on this GPU."""
+    """The least time by the arithmetic in results/lasso-designs.md, on this GPU."""
 
 
 SETTINGS = [
@@ -233,7 +233,7 @@ def test_gpu(benchmark, setting, solver):
 
 
 def gpu_floor(setting: Setting, num_signals: int, num_updates: float) -> float | None:
-    """Seconds by the sum in descent_triton's docstring, with the updates that were made; None for an unknown
+    """Seconds by the arithmetic in results/lasso-designs.md for `num_updates` a signal; None for an unknown
     GPU."""
     name = torch.cuda.get_device_name()
     rates = next((rates for model, rates in RATES.items() if model in name), None)

@@ -1,6 +1,6 @@
-"""The numerical kernels: they know tensors, not language, files or command lines, and could be published
-alone.
+"""Numerical kernels for tensors: the sparse coder in `kernels.lasso`, disentangled attention in
+`kernels.attention`.
 
-Two public doors, `kernels.lasso.nonneg_lasso` and `kernels.attention.disentangled_attention`; behind each
-stands a short plain-PyTorch reference that defines what the fast versions must return.
+Each operation has a short reference in plain PyTorch, which defines what the fast versions must return.
+Nothing here depends on language, files or command lines.
 """

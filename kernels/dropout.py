@@ -1,8 +1,7 @@
-"""Dropout whose mask costs a CPU half the time: 16 random bits decide on an element, where PyTorch's
-`bernoulli_` draws 53 for it outside Intel's processors.
+"""Dropout whose mask takes a CPU half the time of PyTorch's, because it draws 16 random bits for an element.
 
-With 16 bits the probability is a multiple of 2^-16; the scale belongs to that multiple, so that the mean is
-kept exactly.
+PyTorch's `bernoulli_` draws 53 on processors that are not Intel's. With 16 bits the probability is a multiple
+of 2^-16. The kept elements are scaled by that multiple, so that the mean is exact.
 """
 
 import torch
@@ -13,10 +12,14 @@ LEVELS = 1 << 16
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """`x` with each element zero with probability `p` (to 2^-17), else divided by 1 - p.
+    """Set each element of `x` to zero with probability `p` (0 <= p < 1, rounded to 2^-16), else divide it
+    by 1 - p.
 
-    Draws from torch's generator. On a GPU and in compiled code this is PyTorch's own.
+    It draws from torch's generator. On a GPU and in compiled code it is PyTorch's own dropout. Raises
+    ValueError for another `p`.
     """
+    if not 0 <= p < 1:
+        raise ValueError(f"p must be at least 0 and less than 1, got {p}")
     if p == 0.0:
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():  # a compiler refuses `random_`

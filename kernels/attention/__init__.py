@@ -1,4 +1,4 @@
-"""Disentangled attention of DeBERTa v1 on flat sequences."""
+"""Disentangled attention (DeBERTa v1) on flat sequences, which lie one after another without padding."""
 
 from kernels.attention.attend import disentangled_attention
 

@@ -1,5 +1,4 @@
-"""The door to disentangled attention (DeBERTa v1): checks the arguments, then runs the implementation that
-fits.
+"""`disentangled_attention` (DeBERTa v1): it checks the arguments and runs the implementation that fits.
 
 Sequences of different lengths lie one after another in flat tensors, without padding.
 
@@ -22,7 +21,7 @@ WIDTHS_FOR_TRITON = {
     torch.float16: (32, 64, 128),
     torch.bfloat16: (32, 64, 128),
 }
-"""Heads that the compile check has passed."""
+"""Widths of heads whose kernels compile without spills (`tests/kernels/aot_attention.py`)."""
 _FOR_ANY_DEVICE = {
     "strided": strided_attention,
     "reference": reference_attention,
@@ -43,12 +42,11 @@ def disentangled_attention(
 ) -> Tensor:
     """Attention whose scores add content-to-position and position-to-content terms (He et al. 2021, eq. 4).
 
-    Sequence b is the tokens `cu_seqlens[b]` to `cu_seqlens[b + 1]` (B + 1 int32 values from 0 to T), none
-    longer than `max_length`, none empty. Scores are (q_i.k_j + q_i.rel_k[i - j] + k_j.rel_q[i - j]) /
-    sqrt(3 E). Dropout draws from torch's generator, differently in each implementation. Returns (T, H, E).
+    Returns (T, H, E). Sequence b is the tokens `cu_seqlens[b]` to `cu_seqlens[b + 1]` (B + 1 int32 values
+    from 0 to T), none longer than `max_length`, none empty. Scores are (q_i.k_j + q_i.rel_k[i - j] +
+    k_j.rel_q[i - j]) / sqrt(3 E). Dropout draws from torch's generator, differently in each implementation.
     Raises ValueError on shapes that do not fit together, on a dropout_p outside [0, 1), and on an
-    implementation that is unknown or cannot run here.
-    """
+    implementation that is unknown or cannot run here."""
     num_tokens, num_heads, head_width = q_THE.shape
     table_shape = (num_heads, 2 * max_length, head_width)
     if k_THE.shape != q_THE.shape or v_THE.shape != q_THE.shape:
@@ -76,7 +74,8 @@ def disentangled_attention(
 
 @torch.compiler.assume_constant_result
 def _choice(wanted: str, device: str, index: int | None, dtype: torch.dtype, has_kernel: bool) -> str:
-    """The name of what to run. A compiler need not trace this: it guards on all that this depends on."""
+    """The name of the implementation to run. torch.compile does not trace this, because it guards on every
+    argument already."""
 
     def triton_obstacle() -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -85,7 +84,7 @@ def _choice(wanted: str, device: str, index: int | None, dtype: torch.dtype, has
             return f"the tensors are on {device}, not on a GPU"
         if device == "cuda" and not torch.version.hip:
             capability = torch.cuda.get_device_capability(index)
-            if capability < (8, 0):  # without tensor cores that Triton can use the kernels spill
+            if capability < (8, 0):  # Triton cannot use older tensor cores; without them the kernels spill
                 return (
                     f"it needs a GPU of compute capability 8.0, this one has {'.'.join(map(str, capability))}"
                 )

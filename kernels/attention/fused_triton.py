@@ -70,7 +70,8 @@ def _shared_arguments(
     seed: Tensor,
     dropout_p: float,
 ) -> dict[str, Any]:
-    """What every kernel takes. Slices of one projection stay where they are; other layouts are copied."""
+    """The arguments that all kernels share. Slices of one projection are read in place, other layouts
+    copied."""
     if q_THE.stride(2) != 1 or not q_THE.stride() == k_THE.stride() == v_THE.stride():
         q_THE, k_THE, v_THE = q_THE.contiguous(), k_THE.contiguous(), v_THE.contiguous()
     num_tokens, num_heads, head_width = q_THE.shape
@@ -136,28 +137,29 @@ def _backward(
     d_out_THE = d_out_THE.contiguous()
     delta_HT = torch.empty_like(lse_HT)
     d_q_THE, d_k_THE, d_v_THE = (torch.empty_like(out_THE) for _ in range(3))
-
-    options = launch_options(queries_kernel, q_THE.dtype, head_width, max_length)  # and keys
-    num_blocks = triton.cdiv(max_length, options["BLOCK"])
-    num_parts = min(num_sequences, triton.cdiv(NUM_PROGRAMS, 2 * num_blocks * num_heads))
+    query_options, key_options, distance_options = (
+        launch_options(kernel, q_THE.dtype, head_width, max_length)
+        for kernel in (queries_kernel, keys_kernel, distances_kernel)
+    )
+    num_distance_blocks = 2 * triton.cdiv(max_length, distance_options["BLOCK"])
+    num_parts = min(num_sequences, triton.cdiv(NUM_PROGRAMS, num_distance_blocks * num_heads))
     shape = (num_parts, *rel_k_HRE.shape)
     d_rel_k_PHRE, d_rel_q_PHRE = (
         torch.empty(shape, dtype=torch.float32, device=q_THE.device) for _ in range(2)
     )
     with torch.cuda.device_of(q_THE):
-        queries_kernel[(num_sequences, num_blocks, num_heads)](
+        queries_kernel[(num_sequences, triton.cdiv(max_length, query_options["BLOCK"]), num_heads)](
             **shared, out_ptr=out_THE, d_out_ptr=d_out_THE, lse_ptr=lse_HT, delta_ptr=delta_HT,
-            d_q_ptr=d_q_THE, **options,
+            d_q_ptr=d_q_THE, **query_options,
         )  # fmt: skip
-        keys_kernel[(num_sequences, num_blocks, num_heads)](
+        keys_kernel[(num_sequences, triton.cdiv(max_length, key_options["BLOCK"]), num_heads)](
             **shared, d_out_ptr=d_out_THE, lse_ptr=lse_HT, delta_ptr=delta_HT, d_k_ptr=d_k_THE,
-            d_v_ptr=d_v_THE, **options,
+            d_v_ptr=d_v_THE, **key_options,
         )  # fmt: skip
-        options = launch_options(distances_kernel, q_THE.dtype, head_width, max_length)
-        shared["PRECISION"] = "ieee"  # of float32: the three tf32 products spill here
-        distances_kernel[(2 * num_blocks, num_parts, num_heads)](
+        shared["PRECISION"] = "ieee"  # for float32, whose three tf32 products spill in this kernel
+        distances_kernel[(num_distance_blocks, num_parts, num_heads)](
             **shared, d_out_ptr=d_out_THE, lse_ptr=lse_HT, delta_ptr=delta_HT, d_rel_k_ptr=d_rel_k_PHRE,
-            d_rel_q_ptr=d_rel_q_PHRE, B=num_sequences, **options,
+            d_rel_q_ptr=d_rel_q_PHRE, B=num_sequences, **distance_options,
         )  # fmt: skip
     d_rel_k_HRE, d_rel_q_HRE = (x.sum(0).to(rel_k_HRE.dtype) for x in (d_rel_k_PHRE, d_rel_q_PHRE))
     return d_q_THE, d_k_THE, d_v_THE, d_rel_k_HRE, d_rel_q_HRE
@@ -200,8 +202,9 @@ def disentangled_attention(
     *,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """The same as `reference.disentangled_attention`. The seed of the dropout is drawn on the
-    device, so that the host waits for nothing.
+    """The same as `reference.disentangled_attention`.
+
+    The dropout's seed is drawn on the device, so that the host does not wait for it.
     """
     seed = torch.randint(2**63 - 1, (1,), device=q_THE.device) if dropout_p else cu_seqlens[:1]
     out_THE, _ = _forward(q_THE, k_THE, v_THE, rel_k_HRE, rel_q_HRE, cu_seqlens, seed, dropout_p)

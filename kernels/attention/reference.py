@@ -1,5 +1,6 @@
-"""Disentangled attention of DeBERTa v1, as the definition: dense, one sequence after another, any dtype, any
-device. The fast versions must equal it.
+"""The definition of disentangled attention (DeBERTa v1), which the fast versions must equal.
+
+It is dense and computes one sequence after another, in any dtype and on any device.
 
 Legend: T tokens of all sequences, H heads, E width of a head, L tokens of one sequence, R = 2 max_length
 relative distances (row r is distance r - max_length).
@@ -24,11 +25,10 @@ def disentangled_attention(
     *,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """softmax_j((q_i.k_j + q_i.rel_k[i - j] + k_j.rel_q[i - j]) / sqrt(3 E)) v_j over the tokens j of a
-    sequence.
+    """out_i = sum_j softmax_j((q_i.k_j + q_i.rel_k[i - j] + k_j.rel_q[i - j]) / sqrt(3 E)) v_j, (T, H, E).
 
-    He et al. 2021, eq. 4, with the index the released weights use for both position terms (the paper's eq. 4
-    writes delta(j, i) for the second).
+    j are the tokens of i's sequence. This is eq. 4 of He et al. 2021 with the index i - j in both position
+    terms, as in the released weights. The paper writes delta(j, i) in the second one.
     """
     outs = []
     for first, last in pairwise(cu_seqlens.tolist()):

@@ -1,14 +1,13 @@
-"""Disentangled attention without a gather: the position terms are diagonals, read as strided views, added
-inside SDPA.
+"""Disentangled attention whose position terms are read as strided views instead of gathered.
 
-For L positions the product of the queries with the table of 2 L distances is an (L, 2 L) matrix of which
-attention needs entry (i, i - j + L). With the table in reverse, that is entry (i, j - i + L - 1): moving one
-row down moves one column left, so the wanted L x L block is the same memory read with a row stride of 2 L - 1
-instead of 2 L. No index tensor, no copy, and a backward pass that writes each entry once.
+For L positions the product of the queries with the table of 2 L distances is an (L, 2 L) matrix, of which
+attention needs entry (i, i - j + L). With the table in reverse, that is entry (i, j - i + L - 1). In it,
+moving one row down moves one column left. So the L x L block is the same memory with a row stride of 2 L -
+1 instead of 2 L: no index tensor, no copy, and a backward pass that writes each entry once.
 
-A rectangle is needed for that: sequences are padded to the longest on the way in and cut on the way out, in
-the copies that bring the heads to the front and back (each head multiplies its own distance table with all
-sequences in one product).
+Strides need a rectangle. So sequences are padded to the longest and the result is cut again, in the copies
+that bring the heads to the front and back (each head multiplies its distance table with all sequences in
+one product).
 
 Legend: T tokens of all sequences, B sequences, H heads, L tokens of the longest, M = B L, E width of a head,
 R = 2 L relative distances.
@@ -25,7 +24,7 @@ from kernels.dropout import dropout
 
 
 class _Pad(torch.autograd.Function):
-    """(T, H, E) to (H, M, E) with zeros in the slots that no token takes."""
+    """(T, H, E) to (H, M, E), with zeros in the slots that have no token."""
 
     @staticmethod
     def forward(ctx: Any, x_THE: Tensor, slot_T: Tensor, num_slots: int) -> Tensor:
@@ -40,7 +39,8 @@ class _Pad(torch.autograd.Function):
 
 
 class _Unpad(torch.autograd.Function):
-    """(H, M, E) to (T, H, E). A gather, whose own gradient would not know that no slot is read twice."""
+    """(H, M, E) to (T, H, E). The gradient of torch's own gather would add into slots, though none is read
+    twice."""
 
     @staticmethod
     def forward(ctx: Any, x_HME: Tensor, slot_T: Tensor) -> Tensor:
@@ -58,9 +58,8 @@ class _Unpad(torch.autograd.Function):
 
 
 def _diagonals(product_HMR: Tensor, num_sequences: int, first: int) -> Tensor:
-    """View (H, B L, 2 L) as (H, B, L, L) with entry (a, b) = column b - a + first of row a. Needs contiguous
-    memory.
-    """
+    """View a contiguous (H, B L, 2 L) as (H, B, L, L), where entry (a, b) is column b - a + first of row
+    a."""
     num_heads, num_rows, num_distances = product_HMR.shape
     num_positions = num_rows // num_sequences
     size = (num_heads, num_sequences, num_positions, num_positions)
@@ -80,9 +79,7 @@ def disentangled_attention(
     *,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """The same as `reference.disentangled_attention`; scores and softmax in the dtype of the
-    inputs.
-    """
+    """The same as `reference.disentangled_attention`, with scores and softmax in the dtype of the inputs."""
     num_tokens, num_heads, head_width = q_THE.shape
     num_sequences = len(cu_seqlens) - 1
     num_slots = num_sequences * max_length
@@ -90,16 +87,16 @@ def disentangled_attention(
     scale = 1 / math.sqrt(3 * head_width)
     if is_padded:
         lengths_B = cu_seqlens.diff()
-        room_before_B = torch.arange(num_sequences, device=q_THE.device) * max_length - cu_seqlens[:-1]
+        padding_before_B = torch.arange(num_sequences, device=q_THE.device) * max_length - cu_seqlens[:-1]
         slot_T = torch.arange(num_tokens, device=q_THE.device)
-        slot_T += room_before_B.repeat_interleave(lengths_B, output_size=num_tokens)
+        slot_T += padding_before_B.repeat_interleave(lengths_B, output_size=num_tokens)
         q_HME, k_HME, v_HME = (_Pad.apply(x, slot_T, num_slots) for x in (q_THE, k_THE, v_THE))
     else:
         q_HME, k_HME, v_HME = (x.transpose(0, 1).contiguous() for x in (q_THE, k_THE, v_THE))
     content_to_position_HBLL = _diagonals(
         torch.bmm(q_HME, (rel_k_HRE * scale).flip(1).mT), num_sequences, max_length - 1
     )
-    # rows are keys here: entry (j, i) = column i - j + L, which is the table in its own order
+    # The rows are keys here: entry (j, i) is column i - j + L, so the table is not reversed.
     position_to_content_HBLL = _diagonals(
         torch.bmm(k_HME, (rel_q_HRE * scale).mT), num_sequences, max_length
     ).mT
@@ -115,9 +112,8 @@ def disentangled_attention(
         )
         out_HME = out_HBLE.reshape(q_HME.shape)
     else:
-        # A bias that needs a gradient leaves a CPU only the composite SDPA, which also guards against rows
-        # without any key; there are none here (every sequence has a first token), and leaving that out is
-        # faster.
+        # For a bias that needs a gradient, SDPA on a CPU is a sequence of these products as well, with a test
+        # for rows without any key. Every row has a key here, so leaving out the test is right and faster.
         scores_XLL = torch.baddbmm(
             bias_HBLL.flatten(0, 1), q_HBLE.flatten(0, 1), k_HBLE.flatten(0, 1).mT, alpha=scale
         )

@@ -1,4 +1,4 @@
-"""The sparse coder: non-negative lasso with a certified duality gap for each signal."""
+"""The sparse coder: the non-negative lasso, with a duality gap for each signal that certifies its code."""
 
 from kernels.lasso.reference import duality_gap, gram, largest_step
 from kernels.lasso.solve import SOLVERS, LassoResult, nonneg_lasso

@@ -6,33 +6,20 @@ G_jj) G_j from c:
 
     j = argmax |v|;   a_j += v_j / G_jj;   c -= (v_j / G_jj) G_j
 
-A pass computes c afresh for all K atoms from the codes (two matrix products), which gives the gap that is
-reported; signals whose gap is too large then descend, with c and a in registers, until the gap of the c they
-carry is small. The next pass verifies them from their codes alone and re-opens those that fail. Two passes
-are the rule.
+A pass computes c afresh for all K atoms from the codes (two matrix products), and from c the gap that is
+returned. Signals whose gap is too large then descend, with c and a in registers, until the gap of the c
+that they update is small enough. The next pass computes their gaps from their codes alone, and those that
+are still too large descend again. Most signals need two passes. `results/lasso-designs.md` compares other
+designs.
 
-The floor, for one signal at D 768, K 1500 on an H100 (3.35 TB/s memory, about 5.5 TB/s L2, 495 TFLOP/s tf32
-peak):
+**No part of this was timed on a GPU yet**: numerics are tested in Triton's interpreter, registers and shared
+memory by ahead-of-time compilation.
 
-    read the signal, write the code             9 KB of memory                            3 ns
-    c twice, the residual once                  6.9 MFLOP, three times that as tf32x3    42 ns
-    185 updates, each one row of G              1.1 MB of L2 (G, 9 MB, lives there)     200 ns
+Precision: all in float32. Products on tensor cores are three tf32 products ("tf32x3"), which has the accuracy
+of float32. A row of a product is accumulated in the same order whatever the batch, so a code does not depend
+on the rest of its batch, to the last bit.
 
-so 4 million signals a second at best, bound by L2 (185: the mean on real states, lambda 0.05, each gap <=
-1e-3 |x|^2 / 2). The design it was chosen over: 25 dense FISTA steps with gradient, prox and momentum fused (4
-D K = 4.6 MFLOP and five passes over the codes a step: 115 MFLOP, 230 ns at peak in tf32), then a working set
-of 128 atoms with its sub-Gram on chip (64 KB of L2 gathers in 32-byte sectors, 512 KB: 90 ns; some 100 steps
-of 16,384 FMA: 60 ns), then the same certificate: 420 ns at best, at several times the code, and with a limit
-to the support that descent has not. On cards with a small L2 (6 MB on an RTX A6000) both designs are two to
-four times slower. **No part of this was timed on a GPU yet**: numerics are tested in Triton's interpreter,
-registers and shared memory by ahead-of-time compilation.
-
-Precision: everything in float32; products on tensor cores as three tf32 products ("tf32x3"), float32
-accuracy. A row of a product is accumulated in one order whatever the batch, so no code depends on its
-batch-mates, to the last bit.
-
-Shapes: N signals, D their dimension, K atoms, R open signals of this pass (row r belongs to signal
-rows_R[r]).
+Shapes: N signals, D their dimension, K atoms, R open signals of a pass (row r belongs to signal rows_R[r]).
 """
 
 import torch
@@ -50,8 +37,8 @@ CHECK_EVERY = 16
 """Updates between two computations of the gap in a descent, each of which costs two reductions."""
 EPSILON = tl.constexpr(torch.finfo(torch.float32).eps)
 
-# Tiles of the two products; from the compile check (no spills, shared memory of every target), not from
-# timings.
+# The tiles of the two products come from the compile check (no spills, the shared memory of every target),
+# not from timings.
 PRODUCT_TILE = {"BLOCK_R": 128, "BLOCK_C": 64, "BLOCK_I": 32}
 PRODUCT_OPTIONS = {"num_warps": 8, "num_stages": 3}
 
@@ -171,7 +158,7 @@ def _descend_kernel(
     k = tl.arange(0, BLOCK_K)
     d = tl.arange(0, BLOCK_D)
     inside = k < K
-    # Padding: c = 0 and a = 0 is no violation, and no maximum that counts.
+    # In padding c = 0 and a = 0: that is no violation, and the gap's maximum is at least 0 anyway.
     c_K = tl.load(c_ptr + r * K + k, mask=inside, other=0.0)
     a_K = tl.load(codes_ptr + n * K + k, mask=inside, other=0.0)
     diagonal_K = tl.load(diagonal_ptr + k, mask=inside, other=0.0)
@@ -198,7 +185,7 @@ def _descend_kernel(
         for _ in range(0, CHECK_EVERY):
             violation_K = tl.maximum(c_K, -a_K * diagonal_K)
             largest, j = tl.max(tl.abs(violation_K), axis=0, return_indices=True)
-            # A zero atom is chosen only when nothing is left to do: its update is nothing.
+            # An atom of zeros has no violation. It is chosen only when no atom has one, and is not updated.
             diagonal = tl.load(diagonal_ptr + j)
             gram_K = tl.load(gram_ptr + j.to(tl.int64) * K + k, mask=inside, other=0.0)
             violation = tl.sum(tl.where(k == j, violation_K, 0.0), axis=0)
@@ -224,7 +211,8 @@ def nonneg_triton(
     gram_KK: Tensor | None,
     max_updates: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, gaps and numbers of coordinate updates. Everything contiguous float32 on one device."""
+    """Codes, gaps and numbers of coordinate updates, in float32. A gap is NaN where a signal or an atom
+    is."""
     signals_ND, dictionary_DK, lam_N = signals_ND.contiguous(), dictionary_DK.contiguous(), lam_N.contiguous()
     gram_KK = gram(dictionary_DK) if gram_KK is None else gram_KK.contiguous()
     diagonal_K = gram_KK.diagonal().contiguous()
@@ -256,13 +244,13 @@ def _solve_chunk_(
     gap_N: Tensor,
     steps_N: Tensor,
 ) -> None:
-    """Fill the three last arguments, views of the results."""
+    """Solve the signals of a chunk, and write codes, gaps and steps into the last three arguments."""
     num_signals, width = signals_ND.shape
     num_atoms = dictionary_DK.shape[1]
     precision = "ieee" if torch.version.hip or not signals_ND.is_cuda else "tf32x3"
     block_k, options = descend_options(num_atoms)
     rows_R = torch.arange(num_signals, device=signals_ND.device)
-    residual_RD = signals_ND  # of codes that are zero
+    residual_RD = signals_ND  # the codes are zero
     c_NK = signals_ND.new_empty(num_signals, num_atoms)
     for limit in (*[max_updates] * MAX_PASSES, 0):  # the last pass only verifies
         num_open = len(rows_R)
@@ -276,9 +264,9 @@ def _solve_chunk_(
         _descend_kernel[(num_open,)](
             signals_ptr=signals_ND, c_ptr=c_RK, residual_ptr=residual_RD, gram_ptr=gram_KK,
             diagonal_ptr=diagonal_K, lam_ptr=lam_N, rows_ptr=rows_R, codes_ptr=codes_NK, gap_ptr=gap_N,
-            steps_ptr=steps_N, open_ptr=open_R, tol=tol, descent_tol=MARGIN * tol, max_updates=limit, D=width,
-            K=num_atoms,
-            CHECK_EVERY=CHECK_EVERY, BLOCK_D=triton.next_power_of_2(width), BLOCK_K=block_k, **options,
+            steps_ptr=steps_N, open_ptr=open_R, tol=tol, descent_tol=MARGIN * tol, max_updates=limit,
+            D=width, K=num_atoms, CHECK_EVERY=CHECK_EVERY, BLOCK_D=triton.next_power_of_2(width),
+            BLOCK_K=block_k, **options,
         )  # fmt: skip
         rows_R = rows_R[open_R.bool()]
         if not len(rows_R):

@@ -1,5 +1,7 @@
-"""Launches of disentangled attention's kernels for the compile check: every dtype and head width, with
-dropout (which needs more registers), on a batch of long sequences.
+"""Launches of the attention kernels for the compile check: every dtype and width of a head, on long
+sequences.
+
+They have dropout, which needs more registers.
 """
 
 import torch
@@ -45,7 +47,7 @@ ALL = {
     for dtype, head_widths in WIDTHS_FOR_TRITON.items()
     for head_width in head_widths
 }
-USUAL = (torch.bfloat16, 64)  # what every preset trains with; all of them take minutes
+USUAL = (torch.bfloat16, 64)  # every preset trains with these; all combinations take minutes
 SPECS = ALL.pop(USUAL)
 SPECS += [
     spec(fused_triton.forward_kernel, *USUAL, on, dropout_p=0.0) for on in (NVIDIA, AMD)

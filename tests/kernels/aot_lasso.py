@@ -1,5 +1,4 @@
-"""Launches of the sparse coder's kernels for the compile check, at the sizes of the paper and at the
-limits."""
+"""Launches of the sparse coder's kernels for the compile check, at the paper's sizes and at the limits."""
 
 import torch
 from compiling import AMD, NVIDIA, Spec

@@ -18,7 +18,7 @@ def gaussian(num_signals: int, width: int, num_atoms: int, seed: int = 0) -> tup
 
 
 def common_direction(num_signals: int, width: int, num_atoms: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Like hidden states: all signals and atoms lean towards one direction, so that L is large and atoms
+    """Signals and atoms that share a direction, as hidden states do: L is large, and the atoms are
     coherent."""
     signals_ND, dictionary_DK = gaussian(num_signals, width, num_atoms, seed)
     common_D = torch.nn.functional.normalize(torch.ones(width), dim=0)
@@ -29,15 +29,15 @@ def common_direction(num_signals: int, width: int, num_atoms: int, seed: int = 0
 
 
 def uneven_atoms(num_signals: int, width: int, num_atoms: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Atoms of norms from 0.25 to 4: nothing may assume that they have length one."""
+    """Unit signals on atoms of norms from 0.25 to 4."""
     signals_ND, dictionary_DK = gaussian(num_signals, width, num_atoms, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     return signals_ND, dictionary_DK * 4 ** (2 * torch.rand(num_atoms, generator=generator) - 1)
 
 
 def relative_gap(signals_ND: Tensor, dictionary_DK: Tensor, lam: float, codes_NK: Tensor) -> Tensor:
-    """Duality gap over 1/2 |x|^2 per signal, from the definition and in float64; 0 for a zero signal with a
-    zero code."""
+    """The duality gap of each code over 1/2 |x|^2, primal minus dual in float64. It is 0 for a zero signal
+    with a zero code."""
     signals_ND, dictionary_DK, codes_NK = (t.cpu().double() for t in (signals_ND, dictionary_DK, codes_NK))
     assert (codes_NK >= 0).all()
     residual_ND = signals_ND - codes_NK @ dictionary_DK.mT

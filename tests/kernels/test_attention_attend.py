@@ -1,57 +1,17 @@
-"""Disentangled attention as any device runs it, against the float64 reference: values and all gradients."""
+"""`disentangled_attention`: what holds on any device, which implementation runs, what is refused."""
 
-import itertools
+import importlib.util
 
 import pytest
 import torch
-from torch import Tensor
+from attention_problems import arguments, layout
 
-from kernels.attention import disentangled_attention, reference
+from kernels.attention import attend, disentangled_attention
 
 IMPLEMENTATIONS = ("reference", "strided")
-
-SHAPES = {  # heads, width of a head, lengths
-    "one token": (1, 4, [1]),
-    "equal lengths": (3, 8, [16, 16]),
-    "awkward": (2, 5, [37, 1, 19]),
-    "long": (1, 3, [97]),
-}
-
-
-def layout(lengths: list[int]) -> tuple[Tensor, int]:
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32), max(lengths)
-
-
-def arguments(num_heads: int, head_width: int, lengths: list[int], dtype: torch.dtype) -> list[Tensor]:
-    """q, k, v, rel_k, rel_q with random values; q, k and v are slices of one tensor, as the model passes
-    them.
-    """
-    generator = torch.Generator().manual_seed(sum(lengths))
-    qkv = torch.randn(sum(lengths), num_heads, 3, head_width, generator=generator, dtype=dtype)
-    table = (num_heads, 2 * max(lengths), head_width)
-    return [*qkv.unbind(2), *(torch.randn(table, generator=generator, dtype=dtype) for _ in range(2))]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["strided"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_equals_the_reference(shape: str, name: str, dtype: torch.dtype, tolerance: float) -> None:
-    sizes = SHAPES[shape]
-    ours = [x.to(dtype).clone(memory_format=torch.preserve_format) for x in arguments(*sizes, torch.float64)]
-    exact = arguments(*sizes, torch.float64)
-    for x in (*ours, *exact):
-        x.requires_grad_()
-    out = disentangled_attention(*ours, *layout(sizes[2]), implementation=name)
-    expected = reference.disentangled_attention(*exact, *layout(sizes[2]))
-    assert (out - expected).abs().max() <= tolerance * 10
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    (out * weight.to(dtype)).sum().backward()
-    (expected * weight).sum().backward()
-    for own, true in zip(ours, exact, strict=True):
-        assert own.grad is not None
-        assert true.grad is not None
-        worst_row = (own.grad - true.grad).norm(dim=-1).max()
-        assert worst_row <= tolerance * (1 + true.grad.norm(dim=-1).max())
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -105,3 +65,54 @@ def test_a_share_to_drop_that_is_none_is_refused(dropout_p: float) -> None:
 def test_an_unknown_implementation_is_refused() -> None:
     with pytest.raises(ValueError, match="'magic', choose from"):
         disentangled_attention(*arguments(1, 3, [2], torch.float64), *layout([2]), implementation="magic")
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("device", "capability", "has_kernel", "name"),
+    [
+        ("cuda", (8, 0), True, "triton"),
+        ("cuda", (7, 5), True, "strided"),
+        ("cuda", (9, 0), False, "strided"),
+        ("cpu", None, True, "strided"),
+    ],
+)
+def test_auto_takes_the_fused_kernels_on_a_gpu_only(
+    device: str,
+    capability: tuple[int, int] | None,
+    has_kernel: bool,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    assert attend._choice("auto", device, None, torch.bfloat16, has_kernel) == name
+
+
+@needs_triton
+def test_an_old_gpu_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    with pytest.raises(ValueError, match=r"it needs a GPU of compute capability 8\.0, this one has 7\.5"):
+        attend._choice("triton", "cuda", 0, torch.float16, has_kernel=True)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("dtype", "head_width"), [(torch.float64, 32), (torch.float16, 24), (torch.float32, 128)]
+)
+def test_heads_without_a_fused_kernel_are_an_error(
+    dtype: torch.dtype, head_width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    tensors = arguments(1, head_width, [3], dtype)
+    with pytest.raises(ValueError, match=f"'triton' cannot run here: it is for {dtype} heads of width"):
+        disentangled_attention(*tensors, *layout([3]), implementation="triton")
+
+
+@needs_triton
+def test_without_a_gpu_and_without_the_interpreter_the_fused_kernels_cannot_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    tensors = arguments(1, 32, [3], torch.float32)
+    with pytest.raises(ValueError, match="'triton' cannot run here: the tensors are on cpu, not on a GPU"):
+        disentangled_attention(*tensors, *layout([3]), implementation="triton")

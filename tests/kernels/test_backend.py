@@ -1,4 +1,5 @@
-"""The choice of an implementation: first that can run, said once, never a quiet swap."""
+"""The choice of an implementation: the first that can run, logged once, and never another than the named
+one."""
 
 import logging
 
@@ -9,8 +10,8 @@ from kernels.backend import Candidate, choose
 
 
 @pytest.fixture(autouse=True)
-def forget_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_already_said", set())
+def forget_what_was_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_logged", set())
 
 
 def candidates(fast_obstacle: str | None, expected: bool = False) -> list[Candidate]:
@@ -25,14 +26,14 @@ def test_auto_takes_the_first_that_can_run():
     assert choose("op", candidates("no compiler")) == "plain"
 
 
-def test_a_choice_is_said_once_with_its_reason(caplog):
+def test_a_choice_is_logged_once_with_its_reason(caplog):
     with caplog.at_level(logging.INFO, "kernels"):
         for _ in range(3):
             choose("op", candidates(None))
     assert [record.getMessage() for record in caplog.records] == ["op: fast: it is fast"]
 
 
-def test_a_surprising_obstacle_is_a_warning_said_once(caplog):
+def test_an_unexpected_obstacle_is_a_warning_once(caplog):
     with caplog.at_level(logging.INFO, "kernels"):
         for _ in range(3):
             choose("op", candidates("no compiler"))
@@ -40,7 +41,7 @@ def test_a_surprising_obstacle_is_a_warning_said_once(caplog):
     assert warnings == ["op: fast is left out: no compiler"]
 
 
-def test_an_ordinary_obstacle_is_no_warning(caplog):
+def test_an_expected_obstacle_is_no_warning(caplog):
     with caplog.at_level(logging.INFO, "kernels"):
         assert choose("op", candidates("not on a GPU", expected=True)) == "plain"
     assert all(record.levelno == logging.INFO for record in caplog.records)

@@ -1,4 +1,4 @@
-"""Dropout on a CPU: the share it drops, what it does to the rest, and that its gradient has the same mask."""
+"""Dropout on a CPU: the share that it drops, the scale of the rest, and the mask of its gradient."""
 
 import pytest
 import torch
@@ -43,6 +43,12 @@ def test_it_follows_the_seed_and_leaves_everything_at_zero_probability() -> None
     assert torch.equal(first, second)
     assert not torch.equal(first, dropout(x, 0.4))
     assert dropout(x, 0.0) is x
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, float("nan")])
+def test_what_is_no_share_is_refused(p: float) -> None:
+    with pytest.raises(ValueError, match="p must be at least 0 and less than 1"):
+        dropout(torch.ones(3), p)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.25])

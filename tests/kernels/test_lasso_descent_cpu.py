@@ -33,7 +33,7 @@ def first_capacity() -> int:
 
 
 def test_atoms_that_are_nearly_one_atom():
-    """Sweeps crawl here; Newton steps finish (without them: ten times the updates)."""
+    """Without Newton steps this takes four times the updates."""
     generator = torch.Generator().manual_seed(0)
     dictionary_DK = torch.nn.functional.normalize(1 + 0.05 * torch.randn(64, 500, generator=generator), dim=0)
     signals_ND = torch.nn.functional.normalize(torch.rand(20, 500, generator=generator) @ dictionary_DK.mT)

@@ -1,5 +1,7 @@
-"""The GPU solver: each kernel against float64, and the whole by optimality. Interpreted where there is no
-GPU."""
+"""The GPU solver: the products against float64, and the codes by their duality gaps.
+
+Where there is no GPU, Triton interprets the kernels.
+"""
 
 from unittest import mock
 
@@ -110,8 +112,9 @@ def test_duplicated_and_zero_atoms(device):
     assert not result.codes_NK[:, [3, 25]].any()
 
 
-def test_a_zero_atom_in_front_when_nothing_is_left_to_do(device):
-    """Converged in the middle of a block of updates, the search for a violation ends at the first atom."""
+def test_a_zero_atom_before_the_others_after_convergence(device):
+    """After convergence in the middle of a block of updates, the largest violation is 0, at the first
+    atom."""
     dictionary_DK = torch.tensor([[0.0, 1.0]], device=device)
     result = nonneg_lasso(torch.ones(1, 1, device=device), dictionary_DK, 0.25, solver="triton")
     assert torch.equal(result.codes_NK.cpu(), torch.tensor([[0.0, 0.75]]))
@@ -122,7 +125,7 @@ def test_one_update_moves_one_atom(device):
     assert ((result.codes_NK > 0).sum(1) == 1).all()
 
 
-def test_no_code_depends_on_its_batch_mates(device):
+def test_no_code_depends_on_the_rest_of_its_batch(device):
     signals_ND, dictionary_DK, together = solve(gaussian, 6, 16, 40, 0.2, device)
     for n in (0, 5):
         alone = nonneg_lasso(signals_ND[n : n + 1], dictionary_DK, 0.2, solver="triton")
@@ -138,9 +141,8 @@ def test_more_signals_than_a_chunk(monkeypatch, device):
         assert torch.equal(left, right)
 
 
-def test_a_signal_that_drifted_is_opened_again(device, monkeypatch):
-    """A wrong Gram matrix makes the descent believe in codes that the verification, which never reads it,
-    refuses."""
+def test_a_code_that_fails_the_verification_descends_again(device, monkeypatch):
+    """With a wrong Gram matrix the descent's own gap is wrong. The verification does not read that matrix."""
     signals_ND, dictionary_DK = (t.to(device) for t in gaussian(2, 16, 30))
     gram_KK = dictionary_DK.mT @ dictionary_DK
     wrong_KK = gram_KK * 1.01
@@ -148,7 +150,7 @@ def test_a_signal_that_drifted_is_opened_again(device, monkeypatch):
     assert relative_gap(signals_ND, dictionary_DK, 0.2, result.codes_NK).max() <= 1e-4
 
 
-def test_a_signal_that_was_stopped_early_says_so(device, caplog, monkeypatch):
+def test_a_signal_that_is_stopped_early_is_logged(device, caplog, monkeypatch):
     monkeypatch.setitem(MAX_STEPS, "triton", 3)
     signals_ND, dictionary_DK, result = solve(common_direction, 2, 16, 50, 0.05, device, tol=1e-5)
     assert "2 of 2 signals stopped at 3 steps" in caplog.text
@@ -168,7 +170,7 @@ def test_a_signal_without_updates_left_is_verified_once(device, monkeypatch):
 
 
 def test_the_gap_after_the_last_pass_is_that_of_the_code(device, monkeypatch):
-    """A wrong Gram matrix moves the code in every pass, and passes run out before it is good."""
+    """With a wrong Gram matrix no pass comes near the tolerance, so all passes are used."""
     monkeypatch.setattr(descent_triton, "MAX_PASSES", 2)
     wrong_KK = 1.01 * torch.eye(30, device=device)
     signals_ND, dictionary_DK, result = solve(gaussian, 3, 16, 30, 0.05, device, gram_KK=wrong_KK)
@@ -177,7 +179,7 @@ def test_the_gap_after_the_last_pass_is_that_of_the_code(device, monkeypatch):
     torch.testing.assert_close(2 * result.gap_N.cpu().double(), gap_N, atol=2e-6, rtol=1e-5)
 
 
-def test_the_coder_survives_torch_compile(device):
+def test_the_compiled_coder_gives_the_same_bits(device):
     signals_ND, dictionary_DK = (t.to(device) for t in gaussian(2, 8, 20))
 
     def codes(signals_ND):

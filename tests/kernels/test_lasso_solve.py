@@ -185,7 +185,7 @@ def test_strided_arguments(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_signal_that_was_stopped_early_says_so_unless_asked_to(solver, caplog, monkeypatch):
+def test_a_signal_that_is_stopped_early_is_logged_at_the_default_limit_only(solver, caplog, monkeypatch):
     signals_ND, dictionary_DK = common_direction(5, 16, 100)
     with caplog.at_level(logging.WARNING, "kernels"):
         nonneg_lasso(signals_ND, dictionary_DK, 0.05, tol=1e-5, solver=solver, max_steps=3)
@@ -284,7 +284,7 @@ def test_without_a_compiler_fista_runs_and_a_warning_says_so(monkeypatch, caplog
     reason = descent_cpu.load_library(find=lambda name: None)
     assert reason == "no C compiler (cc, gcc or clang) on this machine"
     monkeypatch.setattr("kernels.lasso.solve.why_no_descent", lambda: reason)
-    monkeypatch.setattr("kernels.backend._already_said", set())
+    monkeypatch.setattr("kernels.backend._logged", set())
     with caplog.at_level(logging.INFO, "kernels"):
         result = nonneg_lasso(signals_ND, dictionary_DK, 0.1)
         nonneg_lasso(signals_ND, dictionary_DK, 0.1)
@@ -303,8 +303,7 @@ def test_importing_the_coder_imports_no_triton_and_compiles_nothing(tmp_path):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_memory_is_at_most_three_times_the_codes(solver):
-    """A million signals a slice at a time fit 8 GiB only if a slice costs no more than it returns, a few
-    times over."""
+    """`nonneg_lasso` promises at most 3 N K floats beside its arguments."""
     script = f"""
 import resource, torch
 from kernels.lasso import nonneg_lasso
@@ -322,7 +321,7 @@ assert grown <= 3 * 4 * codes_NK.numel(), f"{{grown / 4 / codes_NK.numel():.2f}}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_coder_survives_torch_compile(solver):
+def test_the_compiled_coder_gives_the_same_bits(solver):
     signals_ND, dictionary_DK = gaussian(6, 8, 20)
 
     def targets(signals_ND):
@@ -333,7 +332,7 @@ def test_the_coder_survives_torch_compile(solver):
     assert torch.equal(compiled(signals_ND), targets(signals_ND))
 
 
-def test_the_operator_keeps_its_promises():
+def test_the_operator_passes_opcheck():
     signals_ND, dictionary_DK = gaussian(6, 8, 20)
     arguments = (signals_ND, dictionary_DK, 0.1, 1e-3, "auto", None, None, None)
     torch.library.opcheck(torch.ops.kernels.nonneg_lasso, arguments)
