@@ -14,8 +14,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import hashlib
+import io
 import json
+import math
 import os
 import random
 import resource
@@ -168,14 +171,50 @@ def damaged_model(content: bytes, draw: random.Random) -> bytes:
     return model.SerializeToString()
 
 
+def damaged_pickle(content: bytes, draw: random.Random) -> bytes:
+    """Other names and other kinds of values in a file of torch.save."""
+    import torch
+
+    tensors: dict[Any, Any] = torch.load(io.BytesIO(content), weights_only=True)
+    odd: list[Callable[[Any], object]] = [
+        lambda w: w.half(), lambda w: w.to("meta"), lambda w: w.to_sparse(), lambda w: w.long(),
+        lambda w: w + 1j, lambda w: w > 0, lambda w: w.sum(), lambda w: w[:0],
+        lambda w: w[..., None], lambda w: w.flatten(), lambda w: w * math.nan, lambda w: w.t(),
+        lambda w: w.tolist(), lambda w: w.sum().expand(1 << 40), lambda w: [w], lambda w: None,
+        lambda w: "text",
+        lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), lambda w: {"weight": w},
+    ]  # fmt: skip
+    for name in draw.sample(list(tensors), draw.choice((1, 1, 3))):
+        if draw.random() < 0.3:
+            tensors[draw.choice([7, "", ("a",), "deberta.", None, *tensors])] = tensors.pop(name)
+        elif name in tensors and isinstance(tensors[name], torch.Tensor):
+            with warnings.catch_warnings(action="ignore"):  # quantised tensors are deprecated
+                tensors[name] = draw.choice(odd)(tensors[name])
+    whole: Any = tensors
+    if draw.random() < 0.05:
+        whole = draw.choice([[], {}, None, {"state_dict": tensors}, list(tensors.values())])
+    stream = io.BytesIO()
+    torch.save(whole, stream)
+    return stream.getvalue()
+
+
+# What damages a file beside `damaged`, by the end of its name.
+SPECIAL: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    ".json": lambda content, draw: damaged_json(content.decode(), draw).encode(),
+    ".jsonl": damaged_lines,
+    ".safetensors": damaged_header,
+    ".model": damaged_model,
+    ".bin": damaged_pickle,
+}
+
+
 # ---- what reads the files
 
 
 class Format(NamedTuple):
-    """A kind of file: where it lies, how it is damaged beside `damaged`, and what reads it."""
+    """Files that one reader reads."""
 
     files: tuple[str, ...]  # one of them is damaged
-    special: Callable[[bytes, random.Random], bytes] | None
     read: Callable[[], object]  # in the folder that holds all files
 
 
@@ -192,10 +231,14 @@ EVALUATIONS = {
 
 def write_material(folder: Path) -> None:
     """Good files of every format. Paths in them are relative, as readers work in a copy of the folder."""
+    import torch
+    from hub_checkpoints import v1_checkpoint, v2_checkpoint
+    from small_runs import random_run
     from small_text import NANO_FLAGS, write_corpus
 
     import fit_dictionary
     import train
+    from mlsm.export import export
     from mlsm.files import write_json
     from mlsm.runs.checkpoint import MODEL_FILE
 
@@ -210,6 +253,13 @@ def write_material(folder: Path) -> None:
         (cache,) = Path("cache").glob("*/ids-*")
         shutil.copytree(cache, "index")
         write_json(Path("run/results.json"), {"demo": {"minimal pairs": 0.5}, "demo baseline": {}})
+        export(random_run(Path("random"), num_concepts=6), Path("exported"))
+        Path("hub").mkdir()
+        torch.save(v1_checkpoint(Path("hub/pairs")).state_dict(), "hub/pairs/pytorch_model.bin")
+        Path("hub/pairs/model.safetensors").unlink()
+        v2_checkpoint(Path("hub/pieces"))
+        export(Path("run"), Path("hub/json"))
+        Path("hub/json/mlsm.json").unlink()
         for name, values in EVALUATIONS.items():
             path = Path("evaluation_data", name)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -324,31 +374,62 @@ def keep_results() -> None:
     summary.store(Path("run"), "run", Results("weights", {"minimal pairs": 0.5}))
 
 
-def _json(content: bytes, draw: random.Random) -> bytes:
-    return damaged_json(content.decode(), draw).encode()
+def read_exported() -> None:
+    """As what is loaded from Python, as a teacher, and as what is exported to again."""
+    import mlsm
+    from mlsm.export import export
+
+    model = mlsm.load("exported", device="cpu")
+    model.concepts("The cat sees the river.")
+    model.predict("The [MASK] sees the river.")
+    export(Path("run"), Path("exported"))
+
+
+def convert(name: str) -> None:
+    """A checkpoint of others, as a teacher."""
+    from mlsm.runs import hub_import
+    from mlsm.runs.run import load_encoder
+
+    source = Path("hub", name)
+    if hub_import.is_checkpoint(source):
+        hub_import.convert(source, Path("converted"))
+        loaded = load_encoder(Path("converted"))
+        for text in TEXTS:
+            loaded.tokenizer.decode(loaded.tokenizer.encode(text))
 
 
 _CHECKPOINT = "unfinished/checkpoints/step-4/"
 _INDEX = ("ids.npy", "line_stops.npy", "line_words.npy", "line_characters.npy", "counts_V.npy")
+_EXPORTED = ("mlsm.json", "model.safetensors", "concepts.safetensors", "tokenizer.model")
+_BYTE_PAIRS = ("config.json", "vocab.json", "merges.txt", "pytorch_model.bin")
+_PIECES = ("config.json", "spm.model", "model.safetensors")
+_JSON = ("config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors")
 FORMATS = {
-    "tokenizer": Format(("run/tokenizer.model",), damaged_model, read_tokenizer),
-    "corpus": Format(("text.txt",), None, read_corpus),
-    "index": Format(tuple(f"index/{name}" for name in _INDEX), None, read_index),
-    "config": Format(("run/config.json",), _json, read_run),
-    "resumed config": Format(("unfinished/config.json",), _json, resume),
-    "weights": Format(("run/model.safetensors",), damaged_header, read_weights),
-    "metrics": Format(("unfinished/metrics.jsonl",), damaged_lines, resume),
-    "state": Format((_CHECKPOINT + "state.json",), _json, resume),
+    "tokenizer": Format(("run/tokenizer.model",), read_tokenizer),
+    "corpus": Format(("text.txt",), read_corpus),
+    "index": Format(tuple(f"index/{name}" for name in _INDEX), read_index),
+    "config": Format(("run/config.json",), read_run),
+    "resumed config": Format(("unfinished/config.json",), resume),
+    "weights": Format(("run/model.safetensors",), read_weights),
+    "metrics": Format(("unfinished/metrics.jsonl",), resume),
+    "state": Format((_CHECKPOINT + "state.json",), resume),
     "checkpoint": Format(
         (_CHECKPOINT + "model.safetensors", _CHECKPOINT + "optimizer.safetensors"),
-        damaged_header,
         resume_with_right_digests,
     ),
-    "dictionary": Format(("dictionary.safetensors",), damaged_header, read_dictionary),
-    "evaluation": Format(
-        tuple(f"evaluation_data/{name}" for name in EVALUATIONS), damaged_lines, read_evaluation_data
+    "dictionary": Format(("dictionary.safetensors",), read_dictionary),
+    "evaluation": Format(tuple(f"evaluation_data/{name}" for name in EVALUATIONS), read_evaluation_data),
+    "results": Format(("run/results.json",), keep_results),
+    "exported": Format(tuple(f"exported/{name}" for name in _EXPORTED), read_exported),
+    "teacher with byte pairs": Format(
+        tuple(f"hub/pairs/{name}" for name in _BYTE_PAIRS), functools.partial(convert, "pairs")
     ),
-    "results": Format(("run/results.json",), _json, keep_results),
+    "teacher with SentencePiece": Format(
+        tuple(f"hub/pieces/{name}" for name in _PIECES), functools.partial(convert, "pieces")
+    ),
+    "teacher with tokenizer.json": Format(
+        tuple(f"hub/json/{name}" for name in _JSON), functools.partial(convert, "json")
+    ),
 }
 
 
@@ -358,9 +439,8 @@ FORMATS = {
 def damage(material: Path, name: str, number: int, seed: int) -> None:
     """Damage one file of a format, as the number says."""
     draw = random.Random(f"{seed} {name} {number}")
-    form = FORMATS[name]
-    path = material / draw.choice(form.files)
-    ways = [damaged, form.special] if form.special else [damaged]
+    path = material / draw.choice(FORMATS[name].files)
+    ways = [damaged, SPECIAL[path.suffix]] if path.suffix in SPECIAL else [damaged]
     path.write_bytes(draw.choice(ways)(path.read_bytes(), draw))
 
 
@@ -371,7 +451,7 @@ def outcome(read: Callable[[], object]) -> str:
     try:
         read()
     except (ValueError, OSError) as error:
-        line = cli._in_one_line(error)
+        line = cli.one_line(error)
         is_ours = type(error) is ValueError or isinstance(error, OSError)  # and no decoder's, without a file
         if is_ours and line and len(line) <= LONGEST_MESSAGE and not _written_outside:
             return "refused"

@@ -4,6 +4,7 @@ python -m torch.distributed.run --nproc-per-node 2 several_commands.py COMMANDS.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ import torch
 import evaluate
 import fit_dictionary
 import train
-from mlsm import cli
+from mlsm import cli, distributed
 from mlsm.evaluation.heldout import score_concepts, score_words
 from mlsm.files import write_json
+from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.run import load_run
 from mlsm.runs.teacher import teacher_of
 from mlsm.text.batches import Corpus
@@ -33,7 +35,15 @@ def heldout(flags: list[str]) -> None:
     write_json(run.directory / "heldout.json", [*words, *kl])
 
 
+def forget(flags: list[str]) -> None:
+    """Take away what a run wrote after its checkpoint at step 4, as if it had been stopped there."""
+    if distributed.is_rank_zero():
+        (Path(flags[0]) / MODEL_FILE).unlink()
+        shutil.rmtree(Path(flags[0]) / "checkpoints" / "step-6")
+
+
 MAINS = {
+    "forget": forget,
     "train": train.main,
     "fit_dictionary": fit_dictionary.main,
     "evaluate": evaluate.main,

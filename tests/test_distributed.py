@@ -102,6 +102,29 @@ def test_two_processes_do_what_one_does(teacher: Path, tmp_path: Path) -> None:
     assert shown.count("ties wrong") == 1
 
 
+def test_a_process_without_work_runs_in_fp16(teacher: Path, tmp_path: Path) -> None:
+    """One micro-batch for two processes, and again after a resume. The loss scale is made where a loss is
+    scaled first, and one process scales none.
+    """
+    commands = {}
+    for name in ("one", "two"):
+        run = tmp_path / name
+        flags = ["train", *mlm_flags(teacher, run), "--batch-size=4", "--token-budget=4096"]
+        flags += ["--amp=fp16", "--device=cpu"]
+        commands[name] = [flags, ["forget", str(run)], [*flags, "--resume"]]
+    (tmp_path / "commands.json").write_text(json.dumps(commands["two"]))
+    job = torchrun(ROOT / "tests" / "several_commands.py", str(tmp_path / "commands.json"))
+    for script, *words in commands["one"]:
+        MAINS[script](words)
+    _, said = job.communicate(timeout=300)
+    assert job.returncode == 0, said
+    assert said.count("2 processes share 1 micro-batches") == 2
+    assert close(learnt(tmp_path / "one"), learnt(tmp_path / "two"), 1e-3)
+    one, two = (read_tensors(tmp_path / name / MODEL_FILE) for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], atol=1e-3, rtol=1e-2)
+
+
 def test_a_process_that_dies_ends_the_job_and_one_process_goes_on(teacher: Path, tmp_path: Path) -> None:
     flags = [*mlm_flags(teacher, tmp_path / "run"), "--num-steps=120"]
     job = torchrun(ROOT / "train.py", *flags)

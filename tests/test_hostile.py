@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import fuzz
 import pytest
@@ -26,7 +25,6 @@ import evaluate
 import fit_dictionary
 import train
 from mlsm import cli
-from mlsm.coding.dictionary import Dictionary
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.directory import LOCK_FILE, check_writable, only_process
 from mlsm.evaluation import summary
@@ -35,7 +33,6 @@ from mlsm.files import read_json, read_tensors, write_json
 from mlsm.log import read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.record import RunRecord
-from mlsm.runs.run import load_run
 from mlsm.runs.teacher import text_of
 from mlsm.text.batches import MicroBatch
 from mlsm.training import divergence
@@ -92,17 +89,6 @@ def test_a_run_is_evaluated_by_one_process_at_a_time(tmp_path: Path) -> None:
         ),
     ):
         evaluate.main([str(run), "--tasks=blimp"])
-
-
-def test_a_file_system_without_locks_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr("mlsm.directory.fcntl.flock", no_locks)
-    with only_process(tmp_path / "run"):
-        assert "cannot be locked" in capsys.readouterr().err
 
 
 # ---- outputs
@@ -236,43 +222,6 @@ def test_nothing_that_can_execute_code_is_read() -> None:
                 assert "Unpickler" not in called, path
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": {"width": 10**9}}, "config.json: .* too large; at most 1000 layers"),
-        ({"model": {"depth": 10**9}}, "config.json: .* too large; at most 1000 layers"),
-        ({"model": {"width": 64}}, "weights that do not fit this model"),
-        ({"model": {"vocab_size": 10**6}}, "weights that do not fit this model"),
-        ({"model": {"colour": 1}}, "config.json: .*unknown or missing: colour"),
-        ({"train": {"learning_rate": math.inf}}, "config.json: learning_rate must be finite"),
-        ({"train": {"num_steps": 10**400}}, "config.json: num_steps must be at most"),
-        ({"data": {"corpus": [1]}}, "config.json: corpus must be tuple"),
-        ({"preset": "huge"}, "config.json: preset must be one of"),
-        ({"extra": 1}, "config.json: .*unknown or missing: extra"),
-        ({"concepts": {"teacher": 7}}, "config.json: .*unknown or missing: .*dictionary"),
-        ({"tokenizer": "0" * 12}, "tokenizer.model: damaged, or the tokenizer of another run"),
-    ],
-)
-def test_a_config_that_claims_too_much_is_refused_by_name(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    run = random_run(tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    for name, value in changes.items():
-        config[name] = (config.get(name) or {}) | value if isinstance(value, dict) else value
-    (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=message):
-        load_run(run)
-
-
-@pytest.mark.parametrize("content", ['{"a": 1, "a": 2}', "[" * 100_000, "\xff", "1" * 5000])
-def test_json_that_is_odd_is_refused_with_its_name(content: str, tmp_path: Path) -> None:
-    path = tmp_path / "odd.json"
-    path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"odd\.json is not JSON"):
-        read_json(path)
-
-
 def test_a_cache_folder_that_a_config_names_is_not_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,25 +238,6 @@ def test_a_cache_folder_that_a_config_names_is_not_written_to(
     (elsewhere / "0123" / "ids-0123").mkdir(parents=True)
     saved = dataclasses.replace(saved, data=DataConfig(cache_dir=str(elsewhere)))
     assert text_of(saved, {}).cache_dir == str(elsewhere)
-
-
-def test_headers_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    header = json.dumps({"w": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}).encode()
-    for content in (b"\xff" * 8, (1 << 40).to_bytes(8, "little"), len(header).to_bytes(8, "little") + header):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
-            read_tensors(path)
-    with pytest.raises(ValueError, match="not a dictionary file"):
-        Dictionary.load(path)
-
-
-def test_a_resumed_run_refuses_damaged_metrics_by_line(shared: Path, tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n{"step": "x"}\n{"step": 4')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, is not a line of metrics"):
-        read_metrics(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": NaN}\n{"step": 4')
-    assert [line["step"] for line in read_metrics(tmp_path)] == [2]
 
 
 def test_what_else_stands_in_a_checkpoint_is_not_told(shared: Path, tmp_path: Path) -> None:

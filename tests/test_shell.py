@@ -1,13 +1,10 @@
 """What a shell and its user rely on: help, versions, exit codes, plain lines in a log file, no colours."""
 
 import argparse
-import contextlib
 import importlib
-import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,6 @@ import evaluate
 import fit_dictionary
 import train
 from mlsm import __version__, cli
-from mlsm.log import progress, say
 
 # The modules whose `main` takes the words of a command line.
 COMMANDS = sorted(
@@ -73,42 +69,6 @@ def test_help_explains_every_flag(command: str, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SystemExit):
         importlib.import_module(command).main([])
     assert [action.dest for action in made[0]._actions if not action.help] == []
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@contextlib.contextmanager
-def errors_to(stream: io.StringIO) -> Iterator[io.StringIO]:
-    with contextlib.redirect_stderr(stream):
-        yield stream
-
-
-@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
-def test_a_bar_redraws_on_a_terminal_only_and_nothing_is_coloured(stream: type[io.StringIO]) -> None:
-    """No colour anywhere: NO_COLOR asks for nothing that is not so."""
-    with errors_to(stream()) as written, progress(3000, "bar") as bar:
-        for _ in range(3000):
-            bar.update()
-        say("a line between")
-    lines = written.getvalue().splitlines()
-    assert ("\r" in written.getvalue()) == (stream is Terminal)
-    assert "\x1b" not in written.getvalue()
-    assert any("100%" in line for line in lines)
-    assert "a line between" in lines
-    assert stream is Terminal or len(lines) <= 4  # its start, its end, and what was said
-
-
-def test_a_bar_in_a_log_file_writes_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlsm.log.SECONDS_BETWEEN_LINES", 0.0)
-    with errors_to(io.StringIO()) as written, progress(5, "bar") as bar:
-        for _ in range(5):
-            bar.update()
-    shown = [f"{n}/5" for n in range(6)]
-    assert [n for n in shown if n in written.getvalue()] == shown
-    assert "\r" not in written.getvalue()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -21,22 +21,17 @@ from mlsm.runs.checkpoint import MODEL_FILE
 DEADLINE_S = 60  # a command takes a second when nothing else runs
 GOOD = ["the cat sees a boat today", "the cat sees the river today"]
 DICTIONARY = "run/dictionary-l2-k8-lam0.05.safetensors"
+SMALL_DICTIONARY = ["--k=8", "--num-tokens=400", "--num-updates=2", "--batch-size=50"]
+STUDENT = student_flags(Path("run"), "lsm", Path("student"))
 COMMANDS = {
     "evaluate": [
         "evaluate", "run", "--tasks=blimp,cola", "--data=data", "--seeds=1", "--max-epochs=1", "--baseline",
     ],
     "resume": ["train", "--objective=mlm", *DATA_FLAGS, *NANO_FLAGS, "--output=unfinished", "--resume"],
-    "teach": [
-        "train",
-        *student_flags(Path("run"), "lsm", Path("student")),
-        f"--dictionary={DICTIONARY}",
-        "--num-steps=1",
-    ],
-    "learn": [
-        "fit_dictionary", "--teacher=run", "--k=8", "--num-tokens=400", "--num-updates=2", "--batch-size=50",
-    ],
+    "teach": ["train", *STUDENT, f"--dictionary={DICTIONARY}", "--num-steps=1"],
+    "learn": ["fit_dictionary", "--teacher=run", *SMALL_DICTIONARY],
     "report": ["mlsm.report", "run"],
-    "concepts": ["mlsm.concepts", "run", "--num-tokens=200", "--page"],
+    "concepts": ["mlsm.concepts", "run", "--num-tokens=200"],
     "export": ["mlsm.export", "run", "exported"],
     "exported": ["evaluate", "exported", "--tasks=blimp", "--data=data"],
 }  # fmt: skip
@@ -117,20 +112,8 @@ def places_of(material: Path, command: str) -> list[str]:
     single = {
         "teach": ["run/config.json", "run/model.safetensors", "run/tokenizer.model", DICTIONARY],
         "learn": ["run/config.json", "run/model.safetensors", "run/tokenizer.model", DICTIONARY],
-        "report": [
-            "run/config.json",
-            "run/model.safetensors",
-            "run/metrics.jsonl",
-            "run/results.json",
-            "run/report.html",
-        ],
-        "concepts": [
-            "run/config.json",
-            DICTIONARY,
-            "run/concepts.json",
-            "run/concepts.png",
-            "run/concepts.html",
-        ],
+        "report": ["run/metrics.jsonl", "run/results.json", "run/report.html"],
+        "concepts": [DICTIONARY, "run/concepts.json"],
     }
     found = [
         str(p.relative_to(material))

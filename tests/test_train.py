@@ -23,8 +23,7 @@ import train
 from mlsm import cli, files
 from mlsm.evaluation.heldout import predictions
 from mlsm.files import file_digest, read_json, read_tensors, write_tensors
-from mlsm.log import Meter, read_metrics
-from mlsm.runs import checkpoint
+from mlsm.log import read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
 from mlsm.runs.run import load_run
 from mlsm.text.batches import Corpus
@@ -100,14 +99,6 @@ def test_what_is_logged(teacher: Path, student: Path, tmp_path: Path) -> None:
     rows = shown.splitlines()[2:]
     assert len(rows) == 6  # sequences held out
     assert all(row.count("[?]") == 1 and row.count(",") >= 2 for row in rows)
-
-
-def test_concepts_that_no_target_uses_are_counted_over_the_interval() -> None:
-    meter = Meter()
-    for uses in ([0, 2, 0, 0], [1, 0, 0, 0]):
-        meter.add({"dead_concepts": torch.tensor(uses)})
-    assert meter.read()["dead_concepts"] == 2
-    assert "dead_concepts" not in meter.read()
 
 
 def test_the_token_head_changes_no_other_weight_by_one_bit(
@@ -320,25 +311,6 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert "after update 4" in said
     again = read_tensors(tmp_path / "run" / MODEL_FILE)
     assert all(torch.equal(weight, again[name]) for name, weight in whole.items())
-
-
-def test_damaged_checkpoints_do_not_push_out_the_one_just_written(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    facts = {"words_seen": 0, "skipped_updates": 0}
-
-    def save(step: int, keep: int) -> None:
-        weights = {"weight": torch.full((2,), float(step))}
-        checkpoint.save_checkpoint(tmp_path, checkpoint.Checkpoint(step, weights, {}, facts), keep)
-
-    (tmp_path / "config.json").write_text("{}")
-    for step in (200, 300):
-        save(step, keep=2)
-    (folder / "step-300" / MODEL_FILE).write_bytes(b"")
-    save(250, keep=1)  # after a resume at 200
-    assert {path.name for path in folder.iterdir()} == {"step-250"}
-    newest = checkpoint.load_newest(tmp_path, print)
-    assert newest is not None
-    assert newest.step == 250
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(
