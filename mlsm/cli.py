@@ -26,7 +26,7 @@ import torch
 from mlsm import distributed
 from mlsm.config import PRESETS
 from mlsm.log import say
-from mlsm.settings import Flags, FlagValue, element_type, from_flags
+from mlsm.settings import Flags, FlagValue, Line, element_type, from_flags
 from mlsm.version import __version__
 
 EXIT_MISTAKE = 2
@@ -105,7 +105,7 @@ def _add_flag(
     choices = choices or field.metadata["choices"]
     group.add_argument(
         flag,
-        type=kind,
+        type=Line.parse if kind is Line else kind,
         nargs=nargs,
         choices=choices,
         required=field.default is dataclasses.MISSING,

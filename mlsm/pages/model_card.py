@@ -136,7 +136,9 @@ def _text(record: RunRecord) -> str:
         for name in data.corpus
     ]
     words = f" ({corpus.words:,} words, {corpus.lines:,} lines)" if corpus else ""
-    masked = f", {train.mask_share:.0%} masked" if find_objective(train.objective).is_masked else ""
+    masked = (
+        f", share of masked tokens {train.mask_share}" if find_objective(train.objective).is_masked else ""
+    )
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     return (
         f"Text: {', '.join(names)}{words}, as {data.sequence_mode} of lines, at most {data.max_length} "

@@ -82,8 +82,8 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return final
 
 
-def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write checkpoints/words-N (words-10M), kept for good. Training does not resume from it, so it is a
+def save_milestone(run: Path, name: str, step: int, model: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write checkpoints/NAME, kept for good. Training does not resume from it, so it is a
     checkpoint without an optimizer.
     """
 
@@ -92,8 +92,12 @@ def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], s
         write_tensors(work / MODEL_FILE, model)
         _seal(work, step, state)
 
-    name = f"{words // 1_000_000}M" if words % 1_000_000 == 0 else str(words)
-    write_directory(run / "checkpoints" / f"words-{name}", fill)
+    write_directory(run / "checkpoints" / name, fill)
+
+
+def shortened(words: int) -> str:
+    """A number of words as names of checkpoints have it: 10M, or 2500."""
+    return f"{words // 1_000_000}M" if words % 1_000_000 == 0 else str(words)
 
 
 def _copy_run_files(run: Path, directory: Path) -> None:
