@@ -42,7 +42,7 @@ from mlsm.seeds import generator_for
 from mlsm.text.batches import Corpus, MicroBatch, Selection, Update
 from mlsm.text.corpus import corpus_tokenizer
 from mlsm.training.objectives import OBJECTIVES
-from mlsm.training.optim import adamw
+from mlsm.training.optim import make_optimizers
 
 SEQUENCES, SEQUENCES_ON_A_GPU, SEQUENCES_A_RANDOM_BATCH = 128, 1024, 64
 SEQUENCES_TO_WARM_UP = 16
@@ -157,7 +157,7 @@ def run_side(
     before = _peak_mib(device)
     torch.manual_seed(0)
     model, loss = side.build(config, device)
-    optimizer = adamw(model.train(), TrainConfig())
+    [optimizer] = make_optimizers(model.train(), TrainConfig())
     speeds, processor_s, operations = [], [], []
     sizes = [SEQUENCES_TO_WARM_UP] + [SEQUENCES] * rounds
     if device.type == "cuda":  # a smaller update would leave kernels to choose and memory to reserve

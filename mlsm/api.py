@@ -54,8 +54,10 @@ class Model:
         Raises ValueError, with what is wrong, for a directory or a device that cannot be used.
         """
         path, self._device = Path(directory), choose_device(device)
-        load = load_encoder if read_record(path).layout else load_run
-        self.run: Run | EncoderRun = load(path, self._device)
+        is_encoder = read_record(path).layout is not None
+        self.run: Run | EncoderRun = (
+            load_encoder(path, self._device) if is_encoder else load_run(path, self._device)
+        )
         self._dictionary = None if dictionary is None else Path(dictionary)
         if self._dictionary and self._has_concept_head:
             raise ValueError(f"{directory} predicts concepts itself; dictionary is for teachers")

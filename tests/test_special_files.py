@@ -13,8 +13,7 @@ from fork_server import ForkServer
 from fuzz import DATA_FLAGS
 from pipeline import student_flags
 from small_text import NANO_FLAGS, write_corpus
-from test_glue import write_cola
-from test_minimal_pairs import blimp_rows, write_lines
+from task_files import blimp_rows, write_cola, write_lines
 
 from mlsm.runs.checkpoint import MODEL_FILE
 
