@@ -5,9 +5,9 @@
     python tests/kernels/aot.py --compare results/gpu-counts.md
 
 A specification file (aot_*.py) defines SPECS: for each kernel one launch as the program makes it. Launches
-that take too long for every test stand in MORE. The interpreter accepts much that the compiler refuses, so every
-kernel has a specification. Exit status 1 if a kernel does not compile, spills registers, does not fit on a
-multiprocessor, or is more than 5 % worse than the table that it is compared with.
+that take too long for every test stand in MORE. The interpreter accepts much that the compiler refuses, so
+every kernel has a specification. The exit status is 1 if a kernel does not compile, spills registers, does
+not fit on a multiprocessor, or is more than 5 % worse than the table that it is compared with.
 """
 
 import argparse
