@@ -2,65 +2,76 @@
 
     python fit_dictionary.py --layer 12 --k 1500 --lam 0.05
 
-The file goes into the teacher's directory, where train.py finds it; one that is there is never overwritten. A
-teacher missing at its default place is trained first.
+The file goes into the teacher's directory, where train.py finds it. A file that exists is never overwritten.
+If there is no teacher at the default place, it is trained first.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from mlsm import cli, distributed, outside
-from mlsm.checkpoint import fingerprint
+from mlsm import cli, distributed
+from mlsm.coding.dictionary import Dictionary, measure
+from mlsm.coding.dictionary_learning import learn_dictionary
+from mlsm.coding.targets import sample_states
 from mlsm.config import PRESETS, DataConfig, DictionaryConfig
-from mlsm.data import Corpus
-from mlsm.dictionary import Dictionary, learn_dictionary
+from mlsm.device import choose_device, choose_precision
 from mlsm.directory import check_writable
-from mlsm.log import progress, say
-from mlsm.optim import choose_device, choose_precision
-from mlsm.plan import teacher_directory, text_of
-from mlsm.run import load_encoder, run_config
+from mlsm.log import say
+from mlsm.runs.checkpoint import fingerprint
+from mlsm.runs.hub_import import with_converted_checkpoints
+from mlsm.runs.record import RunRecord, read_record
+from mlsm.runs.run import load_encoder
+from mlsm.runs.teacher import text_of
 from mlsm.seeds import generator_for
-from mlsm.targets import sample_states
+from mlsm.settings import option, override
+from mlsm.text.batches import Corpus
+from mlsm.text.corpus import corpus_digest
+from mlsm.training.prerequisites import find_teacher
 
-HELDOUT_SHARE = 0.05  # of the sample: states that only the statistics see
+HELDOUT_SHARE = 0.05  # share of the sampled states that the statistics are computed from
 
 
 def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: Path | None) -> Path:
-    """Sample states, learn the atoms, measure them on states left out, save. Returns the file written."""
+    """Sample states, learn the atoms, measure them on other states, save. Returns the path of the file.
+
+    Raises ValueError for a layer that the teacher does not have, a text that is too small, and a file that
+    exists and was learnt with other settings or from another text.
+    """
     directory, device = Path(config.teacher), choose_device(config.device)
-    encoder, tokenizer = load_encoder(directory, device)
+    _, record, encoder, tokenizer = load_encoder(directory, device)
     depth = len(encoder.layers)
     layer = depth if config.layer is None else config.layer
     if not 1 <= layer <= depth:
         raise ValueError(f"the teacher {directory} has layers 1 to {depth}, --layer asks for {layer}")
     path, teacher = output or directory / config.file_name(layer), fingerprint(directory)
     asked = dataclasses.asdict(config) | dataclasses.asdict(data)
-    asked |= {"layer": layer, "teacher": teacher, "corpus": [*data.corpus]}
+    asked |= {"layer": layer, "teacher": teacher, "corpus": [*data.corpus], "text": corpus_digest(data)}
     settings = {name: value for name, value in asked.items() if name not in ("device", "cache_dir")}
     if path.exists():
-        if Dictionary.load(path).settings != settings:
+        if changed := _changed_settings(Dictionary.load(path).settings or {}, settings):
             raise ValueError(
-                f"{path} exists; students may depend on it: remove it, or write another with --output"
+                f"{path} exists; students may depend on it: remove it, or write another with --output "
+                f"(it was learnt with another {changed})"
             )
-        say(f"{path} is there, learnt with these settings")
+        say(f"{path} exists, learnt with these settings")
         return path
-    corpus = Corpus(data, tokenizer, say)
-    with progress(config.num_tokens, "hidden states", unit="token") as bar:
-        sample_ND = sample_states(
-            encoder,
-            layer,
-            corpus,
-            num_tokens=config.num_tokens,
-            token_budget=token_budget,
-            seed=config.seed,
-            precision=choose_precision("auto", device),
-            device=device,
-            bar=bar,
-        )
+    corpus = Corpus(data, tokenizer)
+    if leak := corpus.leak(f"the teacher {directory}", _text_digest(record), record.data.heldout_share):
+        say(leak)
+    sample_ND = sample_states(
+        encoder,
+        layer,
+        corpus,
+        num_tokens=config.num_tokens,
+        token_budget=token_budget,
+        seed=config.seed,
+        precision=choose_precision("auto", device, encoder.token_embedding.embedding_dim),
+        device=device,
+    )
     num_heldout = max(1, int(len(sample_ND) * HELDOUT_SHARE))
     heldout_ND, sample_ND = sample_ND[:num_heldout], sample_ND[num_heldout:]
     if config.k > len(sample_ND):
@@ -68,13 +79,6 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
             f"{config.k} concepts need at least as many hidden states, the corpus gave {len(sample_ND)}: "
             "lower --k"
         )
-
-    def shown(updates: range) -> Iterator[int]:
-        with progress(len(updates), "dictionary", unit="update") as bar:
-            for update in updates:
-                yield update
-                bar.update()
-
     atoms_DK = learn_dictionary(
         sample_ND,
         config.k,
@@ -84,13 +88,10 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
         generator=generator_for("dictionary", config.seed),
         device=device,
         solver=config.solver,
-        progress=shown,
     )
-    dictionary = Dictionary.of(atoms_DK, config.lam, layer=layer, teacher=teacher)
-    dictionary = dictionary.measured(heldout_ND, solver=config.solver)
-    dataclasses.replace(dictionary, settings=settings).save(path)
-    statistics = dictionary.statistics
-    assert statistics is not None
+    dictionary = Dictionary(atoms_DK, config.lam, layer, teacher, settings=settings)
+    statistics = measure(dictionary, heldout_ND, solver=config.solver)
+    dataclasses.replace(dictionary, statistics=statistics).save(path)
     say(
         f"{path}: {config.k} concepts, {statistics.mean_nonzeros:.1f} non-zeros per code, "
         f"{statistics.explained_share:.1%} of the energy explained, "
@@ -99,32 +100,48 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
     return path
 
 
+def _text_digest(record: RunRecord) -> str:
+    """The digest of the text that a run names; "" if its files are gone."""
+    try:
+        return corpus_digest(text_of(record, {}))
+    except ValueError:
+        return ""
+
+
+def _changed_settings(before: dict[str, object], now: dict[str, object]) -> str:
+    """The names of the settings that differ. The text is compared by its digest, or by the names of its
+    files if the dictionary was saved before digests were.
+    """
+    names = (before.keys() | now.keys()) - {"corpus" if "text" in before else "text"}
+    return ", ".join(sorted(name for name in names if before.get(name) != now.get(name)))
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the dictionary is written."""
+
+    output: Path | None = option(None, "file to write (default: in the teacher's directory)", metavar="FILE")
+
+
 def flags() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = cli.parser(__doc__ or "", {"dictionary": DictionaryConfig, "data": DataConfig})
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="file to write (default: in the teacher's directory)",
-    )
-    return parser
+    """The parser of the command line."""
+    groups = {"dictionary": DictionaryConfig, "data": DataConfig, "output": Output}
+    return cli.parser(__doc__ or "", groups, has_presets=True)
 
 
 def main(argv: list[str]) -> None:
     """Read the command line, find or train the teacher, fit."""
-    given = vars(flags().parse_args(argv))
-    with distributed.first_alone():
-        given = outside.brought_in(given, "teacher")
-        teacher = Path(cli.override(DictionaryConfig(), given).teacher)
-        output = Path(given["output"]) if "output" in given else None
+    given = cli.parse_flags(flags(), argv)
+    with distributed.rank_zero_first():
+        given = with_converted_checkpoints(given, "teacher")
+        output = override(Output(), given).output
         if output is not None and output.is_dir():
             raise ValueError(f"{output} is a directory; --output names a file")
+        teacher = Path(override(DictionaryConfig(), given).teacher)
         check_writable(output.parent if output else teacher)
-        saved = run_config(teacher_directory(given))
-        preset = PRESETS[given.get("preset", saved["preset"])]()
-        config = cli.override(preset.dictionary, given)
-        data = text_of(saved, given)
+        record = read_record(find_teacher(teacher, given))
+        preset = PRESETS[str(given.get("preset", record.preset))]()
+        config, data = override(preset.dictionary, given), text_of(record, given)
     fit(config, data, preset.teacher.token_budget, output)
 
 

@@ -12,53 +12,56 @@ that exists continues from its newest checkpoint.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mlsm import cli, distributed
-from mlsm.checkpoint import (
-    MODEL_FILE,
-    Checkpoint,
-    save_checkpoint,
-    save_milestone,
-    write_tensors,
-)
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
-from mlsm.data import Corpus, Update
+from mlsm.device import choose_device, choose_precision, keep_num_threads
 from mlsm.directory import only_process
-from mlsm.divergence import Watch, describe, record_update
-from mlsm.evaluation.heldout import predictions
+from mlsm.evaluation.heldout import MASKED, heldout_metrics, predictions
+from mlsm.files import write_tensors
 from mlsm.log import Meter, RunLog, progress, say
-from mlsm.model import LanguageModel
-from mlsm.objectives import OBJECTIVES, Objective
-from mlsm.optim import (
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.checkpoint import MODEL_FILE, Checkpoint, save_checkpoint, save_milestone
+from mlsm.runs.record import read_record
+from mlsm.runs.run import init_from_, load_weights, load_weights_
+from mlsm.runs.teacher import load_teacher
+from mlsm.seeds import seed_for
+from mlsm.settings import option
+from mlsm.text.batches import Corpus, Update
+from mlsm.training.divergence import DivergenceMonitor, record_update
+from mlsm.training.objectives import OBJECTIVES, find_objective
+from mlsm.training.optim import (
     adamw,
-    choose_device,
-    choose_precision,
     load_optimizer_,
     load_scaler_,
     optimizer_tensors,
     set_learning_rate_,
     step_,
 )
-from mlsm.plan import Plan, init_directory, load_teacher, make_plan, open_run
-from mlsm.run import init_from_, load_weights_, run_weights
-from mlsm.seeds import seed_for
-from mlsm.targets import Teacher
+from mlsm.training.plan import Plan, make_plan
+from mlsm.training.resume import open_run
 
 
 def train(plan: Plan) -> None:
     """Run the plan from its newest checkpoint (or the start) to the end, and write the finished model."""
-    config, objective = plan.train, OBJECTIVES[plan.train.objective]
+    config, objective = plan.record.train, find_objective(plan.record.train.objective)
     device = choose_device(config.device)
-    precision = choose_precision(config.amp, device)
-    corpus = Corpus(plan.data, plan.tokenizer, say)
+    keep_num_threads(plan.record.num_threads)
+    width, before = plan.record.model.width, plan.record.precision
+    precision = choose_precision(config.amp, device, width, before=before)
+    corpus = Corpus(plan.record.data, plan.tokenizer)
     selection = objective.selection(config.mask_share)
-    checkpoint = open_run(plan, corpus)
+    record = dataclasses.replace(plan.record, leak=find_leak(plan, corpus))
+    checkpoint = open_run(plan.directory, record, plan.tokenizer, corpus, precision.name)
     if (plan.directory / MODEL_FILE).exists():
         say(f"{plan.directory} is finished")
         return
+    say(f"precision: {precision.name} ({precision.reason})")
     model = build_model(plan, checkpoint, device)
     teacher = None
     if plan.dictionary is not None:
@@ -70,16 +73,16 @@ def train(plan: Plan) -> None:
         load_scaler_(precision.scaler, checkpoint.state.get("scaler", {}))
         state = {name: checkpoint.state[name] for name in state}
         say(f"resuming {plan.directory} after update {checkpoint.step}")
-    start = distributed.agreed(checkpoint.step if checkpoint else 0, "newest checkpoint")
+    start = distributed.equal_on_all_ranks(checkpoint.step if checkpoint else 0, "newest checkpoint")
 
     def save(step: int) -> None:
         tensors = optimizer_tensors(optimizer, model)
         facts = {**state, "scaler": precision.scaler.state_dict()}
         checkpoint = Checkpoint(step, model.state_dict(), tensors, facts)
-        with distributed.first_alone():
+        with distributed.rank_zero_first():
             save_checkpoint(plan.directory, checkpoint, config.keep_checkpoints)
 
-    meter, watch = Meter(teacher.coding_time if teacher else None), Watch()
+    meter, monitor = Meter(teacher.coding_time if teacher else None), DivergenceMonitor()
     with (
         RunLog(plan.directory, start) as log,
         cli.StopSignals() as signals,
@@ -89,30 +92,30 @@ def train(plan: Plan) -> None:
             rate = set_learning_rate_(optimizer, step, config)
             update = corpus.update(step, config.batch_size, config.token_budget, selection, config.seed)
             if step == start:
-                _say_idle_ranks(update)
-            for index, micro in distributed.share([*enumerate(update.micro_batches)]):
+                _say_if_ranks_have_no_work(update)
+            for index, micro in distributed.shard([*enumerate(update.micro_batches)]):
                 torch.manual_seed(seed_for("dropout", config.seed, step, index))
                 with precision.autocast():
                     outcome = objective.loss(model, micro.to(device), teacher, config)
                 precision.scaler.scale(outcome.loss / max(1, update.num_selected)).backward()
                 meter.add(outcome.parts)
-            stop = distributed.largest(signals.received or 0)
+            stop = distributed.all_reduce_max(signals.received or 0)
             distributed.sum_gradients_(model.parameters())
             norm = step_(optimizer, precision.scaler, config.clip_norm)
 
             done = step + 1
-            state["skipped_updates"] += watch.add(norm)
+            state["skipped_updates"] += monitor.add(norm)
             state["words_seen"] += update.num_words
             for words in config.word_counts():
                 if 0 <= state["words_seen"] - words < update.num_words:
                     save_milestone(plan.directory, words, done, model.state_dict(), state)
             meter.add_counts(update.num_selected, update.num_tokens)
-            if problem := watch.problem(precision.scaler):
-                sequences = corpus.sequences(step, config.batch_size, config.seed)
-                record = describe(problem, done, rate, update, sequences, config, precision)
-                with distributed.first_alone():
+            if problem := monitor.problem(precision.scaler):
+                with distributed.rank_zero_first():
                     raise ValueError(
-                        record_update(plan.directory, record, model, update, teacher, config, precision)
+                        record_update(
+                            plan.directory, problem, done, rate, model, update, teacher, config, precision
+                        )
                     )
             if done % config.log_every == 0 or done == config.num_steps:
                 values = meter.read()
@@ -127,63 +130,53 @@ def train(plan: Plan) -> None:
                 save(done)
             if stop:
                 raise cli.Stopped(stop, f"stopped after update {done}; continue with --resume")
-        heldout = log_heldout(plan, model, corpus, teacher, log)
+        heldout = "no text held out"
+        if len(corpus.heldout):
+            values = heldout_metrics(model.eval(), teacher, corpus, objective, config.token_budget)
+            log.write(config.num_steps, {f"heldout_{name}": value for name, value in values.items()})
+            if objective.predicts_words:
+                shown = predictions(model, plan.tokenizer, corpus, MASKED.share)
+                log.write_text("predictions", shown, config.num_steps)
+            heldout = f"held-out {_headline(values)}"
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
     say(f"finished {plan.directory}: {heldout}")
 
 
+def find_leak(plan: Plan, corpus: Corpus) -> str:
+    """How the run's held-out lines, or its text, differ from those of its origin; the sentence is printed. It
+    is empty if they are the same.
+    """
+    if plan.origin is None or plan.origin.record.source:
+        return ""
+    name, before = str(plan.origin.directory), plan.origin.record
+    leak = before.heldout_note() and f"{name}: {before.heldout_note()}"
+    if before.corpus and before.corpus.digest:
+        leak = corpus.leak(name, before.corpus.digest, before.data.heldout_share) or leak
+    if leak:
+        say(leak)
+    return leak
+
+
 def build_model(plan: Plan, checkpoint: Checkpoint | None, device: torch.device) -> LanguageModel:
     """The model to train, with the weights of the checkpoint, or else those that a run begins with."""
-    config = plan.train
-    model = LanguageModel(plan.model, seed=config.seed)
+    config = plan.record.train
+    model = LanguageModel(plan.record.model, seed=config.seed)
     if checkpoint is not None:
         load_weights_(model, checkpoint.model, "the checkpoint")
-    elif config.init != "random":
-        source = init_directory(config)
-        say("initial weights: " + init_from_(model, run_weights(source), str(source)))
-    model.to(device).train(config.objective != "token-head")
+    elif plan.start is not None:
+        weights = load_weights(plan.start, read_record(plan.start))
+        say("initial weights: " + init_from_(model, weights, str(plan.start)))
+    find_objective(config.objective).prepare_(model.to(device))
     model.encoder.recomputes_layers = config.activation_checkpointing
     if config.compile:
         model.encoder.compile_layers_()
-    if config.objective == "token-head":
-        model.freeze_all_but_token_head_()
     return model
 
 
-def log_heldout(
-    plan: Plan, model: LanguageModel, corpus: Corpus, teacher: Teacher | None, log: RunLog
-) -> str:
-    """Write down what a trained model predicts on the text held out; returns it in a few words."""
-    if not len(corpus.heldout):
-        return "no text held out"
-    config = plan.train
-    values = heldout_values(model.eval(), corpus, OBJECTIVES[config.objective], teacher, config)
-    log.write(config.num_steps, {f"heldout_{name}": value for name, value in values.items()})
-    if "cross_entropy" in values:
-        shown = predictions(model, plan.tokenizer, corpus, config.mask_share)
-        log.write_text("predictions", shown, config.num_steps)
-    return f"held-out {_headline(values)}"
-
-
-@torch.no_grad()
-def heldout_values(
-    model: LanguageModel, corpus: Corpus, objective: Objective, teacher: Teacher | None, config: TrainConfig
-) -> dict[str, float]:
-    """What the objective reports on the held-out sequences; the model, in eval mode, runs in float32."""
-    device = next(model.parameters()).device
-    update = corpus.heldout_update(config.token_budget, objective.selection(config.mask_share), config.seed)
-    meter = Meter()
-    for micro in distributed.share(update.micro_batches):
-        meter.add(objective.loss(model, micro.to(device), teacher, config).parts)
-    meter.add_counts(update.num_selected, update.num_tokens)
-    values = meter.read()
-    del values["seconds"], values["tokens_per_s"]
-    return values
-
-
-def _say_idle_ranks(update: Update) -> None:
-    """Tell if there are more processes than micro-batches for them."""
-    if (num_micro_batches := len(update.micro_batches)) < (num_processes := distributed.size()):
+def _say_if_ranks_have_no_work(update: Update) -> None:
+    """Print a hint if there are more processes than micro-batches for them."""
+    num_micro_batches, num_processes = len(update.micro_batches), distributed.world_size()
+    if num_micro_batches < num_processes:
         say(
             f"{num_processes} processes share {num_micro_batches} micro-batches an update, so some idle; "
             f"there are more with --token-budget {update.num_tokens // num_processes}"
@@ -200,31 +193,29 @@ def _headline(values: dict[str, float]) -> str:
     return " ".join(f"{short} {values[name]:.4g}" for name, short in names.items() if name in values)
 
 
+@dataclass(frozen=True)
+class Output:
+    """Where the run is written, and whether it goes on."""
+
+    output: Path | None = option(
+        None,
+        "run directory (default: runs/teacher for mlm from random weights, else runs/OBJECTIVE-INIT)",
+        metavar="DIRECTORY",
+    )
+    resume: bool = option(False, "continue this run where it stopped, or start it")
+
+
 def flags() -> argparse.ArgumentParser:
     """The command line."""
-    parser = cli.parser(
-        __doc__ or "",
-        {"training": TrainConfig, "data": DataConfig, "model": ModelConfig},
-        without=("num_concepts", "has_token_head"),
-    )
-    parser.add_argument(
-        "--output",
-        metavar="DIRECTORY",
-        default=argparse.SUPPRESS,
-        help="run directory (default: runs/teacher for mlm from random weights, else runs/OBJECTIVE-INIT)",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="continue this run where it stopped, or start it"
-    )
-    return parser
+    groups = {"training": TrainConfig, "data": DataConfig, "model": ModelConfig, "output": Output}
+    choices = {"objective": tuple(OBJECTIVES)}
+    return cli.parser(__doc__ or "", groups, has_presets=True, choices=choices)
 
 
 def main(argv: list[str]) -> None:
-    """Read the command line, settle the plan, train."""
-    given = vars(flags().parse_args(argv))
-    if "objective" not in given:
-        raise ValueError(f"--objective is required, one of {', '.join(OBJECTIVES)}")
-    with distributed.first_alone():
+    """Read the command line, make the plan, train."""
+    given = cli.parse_flags(flags(), argv)
+    with distributed.rank_zero_first():
         plan = make_plan(given)
     with only_process(plan.directory):
         train(plan)

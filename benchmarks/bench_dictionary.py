@@ -21,8 +21,10 @@ from signals import real_signals
 from torch import Tensor
 from torch.nn.functional import normalize
 
-import mlsm.dictionary
-from mlsm.dictionary import Dictionary, Statistics, learn_dictionary, measure
+import mlsm.coding.dictionary
+import mlsm.coding.dictionary_learning
+from mlsm.coding.dictionary import Dictionary, Statistics, measure
+from mlsm.coding.dictionary_learning import learn_dictionary
 
 LAM = 0.05
 NUM_SAMPLE, NUM_HELDOUT = 100_000, 6_000
@@ -93,7 +95,7 @@ def forgetting(power: float) -> Callable[[int], float]:
 
 
 def blocks(**arguments: Any) -> Callable[..., None]:
-    return functools.partial(mlsm.dictionary.update_atoms_, **arguments)
+    return functools.partial(mlsm.coding.dictionary_learning.update_atoms_, **arguments)
 
 
 TRAINERS = {"SPAMS trainDL, batches of 400": spams_train, "ours": ours()}
@@ -108,9 +110,9 @@ VARIANTS: dict[str, tuple[Callable[[Tensor, Setting], Tensor], dict[str, Any]]] 
     "one step a block": (ours(), {"update_atoms_": blocks(num_steps=1)}),
     "one block of all atoms, one step": (ours(), {"update_atoms_": blocks(block_size=1500, num_steps=1)}),
     "one block of all atoms, ten steps": (ours(), {"update_atoms_": blocks(block_size=1500)}),
-    "nothing forgotten": (ours(), {"kept_share": forgetting(0)}),
-    "forgetting with power 3": (ours(), {"kept_share": forgetting(3)}),
-    "forgetting with power 8": (ours(), {"kept_share": forgetting(8)}),
+    "nothing forgotten": (ours(), {"forgetting_factor": forgetting(0)}),
+    "forgetting with power 3": (ours(), {"forgetting_factor": forgetting(3)}),
+    "forgetting with power 8": (ours(), {"forgetting_factor": forgetting(8)}),
 }
 
 
@@ -119,7 +121,7 @@ def run(benchmark: Any, setting: Setting, name: str, train: Callable[[Tensor, Se
     before, cpu_before = time.perf_counter(), time.process_time()
     atoms_DK = benchmark.pedantic(train, args=(sample_ND, setting), rounds=1)
     seconds, cpu_seconds = time.perf_counter() - before, time.process_time() - cpu_before
-    dictionary = Dictionary.of(atoms_DK, LAM, layer=6, teacher="")
+    dictionary = Dictionary(atoms_DK, LAM, layer=6, teacher="")
     rows.append(Row(setting, name, seconds, cpu_seconds, measure(dictionary, heldout_ND, tol=1e-5)))
     benchmark.extra_info["objective"] = rows[-1].statistics.objective
     return rows[-1]
@@ -138,7 +140,7 @@ def test_against_spams(benchmark, setting, name):
 def test_variants(benchmark, monkeypatch, setting, name):
     train, patches = VARIANTS[name]
     for function, replacement in patches.items():
-        monkeypatch.setattr(mlsm.dictionary, function, replacement)
+        monkeypatch.setattr(mlsm.coding.dictionary_learning, function, replacement)
     run(benchmark, setting, name, train)
 
 

@@ -19,15 +19,16 @@ from minicons.scorer import MaskedLMScorer
 from signals import cache_directory
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from mlsm.checkpoint import MODEL_FILE, write_json, write_tensors
 from mlsm.config import PRESETS, DataConfig, TrainConfig
-from mlsm.data import corpus_files, corpus_tokenizer, read_lines
 from mlsm.evaluation.grammar import demo_pairs
 from mlsm.evaluation.pseudo_likelihood import score_sentences
 from mlsm.export import export
-from mlsm.model import LanguageModel
-from mlsm.run import Run, load_run
-from mlsm.tokenizer import Tokenizer
+from mlsm.files import write_json, write_tensors
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.run import Run, load_run
+from mlsm.text.corpus import corpus_files, corpus_tokenizer, read_lines
+from mlsm.text.tokenizer import Tokenizer
 
 NUM_SENTENCES = {"tiny": 128, "small": 32}
 MOST_WORDS = 20  # of a line of the corpus
@@ -65,7 +66,7 @@ def subject(
     """A preset's name, a run of its shape, its export, and sentences by kind."""
     folder, data = tmp_path_factory.mktemp(request.param), DataConfig(cache_dir=str(cache_directory()))
     config = PRESETS[request.param]().model
-    tokenizer = corpus_tokenizer(data, config.vocab_size, print)
+    tokenizer = corpus_tokenizer(data, config.vocab_size)
     config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
     run = folder / "run"
     write_tensors(run / MODEL_FILE, LanguageModel(config).state_dict())

@@ -33,14 +33,16 @@ from torch import Tensor, nn
 from transformers import DebertaForMaskedLM, DebertaModel
 
 from kernels.lasso import LassoResult
+from mlsm.coding.dictionary import Dictionary
+from mlsm.coding.targets import Teacher
 from mlsm.config import EMBEDDED_CORPUS, DataConfig, ModelConfig, TrainConfig, base, small, tiny
-from mlsm.data import Corpus, MicroBatch, Selection, Update, corpus_tokenizer
-from mlsm.dictionary import Dictionary
-from mlsm.model import LanguageModel
-from mlsm.objectives import OBJECTIVES
-from mlsm.optim import adamw, choose_device, choose_precision
+from mlsm.device import choose_device, choose_precision
+from mlsm.model.language_model import LanguageModel
 from mlsm.seeds import generator_for
-from mlsm.targets import Teacher
+from mlsm.text.batches import Corpus, MicroBatch, Selection, Update
+from mlsm.text.corpus import corpus_tokenizer
+from mlsm.training.objectives import OBJECTIVES
+from mlsm.training.optim import adamw
 
 SEQUENCES, SEQUENCES_ON_A_GPU, SEQUENCES_A_RANDOM_BATCH = 128, 1024, 64
 SEQUENCES_TO_WARM_UP = 16
@@ -226,9 +228,9 @@ def main() -> None:
     data = DataConfig(corpus=tuple(args.corpus))
     if args.only:
         model, side, first = args.only[0], SIDES[int(args.only[1])], int(args.only[2]) * args.updates
-        tokenizer = corpus_tokenizer(data, MODELS[model].vocab_size, _quiet)
+        tokenizer = corpus_tokenizer(data, MODELS[model].vocab_size)
         config = dataclasses.replace(MODELS[model], vocab_size=tokenizer.vocab_size)
-        corpus = Corpus(data, tokenizer, _quiet)
+        corpus = Corpus(data, tokenizer)
         budget = TOKEN_BUDGET_ON_A_GPU if torch.cuda.is_available() else TOKEN_BUDGETS[model]
         print(json.dumps(run_side(side, config, corpus, budget, first, args.updates)))
         return

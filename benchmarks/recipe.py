@@ -25,10 +25,10 @@ from transformers import (
 )
 
 from mlsm.config import ModelConfig
-from mlsm.data import MicroBatch
 from mlsm.export import huggingface_config
-from mlsm.sequences import moved
-from mlsm.tokenizer import PAD_ID
+from mlsm.text.batches import MicroBatch
+from mlsm.text.sequences import moved
+from mlsm.text.tokenizer import PAD_ID
 
 FISTA_STEPS = 100
 

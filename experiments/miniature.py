@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -31,13 +31,13 @@ sys.path.insert(0, str(ROOT))
 import miniature_report  # noqa: E402
 
 from mlsm import cli  # noqa: E402
-from mlsm.checkpoint import read_json, write_json, write_text  # noqa: E402
-from mlsm.config import PRESETS, DataConfig, ModelConfig, from_json  # noqa: E402
-from mlsm.data import corpus_files  # noqa: E402
-from mlsm.evaluation.finetune import read_task_data  # noqa: E402
-from mlsm.evaluation.glue import FOLDER, TASKS  # noqa: E402
-from mlsm.evaluation.minimal_pairs import SUITES, check_suite  # noqa: E402
+from mlsm.config import PRESETS, DataConfig, ModelConfig  # noqa: E402
+from mlsm.evaluation.glue import FOLDER, TASKS, read_task_data  # noqa: E402
+from mlsm.evaluation.minimal_pairs import SUITES, read_files  # noqa: E402
+from mlsm.files import read_json, write_json, write_text  # noqa: E402
 from mlsm.log import read_metrics, say  # noqa: E402
+from mlsm.settings import from_json, option  # noqa: E402
+from mlsm.text.corpus import corpus_files  # noqa: E402
 
 NIGHT = 600  # minutes
 OBJECTIVES = ("mlsm", "lsm15", "lsm")
@@ -212,7 +212,7 @@ def glue_at_hand(data: Path) -> tuple[str, ...]:
     return tuple(n for n in names if (data / FOLDER / f"{n}.train.jsonl").exists())
 
 
-def begin(args: argparse.Namespace, execute: Callable[[Step], None]) -> Study:
+def begin(args: Settings, execute: Callable[[Step], None]) -> Study:
     """The study of this directory, or a new one: its size is measured, its data cut."""
     file = args.output / "study.json"
     if file.exists():
@@ -246,13 +246,13 @@ def begin(args: argparse.Namespace, execute: Callable[[Step], None]) -> Study:
     return study
 
 
-def check(args: argparse.Namespace, glue: Sequence[str]) -> None:
+def check(args: Settings, glue: Sequence[str]) -> None:
     """Raises ValueError for what a study cannot begin with, before anything is run."""
     if args.budget < 1 or args.jobs < 1:
         raise ValueError("--budget and --jobs must be at least 1")
     corpus_files(DataConfig(corpus=tuple(map(str, args.corpus))))
     for name in ("blimp", "supplement"):
-        check_suite(SUITES[name], args.data)
+        read_files(SUITES[name], args.data)
     if not glue:
         raise ValueError(
             f"no task to fine-tune on in {args.data / FOLDER}: --data names the folder of the tasks"
@@ -265,7 +265,7 @@ def check(args: argparse.Namespace, glue: Sequence[str]) -> None:
         read_task_data(args.data, task, [task])
 
 
-def sized(study: Study, args: argparse.Namespace, execute: Callable[[Step], None]) -> Study:
+def sized(study: Study, args: Settings, execute: Callable[[Step], None]) -> Study:
     """The study that fits the budget, by the speed of a short run on this machine."""
     trial = args.output / "speed"
     command = Plan(study, args.output).train("mlm", "random", trial, SPEED_UPDATES)
@@ -349,7 +349,7 @@ def follow(chain: Sequence[Step], execute: Callable[[Step], None]) -> str | None
     return None
 
 
-def run(args: argparse.Namespace, executor: Executor = in_a_process) -> None:
+def run(args: Settings, executor: Executor = in_a_process) -> None:
     """The whole study; raises ValueError at the end if a chain has failed."""
     cores = os.cpu_count() or 1
     alone = executor(args.output, cores)
@@ -368,52 +368,38 @@ def run(args: argparse.Namespace, executor: Executor = in_a_process) -> None:
     miniature_report.write(plan, args.result)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The text and the tasks of the study, its size, and where it is written."""
+
+    corpus: tuple[Path, ...] = option(MISSING, "UTF-8 text, a sentence per line", metavar="FILE")
+    data: Path = option(
+        MISSING, "folder with blimp_filtered, supplement_filtered, glue_filtered", metavar="FOLDER"
+    )
+    output: Path = option(Path("runs/miniature"), "directory of the study", metavar="DIRECTORY")
+    result: Path = option(
+        ROOT / "results" / "miniature.md",
+        "page to write, a picture beside it (default: results/miniature.md)",
+        metavar="FILE",
+    )
+    budget: int = option(NIGHT, "minutes the study is sized for, not a limit; the default is a night")
+    updates: int | None = option(None, "updates of the teacher (default: what the budget allows)")
+    preset: str = option("tiny", "size of the models", tuple(PRESETS))
+    glue: str | None = option(
+        None, "tasks to fine-tune on, such as cola,sst2 (default: all that --data has)", metavar="NAMES"
+    )
+    jobs: int = option(2, "commands at a time after the teacher; 1 on a GPU")
+    report: bool = option(False, "only write the page, from what there is so far")
+
+
 def flags() -> argparse.ArgumentParser:
     """The command line."""
-    made = cli.plain_parser(__doc__ or "")
-    made.add_argument(
-        "--corpus", nargs="+", required=True, metavar="FILE", help="UTF-8 text, a sentence per line"
-    )
-    made.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="folder with blimp_filtered, supplement_filtered, glue_filtered",
-    )
-    made.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIRECTORY",
-        default=Path("runs/miniature"),
-        help="directory of the study (default: runs/miniature)",
-    )
-    made.add_argument(
-        "--result",
-        type=Path,
-        default=ROOT / "results" / "miniature.md",
-        help="page to write, a picture beside it (default: results/miniature.md)",
-    )
-    made.add_argument(
-        "--budget",
-        type=int,
-        default=NIGHT,
-        help=f"minutes the study is sized for, not a limit (default: {NIGHT}, a night)",
-    )
-    made.add_argument("--updates", type=int, help="updates of the teacher (default: what the budget allows)")
-    made.add_argument("--preset", choices=PRESETS, default="tiny", help="size of the models (default: tiny)")
-    made.add_argument(
-        "--glue", help="tasks to fine-tune on, such as cola,sst2 (default: all that --data has)"
-    )
-    made.add_argument(
-        "--jobs", type=int, default=2, help="commands at a time after the teacher; 1 on a GPU (default: 2)"
-    )
-    made.add_argument("--report", action="store_true", help="only write the page, from what there is so far")
-    return made
+    return cli.parser(__doc__ or "", {"settings": Settings})
 
 
 def main(argv: list[str]) -> None:
     """Read the command line, run or continue the study, write its page."""
-    args = flags().parse_args(argv)
+    args = cli.parse(Settings, argv, __doc__ or "")
     signal.signal(signal.SIGTERM, _terminated)
     run(args)
 

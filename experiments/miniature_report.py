@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.result_page import circumstances
-from mlsm.checkpoint import read_json, write_text, write_whole
-from mlsm.dictionary import Dictionary
+from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.glue import TASKS
+from mlsm.evaluation.results import Results, read_results
 from mlsm.evaluation.tables import Cell, Spread, as_markdown
+from mlsm.files import read_json, write_text, write_whole
 from mlsm.pages.run_facts import RunFacts, compute_row, duration, read_facts
 
 if TYPE_CHECKING:
@@ -44,38 +45,35 @@ class Findings:
             for name in names
             if (plan.folder / name / "config.json").exists()
         }
-        twin = plan.teacher / "evaluation" / "random-weights" / "results.json"
-        self.random: dict[str, Any] = read_json(twin) if twin.exists() else {}
+        self.random = read_results(plan.teacher / "evaluation" / "random-weights")
 
-    def results(self, name: str) -> Mapping[str, Any]:
-        """results.json of a run, or of random weights; empty without one."""
+    def results(self, name: str) -> Results:
+        """The results of a run, or of random weights; empty if there are none."""
         if name == "random weights":
             return self.random
-        return self.runs[name].results if name in self.runs else {}
+        return self.runs[name].results if name in self.runs else Results()
 
     def value(self, name: str, what: str) -> float | None:
         """A zero-shot average, a number of the demo, or None."""
         results = self.results(name)
         if what in ("blimp", "supplement"):
-            return results.get(what, {}).get("average")
-        return results.get("demo", {}).get(what)
+            return results.suites[what].average if what in results.suites else None
+        return results.demo.get(what)
 
     def glue(self, name: str, task: str) -> Spread | None:
-        found = self.results(name).get("glue", {}).get(task, {})
-        if found.get("mean") is None:
-            return None
-        return Spread(found["mean"], found["deviation"], found["num_seeds"], found["failed"])
+        result = self.results(name).glue.get(task)
+        return result.spread if result and result.spread.num_seeds else None
 
     def glue_average(self, name: str) -> Spread | None:
         """The average over tasks of each seed, over seeds; None while a task or seed is missing."""
-        by_task = [
-            self.results(name).get("glue", {}).get(task, {}).get("seeds", {}) for task in self.study.glue
-        ]
-        seeds = [str(seed) for seed in self.study.seeds]
-        scores = [[task.get(seed, {}).get("scores") for task in by_task] for seed in seeds]
-        if not scores or any(score is None for row in scores for score in row):
-            return None
-        averages = [statistics.fmean(row) for row in scores]
+        averages = []
+        for seed in self.study.seeds:
+            results = [self.results(name).glue.get(task) for task in self.study.glue]
+            found = [result.seeds.get(seed) if result else None for result in results]
+            scores = [one.score for one in found if one and one.score is not None]
+            if len(scores) < len(self.study.glue):
+                return None
+            averages.append(statistics.fmean(scores))
         deviation = statistics.stdev(averages) if len(averages) > 1 else 0.0
         return Spread(statistics.fmean(averages), deviation, len(averages))
 
@@ -208,7 +206,9 @@ def variation_rows(found: Findings) -> Rows:
 def _dictionary_cells(found: Findings, name: str) -> dict[str, Cell | str]:
     if name not in found.runs:
         return {}
-    dictionary = Dictionary.load(found.runs[name].config["concepts"]["dictionary"])
+    concepts = found.runs[name].record.concepts
+    assert concepts is not None
+    dictionary = Dictionary.load(concepts.dictionary)
     statistics_ = dictionary.statistics
     assert statistics_ is not None, "fit_dictionary.py measures every dictionary"
     return {"non-zeros per code": statistics_.mean_nonzeros, "energy explained": statistics_.explained_share}

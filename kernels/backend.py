@@ -1,7 +1,7 @@
 """The choice of the implementation that runs an operation, for every operation of this package.
 
 The caller names an implementation, or "auto" takes the first in the operation's order of preference that can
-run. The choice is logged once, with its reason, on the logger "kernels". Naming one that cannot run is an
+run. The choice is logged once, with its reason, on this package's logger. Naming one that cannot run is an
 error, because a measurement or a test of one implementation must never run another.
 """
 
@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-logger = logging.getLogger("kernels")
+logger = logging.getLogger(__package__)
 
 _logged: set[tuple[str, str]] = set()
 

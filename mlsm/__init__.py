@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from mlsm.version import __version__
+
 if TYPE_CHECKING:
     from mlsm.api import Model
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
 
 
 def load(

@@ -16,16 +16,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 
-from mlsm import __version__, distributed
+from kernels.backend import logger as kernels_logger
+from mlsm import distributed
 from mlsm.config import PRESETS
 from mlsm.log import say
+from mlsm.settings import Flags, FlagValue, element_type, from_flags
+from mlsm.version import __version__
 
 EXIT_MISTAKE = 2
 LONGEST_LINE = 600  # characters that a mistake takes; what a file holds may be longer
@@ -49,90 +52,120 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see --help)")
 
 
-def plain_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the flags that every script has."""
+def parser(
+    description: str,
+    groups: Mapping[str, type],
+    *,
+    has_presets: bool = False,
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> argparse.ArgumentParser:
+    """A parser with one flag for each field of the settings classes, which are the groups by their titles.
+    `choices` adds the values of fields whose settings class cannot know them.
+    """
     made = _Parser(
         description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--version", action="version", version=f"mlsm {__version__}")
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return made
-
-
-def parser(
-    description: str, groups: dict[str, type], *, without: Sequence[str] = ()
-) -> argparse.ArgumentParser:
-    """A parser with `--preset` and one flag per field; flags not given leave no trace in the result."""
-    made = plain_parser(description)
-    made.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default=argparse.SUPPRESS,
-        help="settings to start from (default: those of the teacher, or of the run of --init; for a teacher, "
-        "tiny with the embedded corpus, base with one's own text)",
-    )
+    if has_presets:
+        made.add_argument(
+            "--preset",
+            choices=PRESETS,
+            default=argparse.SUPPRESS,
+            help="settings to start from (default: those of the teacher, or of the run of --init; for a "
+            "teacher, tiny with the embedded corpus, base with one's own text)",
+        )
+    default = _preset_defaults if has_presets else _default
     for title, cls in groups.items():
         group = made.add_argument_group(title, inspect.getdoc(cls))
         for field in dataclasses.fields(cls):
-            if field.name not in without:
-                _add_flag(group, cls, field)
+            if field.metadata.get("help"):
+                _add_flag(group, cls, field, default, (choices or {}).get(field.name))
     return made
 
 
-def _add_flag(group: Any, cls: type, field: dataclasses.Field) -> None:
-    kind = str(field.type).removesuffix(" | None")
-    name = "--" + field.name.replace("_", "-")
-    about: dict[str, Any] = {
-        "default": argparse.SUPPRESS,
-        "help": field.metadata["help"].replace("%", "%%") + _defaults(cls, field),
-    }
-    if kind == "bool":
-        group.add_argument(name, action=argparse.BooleanOptionalAction, **about)
+def _add_flag(
+    group: argparse._ArgumentGroup,
+    cls: type,
+    field: dataclasses.Field[FlagValue],
+    default: Callable[[type, dataclasses.Field[FlagValue]], str],
+    choices: Sequence[str] | None,
+) -> None:
+    kind, is_list = element_type(cls, field.name)
+    metavar, help_line = field.metadata["metavar"], field.metadata["help"].replace("%", "%%")
+    nargs = "+" if is_list else None
+    if field.metadata.get("is_argument"):
+        group.add_argument(field.name, type=kind, nargs=nargs, metavar=metavar, help=help_line)
         return
+    flag, help_line = "--" + field.name.replace("_", "-"), help_line + default(cls, field)
+    if kind is bool:
+        group.add_argument(
+            flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help_line
+        )
+        return
+    choices = choices or field.metadata["choices"]
     group.add_argument(
-        name,
-        type={"int": int, "float": float}.get(kind, str),
-        nargs="+" if kind.startswith("tuple") else None,
-        choices=field.metadata["choices"],
-        metavar=field.metadata["metavar"] or (None if field.metadata["choices"] else kind.upper()),
-        **about,
+        flag,
+        type=kind,
+        nargs=nargs,
+        choices=choices,
+        required=field.default is dataclasses.MISSING,
+        default=argparse.SUPPRESS,
+        metavar=metavar or (None if choices else kind.__name__.upper()),
+        help=help_line,
     )
 
 
-def _defaults(cls: type, field: dataclasses.Field) -> str:
-    """The default as --help shows it: one value, or one per preset, or three for the phases of training."""
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _default(cls: type, field: dataclasses.Field[FlagValue]) -> str:
+    """The default as --help shows it; nothing for one that is None, off or in the help line."""
+    if field.default in (None, False, dataclasses.MISSING) or "default" in field.metadata["help"]:
+        return ""
+    return f" (default: {_shown(field.default)})"
+
+
+def _preset_defaults(cls: type, field: dataclasses.Field[FlagValue]) -> str:
+    """The default as --help shows it: one value, or one for each preset, or three for the training phases."""
     if field.default is None or "default" in field.metadata["help"]:
         return ""
-    told = []
+    shown = []
     for preset in (make() for make in PRESETS.values()):
-        phases = [preset.train_for(objective) for objective in ("mlm", "lsm", "token-head")]
+        phases = [preset.teacher, preset.student, preset.token_head]
         configs = [c for c in (*phases, preset.model, preset.data, preset.dictionary) if isinstance(c, cls)]
-        values = [getattr(config, field.name) for config in configs]
-        shown = [" ".join(value) if isinstance(value, tuple) else str(value) for value in values]
-        told.append(shown[0] if len(set(shown)) == 1 else " / ".join(shown))
-    of = " for mlm / students / token-head" if any(" / " in values for values in told) else ""
-    each = "; ".join(f"{name} {values}" for name, values in zip(PRESETS, told, strict=True))
-    text = told[0] if len(set(told)) == 1 else each
-    return f" (default{of}: {text})"
+        values = [_shown(getattr(config, field.name)) for config in configs] or [_shown(field.default)]
+        shown.append(values[0] if len(set(values)) == 1 else " / ".join(values))
+    of = " for mlm / students / token-head" if any(" / " in values for values in shown) else ""
+    each = "; ".join(f"{name} {values}" for name, values in zip(PRESETS, shown, strict=True))
+    return f" (default{of}: {shown[0] if len(set(shown)) == 1 else each})"
 
 
-def override(config: T, given: dict[str, Any]) -> T:
-    """The configuration with the fields that were given as flags. Raises ValueError for values that are not
-    valid.
-    """
-    names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in names}
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+def parse_flags(made: argparse.ArgumentParser, argv: Sequence[str]) -> Flags:
+    """The flags that were given, without those that every command has. Raises ValueError for a mistake."""
+    values = vars(made.parse_args(argv))
+    del values["debug"]
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+
+
+def parse(cls: type[T], argv: Sequence[str], description: str) -> T:
+    """The settings of a command from its command line. Raises ValueError for a mistake."""
+    return from_flags(cls, parse_flags(parser(description, {"settings": cls}), argv))
 
 
 def build_first(script: str, flags: Sequence[str], missing: str) -> None:
     """Run another script of this project for a prerequisite at its default place. Raises SystemExit with its
     code. Ctrl-C and SIGTERM are for that script to answer: it saves its work, and this one waits for it.
     """
-    command = [script, *flags]
-    say(f"{missing} is missing; building it first: python {shlex.join(command)}")
-    path = Path(__file__).resolve().parent.parent / script
-    process = subprocess.Popen([sys.executable, str(path), *flags], env=os.environ | distributed.ALONE)
+    say(f"{missing} is missing; building it first: python {shlex.join([script, *flags])}")
+    package = Path(__file__).resolve().parent
+    if (package / script).exists():  # installed; -P, so that no file of the working directory is imported
+        words = ["-P", "-m", f"mlsm.{script.removesuffix('.py')}"]
+    else:
+        words = [str(package.parent / script)]
+    environment = os.environ | distributed.SINGLE_PROCESS_ENVIRONMENT
+    process = subprocess.Popen([sys.executable, *words, *flags], env=environment)
     # The terminal sends Ctrl-C to both; SIGTERM reaches only this process, and is handed on.
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
@@ -147,23 +180,21 @@ def build_first(script: str, flags: Sequence[str], missing: str) -> None:
         raise SystemExit(128 - code if code < 0 else code)
 
 
-def say_idle(given: dict[str, Any], reason: str, *names: str) -> None:
-    """Tell, in one line, which of these flags were given, and why they change nothing."""
-    if idle := [name for name in names if name in given]:
-        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+def say_unused(given: Iterable[str], reason: str, names: Collection[str]) -> None:
+    """Print which of these flags were given, and why they change nothing."""
+    if unused := [name for name in given if name in names]:
+        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
         say(f"without effect: {flags} ({reason})")
 
 
-def pass_along(given: dict[str, Any], *names: str) -> list[str]:
-    """The given flags of these names, to hand to another script."""
+def pass_along(given: Flags, *names: str) -> list[str]:
+    """The given flags of these names as words of a command line, for another script."""
     flags: list[str] = []
     for name in names:
         if name in given:
             value = given[name]
-            flags += [
-                "--" + name.replace("_", "-"),
-                *(map(str, value) if isinstance(value, list) else [str(value)]),
-            ]
+            words = map(str, value) if isinstance(value, tuple) else [str(value)]
+            flags += ["--" + name.replace("_", "-"), *words]
     return flags
 
 
@@ -177,7 +208,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
             main(sys.argv[1:])
     except SystemExit as end:  # after --help, or of a prerequisite, which has said why
         if end.code:
-            distributed.ends_first()
+            distributed.claim_error_report()
         raise
     except Stopped as stop:
         say(str(stop))
@@ -196,7 +227,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
 
 def _say_why(error: Exception) -> None:
     """One line, from the rank that is the first to end."""
-    if distributed.ends_first():
+    if distributed.claim_error_report():
         say(f"error: {_in_one_line(error)}", from_any_rank=True)
 
 
@@ -214,8 +245,8 @@ def _give_up(error: ConnectionError) -> None:
 @contextlib.contextmanager
 def _only_rank_0_speaks() -> Iterator[None]:
     """For a `with` block, let other ranks print nothing, and kernels tell once which implementation runs."""
-    if distributed.is_first():
-        logging.getLogger("kernels").setLevel(logging.INFO)
+    if distributed.is_rank_zero():
+        kernels_logger.setLevel(logging.INFO)
         yield
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

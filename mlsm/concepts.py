@@ -1,118 +1,110 @@
-"""See what the concepts of a run are: what each is used for, and whether they are any good.
+"""Show what the concepts of a run stand for, and measure how good they are.
 
     python -m mlsm.concepts runs/teacher
     python -m mlsm.concepts runs/lsm-random --text "In the beginning God created the heavens." --page
 
-Of a teacher, its sparse codes are read; of a student, what it predicts, beside the codes of its teacher. The
-measures and the largest concepts go to the screen; into the run's directory go concepts.json (everything),
-concepts.png, with --text concepts-text.png, and with --page concepts.html: one file to search and click
-through, without a network.
+The concepts of a teacher are its sparse codes; those of a student are its predictions, shown beside the codes
+of its teacher. The measures and the largest concepts are printed. The run's directory gets concepts.json
+(everything), concepts.png, with --text concepts-text.png, and with --page concepts.html: one file to search
+and click through, without a network.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mlsm import cli
-from mlsm.checkpoint import MODEL_FILE, write_text
-from mlsm.config import DataConfig, TrainConfig, from_json
-from mlsm.data import Corpus, MicroBatch, Selection
-from mlsm.dictionary import Dictionary
+from mlsm.coding.dictionary import Dictionary
+from mlsm.coding.targets import EVERY_TOKEN
+from mlsm.config import DEVICE_HELP
+from mlsm.device import choose_device
 from mlsm.directory import check_writable
-from mlsm.evaluation.tables import as_text
+from mlsm.evaluation.tables import as_text, printable
+from mlsm.files import write_text
 from mlsm.log import progress, say
-from mlsm.objectives import OBJECTIVES
-from mlsm.optim import choose_device
-from mlsm.pages import concept_report, concept_view
-from mlsm.pages.concept_reading import Readers, Reading, read, read_sentence
-from mlsm.pages.tagged import read_tagged
-from mlsm.plan import find_dictionary, load_teacher
-from mlsm.run import load_run, model_config, run_config
+from mlsm.pages import concept_view
+from mlsm.pages.concept_reading import Readers, read_sentence, read_text
+from mlsm.pages.concept_report import About, ConceptReport, build_report, concept_rows, sentence_rows
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.record import RunRecord, read_record
+from mlsm.runs.run import load_run
+from mlsm.runs.teacher import find_dictionary, load_dictionary, load_teacher
 from mlsm.seeds import generator_for
-from mlsm.targets import EVERY_TOKEN
-from mlsm.tokenizer import run_tokenizer
+from mlsm.settings import argument, check_fields, check_positive, option
+from mlsm.text.batches import Corpus, Selection
+from mlsm.text.tokenizer import run_tokenizer
+from mlsm.training.objectives import find_objective
 
-TOKEN_BUDGET = 8192  # tokens a forward pass holds
+TOKEN_BUDGET = 8192  # tokens in one forward pass
 MASK_SHARE = 0.15  # of the positions, for students that learn from masked tokens
 
 
-def concepts(args: argparse.Namespace) -> None:
-    """Read, measure, write, show. Raises ValueError for what cannot be."""
-    output = args.output or args.run
-    config = run_config(args.run)
-    readers = make_readers(config, args)
+def concepts(args: Settings) -> None:
+    """Read a text, then measure, print and write the concepts. Raises ValueError for what does not fit."""
+    output, record = args.output or args.run, read_record(args.run)
+    readers, tokenizer = make_readers(record, args), run_tokenizer(args.run)
     dictionary = readers.teacher.dictionary if readers.teacher else None
     atoms_KD = dictionary.atoms_DK.mT.cpu().numpy() if dictionary else None
-    others_JD = _other_atoms(args.compare, dictionary)
-    tokenizer = run_tokenizer(args.run)
-    where = {"longest": model_config(args.run).max_positions, "token_budget": TOKEN_BUDGET}
+    others_JD = _other_atoms(args.compare, dictionary) if args.compare else None
     check_writable(output)
-    sentence = tagged = None
+    sentence = None
     if args.text is not None:
-        sentence = read_sentence(readers, tokenizer.encode(args.text), **where)
-    if args.tags:
-        tagged = read_tagged(args.tags, tokenizer, readers.selection, seed=args.seed, **where)
-
-    data = from_json(DataConfig, config["data"])
-    if args.corpus:
-        data = dataclasses.replace(data, corpus=tuple(args.corpus))
-    corpus = Corpus(data, tokenizer, say)
-    batches = corpus.sample(
+        ids, longest = tokenizer.encode(args.text), record.model.max_positions
+        sentence = read_sentence(readers, ids, longest=longest, token_budget=TOKEN_BUDGET)
+    data = dataclasses.replace(record.data, corpus=args.corpus or record.data.corpus)
+    corpus = Corpus(data, tokenizer)
+    micro_batches = corpus.sample(
         [corpus.heldout, corpus.training],
         readers.selection,
         num_selected=args.num_tokens,
         token_budget=TOKEN_BUDGET,
         generator=generator_for("concept sample", args.seed),
     )
-    reading = _read(readers, batches, args.num_tokens, "concepts")
-    about = {
-        "run": str(args.run),
-        "corpus": list(data.corpus),
-        "layer": dictionary.layer if dictionary else config["concepts"]["layer"],
-        "lam": dictionary.lam if dictionary else config["concepts"]["lam"],
-        "k": next(iter(reading.codes.values())).num_concepts,
-        "seed": args.seed,
-    }
-    with progress(concept_report.num_stages(reading), "statistics", unit="stage") as bar:
-        told = concept_report.report(
-            reading, tokenizer, atoms_KD, about=about, seed=args.seed, advance=bar.update
+    with progress(args.num_tokens, "concepts", unit="token") as bar:
+        reading = read_text(readers, micro_batches, bar)
+    origin = dictionary or record.concepts
+    assert origin is not None
+    about = About(
+        run=printable(str(args.run)),
+        corpus=[*map(printable, data.corpus)],
+        layer=origin.layer,
+        lam=origin.lam,
+        k=next(iter(reading.codes.values())).num_concepts,
+        seed=args.seed,
+        positions=len(reading.ids_N),
+        types=len(np.unique(reading.ids_N)),
+    )
+    with progress(len(reading.codes), "statistics", unit="reader") as bar:
+        report = build_report(
+            reading, tokenizer, about, bar, atoms_KD=atoms_KD, others_JD=others_JD, sentence=sentence
         )
-    if tagged:
-        tagged_reading = _read(readers, tagged.micro_batches, len(tagged.labels_N), "tagged text")
-        concept_report.add_tags(told, tagged_reading, tagged.labels_N, tagged.names, args.seed)
-    if atoms_KD is not None and others_JD is not None:
-        concept_report.add_comparison(told, atoms_KD, others_JD, args.seed)
-    if sentence:
-        concept_report.add_sentence(told, sentence, tokenizer)
-    _show(told, args.top)
-    _write(told, output, has_page=args.page)
+    _print(report, args.top)
+    _write(report, output, has_page=args.page)
 
 
-def make_readers(config: dict[str, Any], args: argparse.Namespace) -> Readers:
-    """Who reads, by the config of the run; a student's teacher that has gone is done without, and said."""
-    origin, device = config["concepts"], choose_device(args.device)
-    settings = from_json(TrainConfig, config["train"])
+def make_readers(record: RunRecord, args: Settings) -> Readers:
+    """The models whose concepts are read. A student whose teacher was removed is read alone."""
+    origin, device = record.concepts, choose_device(args.device)
     if origin is None:
         if args.teacher:
             raise ValueError(f"{args.run} is a teacher itself; --teacher is for students")
         path = args.dictionary or find_dictionary(args.run)
         if path is None:
             raise ValueError(f"{args.run} has no dictionary: python fit_dictionary.py --teacher {args.run}")
-        return Readers(load_teacher(args.run, path, settings, device), None, EVERY_TOKEN)
+        teacher = load_teacher(args.run, load_dictionary(path, args.run), record.train, device)
+        return Readers(teacher, None, EVERY_TOKEN)
     student = load_run(args.run, device).model
-    is_masked = OBJECTIVES[origin["objective"]].is_masked
+    is_masked = find_objective(origin.objective).is_masked
     selection = Selection(MASK_SHARE, is_masked=True) if is_masked else EVERY_TOKEN
-    before = Path(origin["dictionary"])
-    directory = args.teacher or Path(origin["teacher"])
-    path = args.dictionary or (args.teacher / before.name if args.teacher else before)
-    is_named = args.teacher or args.dictionary
-    if not is_named and not ((directory / MODEL_FILE).exists() and path.exists()):
+    directory, path = args.teacher or Path(origin.teacher), args.dictionary or Path(origin.dictionary)
+    if args.teacher and not args.dictionary:
+        path = directory / path.name
+    if not (args.teacher or args.dictionary or ((directory / MODEL_FILE).exists() and path.exists())):
         say(f"the student alone: no teacher at {directory} with the dictionary {path} (see --teacher)")
         return Readers(None, student, selection)
     if not (args.dictionary or path.exists()):
@@ -120,104 +112,85 @@ def make_readers(config: dict[str, Any], args: argparse.Namespace) -> Readers:
             f"no dictionary {path.name} in {directory}; is it the teacher of {args.run}? "
             "(--dictionary names another)"
         )
-    teacher = load_teacher(directory, path, settings, device, origin["dictionary_fingerprint"])
+    teacher = load_teacher(directory, load_dictionary(path, directory, origin), record.train, device)
     return Readers(teacher, student, selection)
 
 
-def _read(readers: Readers, batches: Iterable[MicroBatch], num_tokens: int, title: str) -> Reading:
-    with progress(num_tokens, title, unit="token") as bar:
-        return read(readers, batches, bar)
-
-
-def _other_atoms(path: Path | None, dictionary: Dictionary | None) -> np.ndarray | None:
-    """The atoms (J, D) of another dictionary of the same states; None if none is asked for."""
-    if path is None:
-        return None
+def _other_atoms(path: Path, dictionary: Dictionary | None) -> np.ndarray:
+    """The atoms (J, D) of another dictionary of the same hidden states."""
     if dictionary is None:
         raise ValueError("--compare needs the dictionary of the run, and it is not there (see --teacher)")
-    other = Dictionary.load(path, teacher=dictionary.teacher, layer=dictionary.layer)
-    return other.atoms_DK.mT.numpy()
+    return Dictionary.load(path, teacher=dictionary.teacher, layer=dictionary.layer).atoms_DK.mT.numpy()
 
 
-def _show(told: dict[str, Any], count: int) -> None:
-    about = told["about"]
+def _print(report: ConceptReport, count: int) -> None:
+    about, reader = report.about, list(report.sources)[-1]
     print(
-        f"{about['k']} concepts of layer {about['layer']}, lambda {about['lam']:g}, "
-        f"in {about['positions']:,} tokens of {about['types']:,} types\n"
+        f"{about.k} concepts of layer {about.layer}, lambda {about.lam:g}, "
+        f"in {about.positions:,} tokens of {about.types:,} types\n"
     )
-    for title, rows in told["tables"].items():
-        print(as_text(rows, title) + "\n")
-    source = list(told["sources"])[-1]
-    print(as_text(concept_report.concept_rows(told, source, count), f"The largest concepts of the {source}"))
-    if told["sentence"]:
-        print("\n" + as_text(concept_report.sentence_rows(told), "Concepts in the text"))
+    for title, table in report.tables.items():
+        print(as_text(table, title) + "\n")
+    print(as_text(concept_rows(report, reader, count), f"The largest concepts of the {reader}"))
+    if report.sentence:
+        print("\n" + as_text(sentence_rows(report.sentence), "Concepts in the text"))
 
 
-def _write(told: dict[str, Any], folder: Path, *, has_page: bool) -> None:
-    write_text(folder / "concepts.json", concept_view.as_json(told) + "\n")
+def _write(report: ConceptReport, folder: Path, *, has_page: bool) -> None:
+    write_text(folder / "concepts.json", report.to_json() + "\n")
+    concept_view.draw_concepts(folder / "concepts.png", report)
     written = ["concepts.json", "concepts.png"]
-    concept_view.draw_concepts(folder / "concepts.png", told)
-    if told["sentence"]:
-        concept_view.draw_sentence(folder / "concepts-text.png", told)
+    if report.sentence:
+        concept_view.draw_sentence(folder / "concepts-text.png", report)
         written.append("concepts-text.png")
     if has_page:
-        write_text(folder / "concepts.html", concept_view.page(told))
+        write_text(folder / "concepts.html", concept_view.concept_page(report))
         written.append("concepts.html")
     print(f"\nwritten to {folder}: {', '.join(written)}")
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The run whose concepts are read, the text, and what is written."""
+
+    run: Path = argument("directory of a finished teacher or student", "RUN")
+    text: str | None = option(
+        None, "also show the concepts of each token of this text, as a table and a heat map", metavar="TEXT"
+    )
+    page: bool = option(False, "also write concepts.html, to search and click through")
+    num_tokens: int = option(100_000, "tokens read, held-out text first")
+    top: int = option(20, "concepts shown on the screen")
+    compare: Path | None = option(
+        None, "another dictionary of the same teacher and layer, to compare with", metavar="DICTIONARY"
+    )
+    corpus: tuple[str, ...] | None = option(
+        None, "text to read (default: the text the run was trained on)", metavar="FILE"
+    )
+    teacher: Path | None = option(
+        None, "where a student's teacher is now (default: where it was)", metavar="DIRECTORY"
+    )
+    dictionary: Path | None = option(
+        None,
+        "the concepts' dictionary (default: the one the teacher has, or the student learnt from)",
+        metavar="FILE",
+    )
+    output: Path | None = option(None, "where to write (default: RUN)", metavar="DIRECTORY")
+    seed: int = option(12, "seed of the sample of text and of the statistics")
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive(self, "num_tokens", "top")
+
+
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
-    made = cli.plain_parser(__doc__ or "")
-    made.add_argument("run", type=Path, metavar="RUN", help="directory of a finished teacher or student")
-    made.add_argument(
-        "--text", help="also the concepts of each token of this text, as a table and a heat map"
-    )
-    made.add_argument("--page", action="store_true", help="also concepts.html, to search and click through")
-    made.add_argument(
-        "--num-tokens",
-        type=_above_zero,
-        default=100_000,
-        help="tokens read, held-out text first (default: 100000)",
-    )
-    made.add_argument(
-        "--top", type=_above_zero, default=20, help="concepts shown on the screen (default: 20)"
-    )
-    made.add_argument(
-        "--compare", type=Path, metavar="DICTIONARY", help="another dictionary of the same teacher and layer"
-    )
-    made.add_argument(
-        "--tags",
-        type=Path,
-        metavar="FILE",
-        help="tagged text to hold concepts against: a word, a tab and its tag per line with an empty line "
-        "after each sentence, or a sentence per line of word/tag",
-    )
-    made.add_argument(
-        "--corpus", nargs="+", metavar="FILE", help="text to read (default: the text the run was trained on)"
-    )
-    made.add_argument("--teacher", type=Path, help="where a student's teacher is now (default: where it was)")
-    made.add_argument(
-        "--dictionary",
-        type=Path,
-        metavar="FILE",
-        help="the concepts' dictionary (default: the one the teacher has, or the student learnt from)",
-    )
-    made.add_argument("--output", type=Path, metavar="DIRECTORY", help="where to write (default: RUN)")
-    made.add_argument("--seed", type=int, default=12, help="seed of everything that is drawn (default: 12)")
-    made.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    return made
-
-
-def _above_zero(text: str) -> int:
-    if not (text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"a whole number above 0, got {text!r}")
-    return int(text)
+    """The command line."""
+    return cli.parser(__doc__ or "", {"settings": Settings})
 
 
 def main(argv: list[str]) -> None:
-    """Read the command line and do it."""
-    concepts(parser().parse_args(argv))
+    """Read the command line, then read, measure, write and show the concepts."""
+    concepts(cli.parse(Settings, argv, __doc__ or ""))
 
 
 if __name__ == "__main__":

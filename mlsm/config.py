@@ -1,86 +1,30 @@
-"""Configuration is data: frozen dataclasses with a help line per field, three presets, and nothing that edits
-them.
+"""The settings of a model, its text, its training and its dictionary, and three presets that fill them in.
 
-`mlsm.cli` turns the fields into flags; a run saves the whole of them in config.json.
+Each field is a flag with a help line (see `mlsm.settings`). A run saves all of its settings in config.json.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
 
 from kernels.lasso import SOLVERS
+from mlsm.settings import check_fields, check_not_negative, check_positive, option
 
-OBJECTIVES = ("mlm", "mlsm", "lsm", "lsm15", "mlm+mlsm", "token-head")
 EMBEDDED_CORPUS = "embedded"
 DEFAULT_TEACHER = "runs/teacher"
 MILLION = 1_000_000
-# Words seen at which the BabyLM challenge (2025 and later) asks for a model: 1M to 1000M, ten a decade.
+# Words seen at which the BabyLM challenge (2025 and later) asks for a model: 1M to 1000M, ten per decade.
 BABYLM_WORDS = (*(n * size * MILLION for size in (1, 10, 100) for n in range(1, 10)), 1000 * MILLION)
 
 SOLVER_HELP = (
     "solver of the sparse codes: descent (C, for CPUs), triton (GPUs), fista (PyTorch, slow); "
     "auto takes the fastest that can run"
 )
+DEVICE_HELP = "cpu, cuda or cuda:N; auto: a GPU if there is one"
 
-LARGEST_NUMBER = 1 << 62  # of a field; what a file says is not always sane
+# Limits for settings that are read from a file, which may be damaged or hostile.
 MOST_LAYERS, MOST_WEIGHTS = 1000, 1 << 32  # of a model: 27 times the paper's, 17 GB
 MOST_ATOMS = 1 << 15  # of a dictionary: their Gram matrix takes 4 GB
-
-T = TypeVar("T")
-
-
-def option(
-    default: Any, help_line: str, choices: tuple[str, ...] | None = None, metavar: str | None = None
-) -> Any:
-    """A dataclass field with the help line (and choices, or what its value is called) that its flag shows;
-    --help adds the default, unless the line speaks of it.
-    """
-    return field(default=default, metadata={"help": help_line, "choices": choices, "metavar": metavar})
-
-
-def check_fields(config: Any) -> None:
-    """Raise ValueError if a field holds another type than its annotation, or a value outside its choices."""
-    for f in dataclasses.fields(config):
-        value, kind = getattr(config, f.name), str(f.type).removesuffix(" | None")
-        allowed = {"int": int, "float": int | float, "str": str, "bool": bool, "tuple[str, ...]": tuple}[kind]
-        is_missing = value is None and str(f.type).endswith(" | None")
-        is_bool_as_number = isinstance(value, bool) and kind != "bool"
-        has_odd_part = isinstance(value, tuple) and not all(isinstance(part, str) for part in value)
-        if not is_missing and (not isinstance(value, allowed) or is_bool_as_number or has_odd_part):
-            raise ValueError(f"{f.name} must be {kind}, got {value!r}")
-        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
-            raise ValueError(f"{f.name} must be at most {LARGEST_NUMBER}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{f.name} must be finite, got {value}")
-        choices = f.metadata.get("choices")
-        if choices and value not in choices:
-            raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """Raise ValueError for the first named field that is not above zero."""
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
-
-
-def check_not_negative(config: Any, *names: str) -> None:
-    """Raise ValueError for the first named field that is below zero."""
-    for name in names:
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must not be below 0, got {getattr(config, name)}")
-
-
-def from_json(cls: type[T], values: dict[str, Any]) -> T:
-    """A config from the mapping that config.json holds; ValueError names unknown fields. A field that is
-    missing is younger than the file, and its default is what was done before there was a choice.
-    """
-    if unknown := sorted(values.keys() - {f.name for f in dataclasses.fields(cls)}):  # type: ignore[arg-type]
-        raise ValueError(f"{cls.__name__}: unknown fields: {', '.join(unknown)}")
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 @dataclass(frozen=True)
@@ -97,9 +41,9 @@ class ModelConfig:
     max_positions: int = option(512, "longest sequence the relative positions cover, in tokens")
     dropout: float = option(0.1, "dropout on hidden states, attention and relative positions")
     init_std: float = option(0.02, "standard deviation of the initial weights")
-    num_concepts: int = option(0, "rows of the concept head; set by the dictionary")
-    has_token_head: bool = option(
-        False, "whether a linear layer maps concepts to words; set by the objective"
+    num_concepts: int = 0  # rows of the concept head, which the dictionary sets; no flag
+    has_token_head: bool = (
+        False  # whether a linear layer maps concepts to words, as the objective says; no flag
     )
 
     def __post_init__(self) -> None:
@@ -143,7 +87,7 @@ class DataConfig:
         ("pairs", "packed"),
     )
     max_length: int = option(128, "longest training sequence, in tokens")
-    heldout_share: float = option(0.02, "share of the sequences kept out of training (2,000 at most)")
+    heldout_share: float = option(0.02, "share of the lines kept out of training (4,000 lines at most)")
     cache_dir: str = option("corpora", "folder for encoded corpora and tokenizers", metavar="FOLDER")
 
     def __post_init__(self) -> None:
@@ -158,7 +102,7 @@ class DataConfig:
 class TrainConfig:
     """How a model is trained: objective, updates, precision, what is written when."""
 
-    objective: str = option("mlm", "what is learnt; must be given, there is no default", OBJECTIVES)
+    objective: str = option("mlm", "what is learnt; must be given, there is no default", metavar="NAME")
     init: str = option(
         "random",
         "initial weights: random, teacher, or a run's directory; default: random for mlm, else teacher",
@@ -190,7 +134,7 @@ class TrainConfig:
     solver: str = option("auto", SOLVER_HELP, SOLVERS)
     amp: str = option(
         "auto",
-        "autocast precision; auto: bf16 or fp16 on a GPU, off on a CPU",
+        "autocast precision; auto: bf16 where the processor or GPU has it, else fp16 on a GPU, off on a CPU",
         ("auto", "bf16", "fp16", "off"),
     )
     compile: bool = option(False, "compile the layers with torch.compile (for GPUs; needs a C++ compiler)")
@@ -199,7 +143,7 @@ class TrainConfig:
         "keep one state per layer and compute the rest again in the backward pass: less memory, a third "
         "more time",
     )
-    device: str = option("auto", "cpu, cuda or cuda:N; auto: a GPU if there is one", metavar="DEVICE")
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
     seed: int = option(12, "seed of everything that is drawn")
     log_every: int = option(10, "updates between two logged lines")
     checkpoint_every: int = option(1000, "updates between two checkpoints")
@@ -256,7 +200,7 @@ class DictionaryConfig:
     num_updates: int = option(1000, "updates of the dictionary")
     batch_size: int = option(1000, "hidden states per update")
     solver: str = option("auto", SOLVER_HELP, SOLVERS)
-    device: str = option("auto", "cpu, cuda or cuda:N; auto: a GPU if there is one", metavar="DEVICE")
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
     seed: int = option(12, "seed of everything that is drawn")
 
     def __post_init__(self) -> None:
@@ -282,10 +226,9 @@ class Preset:
     student: TrainConfig
     token_head: TrainConfig
 
-    def train_for(self, objective: str) -> TrainConfig:
-        """The training configuration of one objective."""
-        phase = {"mlm": self.teacher, "token-head": self.token_head}.get(objective, self.student)
-        return replace(phase, objective=objective)
+    def train_for(self, phase: int) -> TrainConfig:
+        """The training settings of phase 1 (teacher), 2 (student) or 3 (token head)."""
+        return (self.teacher, self.student, self.token_head)[phase - 1]
 
 
 def tiny() -> Preset:

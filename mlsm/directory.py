@@ -36,7 +36,7 @@ def only_process(directory: Path) -> Iterator[None]:
 
     The kernel lets go when a process ends, however it ends; the file that is left behind says nothing.
     """
-    if not distributed.is_first():
+    if not distributed.is_rank_zero():
         yield
         return
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,98 +1,112 @@
-"""Write a run as a directory that transformers loads without any code of ours.
+"""Write a run as a directory that transformers loads without code of this project.
 
     python -m mlsm.export runs/token-head-lsm-random exported
     python -m mlsm.export runs/teacher/checkpoints/words-10M exported-10M
 
-If the run has a token head (the third phase), words are read through it: it is linear, as the concept head
-before it is, and both are folded into one decoder. The heads themselves, which transformers has no place
-for, lie beside it in concepts.safetensors, so that mlsm.load reads the directory as it reads the run, and
-the run's own settings in mlsm.json. README.md is a model card. Needs the package `tokenizers`, which comes
-with transformers; nothing else of this project does.
+A run that predicts words becomes a masked language model. If it has a token head, concept head and token head
+are folded into one decoder, which is exact because both are linear. A student that predicts concepts alone
+becomes an encoder. Weights that have no place in the exported model lie beside it in concepts.safetensors,
+and the settings of the run in mlsm.json, so that mlsm.load reads the directory as it reads the run. README.md
+is a model card. Exporting needs the package `tokenizers`, which comes with transformers.
 
-A text that spells a special token, such as [MASK], is ordinary text to this project's tokenizer; transformers
-reads the token, as with every tokenizer of theirs.
+[MASK] in a text is the mask, as in mlsm.load. The other special tokens are ordinary text in this project; for
+transformers they are special, as with each of its tokenizers.
 """
 
 from __future__ import annotations
 
 import argparse
 import struct
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from mlsm import cli
-from mlsm.checkpoint import (
-    MODEL_FILE,
-    STATE_FILE,
-    read_state,
-    write_json,
-    write_tensors,
-    write_text,
-    write_whole,
-)
 from mlsm.config import ModelConfig
-from mlsm.deberta import LAYER_NORM_EPS
-from mlsm.huggingface import OWN_WEIGHTS_FILE, RUN_FILE, to_huggingface
+from mlsm.files import write_json, write_tensors, write_text, write_whole
 from mlsm.log import say
-from mlsm.model import LanguageModel
-from mlsm.model_card import PREDICTS_WORDS, model_card
-from mlsm.run import Run, load_run
-from mlsm.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, PAD_ID, SEP_ID, UNK_ID, JsonTokenizer, Tokenizer
+from mlsm.model.deberta import LAYER_NORM_EPS
+from mlsm.model.language_model import LanguageModel
+from mlsm.pages.model_card import model_card
+from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, read_state
+from mlsm.runs.hub_names import OWN_WEIGHTS_FILE, RUN_FILE, from_huggingface, to_huggingface
+from mlsm.runs.record import record_json
+from mlsm.runs.run import Run, load_run
+from mlsm.settings import argument, option
+from mlsm.text.tokenizer import (
+    CLS_ID,
+    MASK_ID,
+    NUM_SPECIALS,
+    PAD_ID,
+    SEP_ID,
+    UNK_ID,
+    JsonTokenizer,
+    Tokenizer,
+    json_with_masks,
+)
+from mlsm.training.objectives import find_objective
 
-# Bytes. Larger compiled rules are those of Unicode, in models from outside (ours take 1,032). The reader of
-# the package `tokenizers` is right for their single letters; one by one there are too many of them.
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
+
+# Bytes. Larger compiled rules are those of Unicode, in imported tokenizers (those trained here take 1,032).
+# They are too many to apply one by one; the package `tokenizers` reads rules of single characters correctly.
 UNICODE_TABLE = 65_536
 
 
 def export(run: Path, directory: Path, *, folded: bool = False) -> Run:
-    """Write everything, and return what was written. `folded` insists on a token head.
+    """Write everything, and return the run that was written. `folded` requires a token head.
 
-    Raises ValueError if there is no run, no token head to insist on, no package `tokenizers`, or if the
+    Raises ValueError if there is no run, no required token head or no package `tokenizers`, and if the
     directory holds other files, which might be those of a run.
     """
     if directory.is_dir() and any(directory.iterdir()) and not (directory / RUN_FILE).exists():
         raise ValueError(f"{directory} holds other files; name a new directory, or one that was exported to")
     if (run / STATE_FILE).exists():
-        read_state(run)  # a checkpoint is exported only if it is whole
+        read_state(run)  # raises ValueError for a damaged checkpoint
     loaded = load_run(run)
-    model = loaded.model
+    model, tokenizer = loaded.model, loaded.tokenizer
     if folded and model.token_head is None:
         raise ValueError(
             f"{run} has no token head to fold in: train one with --objective token-head --init {run}"
         )
-    fast_tokenizer = huggingface_tokenizer(loaded.tokenizer)
-    write_json(directory / RUN_FILE, loaded.config)
-    write_json(directory / "config.json", huggingface_config(model.config))
-    write_tensors(directory / MODEL_FILE, exported_tensors(model), {"format": "pt"})
-    if own := own_tensors(model):
+    fast_tokenizer, has_words = huggingface_tokenizer(tokenizer), predicts_words(loaded)
+    tensors = exported_tensors(model, has_words)
+    readable = from_huggingface(tensors)
+    own = {n: w for n, w in model.state_dict().items() if n not in readable or not readable[n].equal(w)}
+    special_tokens = special_tokens_of(tokenizer)
+    write_json(directory / RUN_FILE, record_json(loaded.record))
+    write_json(directory / "config.json", huggingface_config(model.config, has_words))
+    write_tensors(directory / MODEL_FILE, tensors, {"format": "pt"})
+    if own:
         write_tensors(directory / OWN_WEIGHTS_FILE, own)
-    write_whole(directory / loaded.tokenizer.file_name, lambda path: path.write_bytes(loaded.tokenizer.model))
-    # in place of a tokenizer.json of the run, which puts no special pieces around a text
+    write_whole(directory / tokenizer.file_name, lambda path: path.write_bytes(tokenizer.model))
+    # It replaces the tokenizer.json of an imported run, which puts no special tokens around a text.
     write_whole(directory / "tokenizer.json", lambda path: fast_tokenizer.save(str(path)))
-    special_tokens = special_tokens_of(loaded.tokenizer)
-    # a plain fast tokenizer: as an Albert tokenizer, transformers 5 would load it lower-cased
-    write_json(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": model.config.max_positions,
-            "clean_up_tokenization_spaces": False,
-            **special_tokens,
-        },
-    )
+    # As an Albert tokenizer, transformers 5 would lower the case of the text.
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.max_positions}
+    settings["clean_up_tokenization_spaces"] = False
+    write_json(directory / "tokenizer_config.json", settings | special_tokens)
     write_json(directory / "special_tokens_map.json", special_tokens)
     write_text(directory / "README.md", model_card(loaded))
     return loaded
 
 
-def huggingface_config(config: ModelConfig) -> dict[str, Any]:
-    """config.json; the defaults of DebertaConfig are those of another model, so every field is named."""
+def predicts_words(run: Run) -> bool:
+    """Whether the words that a run predicts were trained."""
+    return find_objective(run.record.train.objective).predicts_words
+
+
+def huggingface_config(config: ModelConfig, has_words: bool = True) -> dict[str, object]:
+    """config.json of a masked language model, or of an encoder. Every field is written: the defaults of
+    DebertaConfig are those of another model.
+    """
     return {
-        "architectures": ["DebertaForMaskedLM"],
+        "architectures": ["DebertaForMaskedLM" if has_words else "DebertaModel"],
         "model_type": "deberta",
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -122,101 +136,83 @@ def huggingface_config(config: ModelConfig) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def exported_tensors(model: LanguageModel) -> dict[str, Tensor]:
-    """Weights under transformers' names, with the third phase as one untied decoder W2 W1 h + W2 b1 + b2."""
+def exported_tensors(model: LanguageModel, has_words: bool = True) -> dict[str, Tensor]:
+    """Weights under transformers' names: those of the encoder alone, or with a masked-LM head. The heads of
+    the third phase are one untied decoder, W2 W1 h + W2 b1 + b2.
+    """
     tensors = to_huggingface(model.state_dict())
+    if not has_words:
+        return {name: tensor for name, tensor in tensors.items() if name.startswith("deberta.")}
     if model.token_head is not None and model.concepts is not None:
         head_VK, concepts_KD = model.token_head.weight.double(), model.concepts.weight.double()
         bias_V = (head_VK @ model.concepts.bias.double() + model.token_head.bias.double()).float()
         tensors["cls.predictions.decoder.weight"] = (head_VK @ concepts_KD).float()
-        # an untied decoder needs both: transformers 4 reads one of them, 5 the other
+        # transformers 4 reads one of these names, transformers 5 the other.
         tensors["cls.predictions.decoder.bias"] = bias_V
         tensors["cls.predictions.bias"] = bias_V.clone()
     return tensors
 
 
-def own_tensors(model: LanguageModel) -> dict[str, Tensor]:
-    """The weights under our names that the exported model does not hold: with them, nothing is lost."""
-    heads = ["concepts", "token_head"] + ["vocabulary_bias"] * model.config.has_token_head
-    return {name: w for name, w in model.state_dict().items() if name.split(".")[0] in heads}
-
-
 def special_tokens_of(tokenizer: Tokenizer) -> dict[str, str]:
-    """What transformers calls the special pieces."""
+    """The special pieces by transformers' names."""
     cls, sep, unk, pad, mask = (tokenizer.piece(i) for i in (CLS_ID, SEP_ID, UNK_ID, PAD_ID, MASK_ID))
-    return {
-        "bos_token": cls,
-        "eos_token": sep,  # scorers take it as the prefix of an empty context
-        "unk_token": unk,
-        "sep_token": sep,
-        "pad_token": pad,
-        "cls_token": cls,
-        "mask_token": mask,
-    }
+    names = {"unk_token": unk, "sep_token": sep, "pad_token": pad, "cls_token": cls, "mask_token": mask}
+    return {"bos_token": cls, "eos_token": sep, **names}  # eos: scorers take it for an empty context
 
 
-def huggingface_tokenizer(tokenizer: Tokenizer) -> Any:
-    """The same pieces and rules as a `tokenizers.Tokenizer`, with special pieces around a text. Raises
-    ValueError if the package is missing.
+def huggingface_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:
+    """A `tokenizers.Tokenizer` with the same pieces and rules. It puts special pieces around a text and reads
+    [MASK] as `Tokenizer.encode_with_masks` does. Raises ValueError if the package is missing.
     """
     try:
         from tokenizers import AddedToken, processors
         from tokenizers import Tokenizer as FastTokenizer
     except ModuleNotFoundError:
         raise ValueError("exporting needs the package tokenizers: pip install tokenizers") from None
-    if isinstance(tokenizer, JsonTokenizer):
-        made = FastTokenizer.from_buffer(tokenizer.model)
-    else:
-        made = _unigram(tokenizer)
-    specials = special_tokens_of(tokenizer)
-    cls, sep = specials["cls_token"], specials["sep_token"]
-    made.post_processor = processors.TemplateProcessing(
+    is_json = isinstance(tokenizer, JsonTokenizer)
+    model = tokenizer.model if is_json else _unigram(tokenizer).to_str().encode()
+    fast = FastTokenizer.from_buffer(json_with_masks(model))
+    cls, sep = tokenizer.piece(CLS_ID), tokenizer.piece(SEP_ID)
+    fast.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} $B {sep}",
         special_tokens=[(cls, CLS_ID), (sep, SEP_ID)],
     )
-    made.add_special_tokens(
-        [AddedToken(tokenizer.piece(i), special=True, normalized=False) for i in range(NUM_SPECIALS)]
-    )
-    return made
+    others = [tokenizer.piece(i) for i in range(NUM_SPECIALS) if i != MASK_ID]
+    fast.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in others])
+    return fast
 
 
-def _unigram(tokenizer: Tokenizer) -> Any:
+def _unigram(tokenizer: Tokenizer) -> FastTokenizer:
     """A SentencePiece model as a `tokenizers.Tokenizer`."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as FastTokenizer
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)  # type: ignore[attr-defined]
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    made = FastTokenizer(models.Unigram(pieces, unk_id=UNK_ID, byte_fallback=False))
+    fast = FastTokenizer(models.Unigram(pieces, unk_id=UNK_ID, byte_fallback=False))
     charsmap = proto.normalizer_spec.precompiled_charsmap
-    rules: list[Any]
+    rules: list[normalizers.Normalizer]
     if len(charsmap) > UNICODE_TABLE:
         rules = [normalizers.Precompiled(charsmap)]
     else:
         rules = [normalizers.Replace(old, new) for old, new in replacement_rules(charsmap)]
-    made.normalizer = normalizers.Sequence(
-        [
-            *rules,
-            normalizers.Replace(Regex(r"\A +"), ""),
-            normalizers.Replace(Regex(" {2,}"), " "),
-            normalizers.Replace(Regex(r"[ ▁]+\z"), ""),
-            # not left to Metaspace, which adds none where the text itself begins with one
-            normalizers.Prepend("▁"),
-        ]
-    )
-    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never")
-    made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    return made
+    # SentencePiece drops spaces at both ends of a text, and all but one of those between words.
+    rules += [normalizers.Replace(Regex(pattern), "") for pattern in (r"\A +", " (?= )", r"[ ▁]+\z")]
+    # The space before a text is not left to Metaspace, which adds none to a text that begins with '▁'.
+    fast.normalizer = normalizers.Sequence([*rules, normalizers.Prepend("▁")])
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never")
+    fast.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    return fast
 
 
 def replacement_rules(charsmap: bytes) -> list[tuple[str, str]]:
     """The (old, new) texts of SentencePiece's compiled rules, longest first.
 
-    They are a double-array trie (as darts-clone lays it out) of UTF-8 bytes, then the new texts, each ended
-    by a zero byte. transformers' own reader of them looks at one letter at a time and would miss the rules of
-    two. Raises ValueError for rules of which one makes the old text of another: applied one after the other
-    they would do more than SentencePiece does.
+    The rules are a double-array trie of UTF-8 bytes (in the layout of darts-clone), followed by the new
+    texts, each ended by a zero byte. The reader of the package `tokenizers` looks at single characters and
+    would miss rules for two. Raises ValueError if the new text of one rule contains the old text of another:
+    applied one after the other they would change more than SentencePiece does.
     """
     if not charsmap:
         return []
@@ -244,35 +240,37 @@ def replacement_rules(charsmap: bytes) -> list[tuple[str, str]]:
 
 
 def _offset(unit: int) -> int:
-    """Of a node's children, exclusive or'ed with the node's place."""
+    """The number that the place of a node is combined with (by exclusive or) to find its children."""
     return unit >> 10 << ((unit & 1 << 9) >> 6)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is exported, and where it is written."""
+
+    run: Path = argument("a finished run, or a checkpoint: runs/teacher/checkpoints/words-10M", "RUN")
+    directory: Path = argument("where to write", "DIRECTORY")
+    folded: bool = option(
+        False, "refuse a run without a token head (one that has a token head is always folded)"
+    )
+
+
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
-    made = cli.plain_parser(__doc__ or "")
-    made.add_argument(
-        "run",
-        type=Path,
-        metavar="RUN",
-        help="a finished run, or a checkpoint: runs/teacher/checkpoints/words-10M",
-    )
-    made.add_argument("directory", type=Path, metavar="DIRECTORY", help="where to write")
-    made.add_argument(
-        "--folded",
-        action="store_true",
-        help="refuse a run without a token head (one that has a token head is always folded)",
-    )
-    return made
+    """The command line."""
+    return cli.parser(__doc__ or "", {"settings": Settings})
 
 
 def main(argv: list[str]) -> None:
     """Read the command line and export."""
-    args = parser().parse_args(argv)
+    args = cli.parse(Settings, argv, __doc__ or "")
     written = export(args.run, args.directory, folded=args.folded)
-    if written.config["train"]["objective"] not in PREDICTS_WORDS:
-        say("this objective trains no words: fine-tune the model, or read its concepts with mlsm.load")
-    say(f"wrote {args.directory}: AutoModelForMaskedLM and AutoTokenizer load it, mlsm.load too")
+    if predicts_words(written):
+        say(f"wrote {args.directory}: AutoModelForMaskedLM and AutoTokenizer load it, mlsm.load too")
+    else:
+        say(
+            f"wrote {args.directory}, an encoder, because {written.record.train.objective} trains no words: "
+            "AutoModel and AutoTokenizer load it; mlsm.load also reads its concepts"
+        )
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ import torch
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.checkpoint import parse_json, write_text
+from mlsm.files import parse_json, write_text
 
 SECONDS_BETWEEN_LINES = 15.0  # of a progress bar that is not on a terminal
 
 
 def say(text: str, *, from_any_rank: bool = False) -> None:
     """One line for the user, above any progress bar."""
-    if from_any_rank or distributed.is_first():
+    if from_any_rank or distributed.is_rank_zero():
         tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()
 
@@ -45,7 +45,7 @@ class _Lines:
 def progress(total: int, description: str, *, done: int = 0, unit: str = "it") -> tqdm:
     """A progress bar to call `update()` on and to use in a `with` block."""
     bar = functools.partial(
-        tqdm, total=total, initial=done, desc=description, unit=unit, disable=not distributed.is_first()
+        tqdm, total=total, initial=done, desc=description, unit=unit, disable=not distributed.is_rank_zero()
     )
     if sys.stderr.isatty():
         return bar(dynamic_ncols=True)
@@ -121,7 +121,7 @@ class Meter:
         """The values of all ranks, the seconds since the last reading, tokens per second, and the share of
         the time that this rank spent coding; starts over.
         """
-        by_rank = distributed.gathered({name: total.cpu() for name, total in self._sums.items()})
+        by_rank = distributed.all_gather({name: total.cpu() for name, total in self._sums.items()})
         self._sums = {}
         for sums in by_rank:
             self.add(sums)
@@ -147,7 +147,7 @@ class RunLog:
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        self._is_open = distributed.is_first()
+        self._is_open = distributed.is_rank_zero()
         if not self._is_open:
             return
         from torch.utils.tensorboard import SummaryWriter

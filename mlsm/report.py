@@ -1,61 +1,60 @@
-"""A page about runs: what they took, their curves, their results beside the paper's, how they were set.
+"""Write a page about runs: what they took, how they learnt, their results beside the paper's, their settings.
 
     python -m mlsm.report runs/teacher runs/lsm-random runs/token-head-lsm-random
     python -m mlsm.report runs/lsm-teacher --paper 100M --output lsm.html
 
-One HTML file that holds everything and can be sent or printed. It tells what the files of the runs hold, also
-of a run that is still training; results are those that evaluate.py has left there. Nothing is run.
+The page is one HTML file that holds everything it shows. It is made from the files of the runs, which may
+still be training; results are those that evaluate.py has written there. No model is loaded.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlsm import cli
-from mlsm.checkpoint import write_text
 from mlsm.directory import check_writable
 from mlsm.evaluation import paper, summary
-from mlsm.evaluation.lineage import lineage, row_names
-from mlsm.evaluation.tables import Rows, columns_of
-from mlsm.pages import run_view
+from mlsm.evaluation.recipes import recipe_of, row_names
+from mlsm.evaluation.tables import columns_of
+from mlsm.files import write_text
 from mlsm.pages.run_facts import read_facts
+from mlsm.pages.run_view import run_page
+from mlsm.settings import argument, option
 
-FILE = "report.html"
+DEFAULT_NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which runs the page is about, and where it is written."""
+
+    runs: tuple[Path, ...] = argument("directory of a run", "RUN")
+    paper: str = option("10M", "words of the corpus whose rows are quoted from the paper", tuple(paper.SIZES))
+    output: Path | None = option(
+        None, f"file to write (default: {DEFAULT_NAME} in the last run)", metavar="FILE"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
-    made = cli.plain_parser(__doc__ or "")
-    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
-    made.add_argument(
-        "--paper",
-        choices=paper.SIZES,
-        default="10M",
-        help="words of the corpus whose rows are quoted from the paper (default: 10M)",
-    )
-    made.add_argument(
-        "--output", type=Path, metavar="FILE", help=f"file to write (default: {FILE} in the last run)"
-    )
-    return made
+    """The command line."""
+    return cli.parser(__doc__ or "", {"settings": Settings})
 
 
 def main(argv: list[str]) -> None:
     """Read the command line, read the runs, write the page."""
-    args = parser().parse_args(argv)
+    args = cli.parse(Settings, argv, __doc__ or "")
     directories = list(dict.fromkeys(args.runs))
-    output = args.output or directories[-1] / FILE
+    output = args.output or directories[-1] / DEFAULT_NAME
     if output.is_dir():
         raise ValueError(f"{output} is a directory; --output names a file")
-    runs = [read_facts(*these) for these in zip(directories, row_names(directories), strict=True)]
+    runs = [*map(read_facts, directories, row_names(directories))]
     check_writable(output.parent)
     tasks = {run.name: row for run in runs if (row := summary.row(run.results))}
-    tasks |= summary.over_seeds(tasks, {run.name: lineage(run.config) for run in runs if run.name in tasks})
-    quoted: dict[str, Rows] = {
-        "tasks": paper.quoted_rows(args.paper, columns_of(tasks)),
-        "compute": paper.quoted_compute(args.paper),
-    }
-    write_text(output, run_view.page(runs, tasks, quoted))
+    tasks |= summary.over_seeds(tasks, {run.name: recipe_of(run.record) for run in runs if run.name in tasks})
+    quoted_tasks = paper.quoted_rows(args.paper, columns_of(tasks))
+    write_text(output, run_page(runs, tasks, quoted_tasks, paper.quoted_compute(args.paper)))
     print(f"written: {output}")
 
 

@@ -1,8 +1,6 @@
-"""Where chance comes from: every random draw of a run is seeded by what it is for and the numbers that
-identify it.
+"""Seeds: every random draw of a run is seeded by its purpose and the numbers that identify it.
 
-So an update is a pure function of (seed, step): nothing that ran before it, and no number of processes, can
-change it.
+So an update is a pure function of (seed, step), whatever was drawn before and however many processes run.
 """
 
 import hashlib

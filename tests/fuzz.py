@@ -196,7 +196,8 @@ def write_material(folder: Path) -> None:
 
     import fit_dictionary
     import train
-    from mlsm.checkpoint import MODEL_FILE, write_json
+    from mlsm.files import write_json
+    from mlsm.runs.checkpoint import MODEL_FILE
 
     with contextlib.chdir(folder):
         write_corpus(Path("text.txt"))
@@ -216,7 +217,7 @@ def write_material(folder: Path) -> None:
 
 
 def read_tokenizer() -> None:
-    from mlsm.tokenizer import Tokenizer
+    from mlsm.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path("run/tokenizer.model"))
     for text in TEXTS:
@@ -226,17 +227,18 @@ def read_tokenizer() -> None:
 
 def read_corpus() -> None:
     from mlsm.config import DataConfig
-    from mlsm.data import Corpus, Selection, corpus_tokenizer
+    from mlsm.text.batches import Corpus, Selection
+    from mlsm.text.corpus import corpus_tokenizer
 
     config = DataConfig(corpus=("text.txt",), cache_dir="new cache", max_length=32)
-    corpus = Corpus(config, corpus_tokenizer(config, 80, _silent), _silent)
+    corpus = Corpus(config, corpus_tokenizer(config, 80))
     corpus.update(0, 8, 64, Selection(0.15, True), seed=1)
 
 
 def read_index() -> None:
     from mlsm.config import DataConfig
-    from mlsm.data import Corpus, Selection
-    from mlsm.tokenizer import Tokenizer
+    from mlsm.text.batches import Corpus, Selection
+    from mlsm.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path("run/tokenizer.model"))
     config = DataConfig(corpus=("text.txt",), cache_dir="cache", max_length=32)
@@ -244,32 +246,33 @@ def read_index() -> None:
     shutil.rmtree(cache)
     shutil.move(Path("index"), cache)
     for mode in ("pairs", "packed"):
-        corpus = Corpus(DataConfig(**{**vars(config), "sequence_mode": mode}), tokenizer, _silent)
+        corpus = Corpus(DataConfig(**{**vars(config), "sequence_mode": mode}), tokenizer)
         for micro in corpus.update(0, 8, 64, Selection(0.15, True), seed=1).micro_batches:
             assert 0 <= int(micro.text.ids_T.min()) <= int(micro.text.ids_T.max()) < tokenizer.vocab_size
 
 
 def read_run() -> None:
     """As a teacher, as what is evaluated, and as what a run starts from."""
-    import evaluate
     import train
-    from mlsm.run import load_run
+    from mlsm.evaluation import summary
+    from mlsm.evaluation.results import Results
+    from mlsm.runs.run import load_run
 
     load_run(Path("run"))
     flags = ["--output=student", "--num-steps=1", "--batch-size=4", "--objective=lsm"]
     train.main([*flags, "--teacher=run", "--dictionary=dictionary.safetensors"])
-    evaluate.keep(Path("run"), "run", "weights", {"demo": {"minimal pairs": 0.5}})
+    summary.store(Path("run"), "run", Results("weights", {"minimal pairs": 0.5}))
 
 
 def read_weights() -> None:
     import torch
 
-    from mlsm.run import load_run
-    from mlsm.sequences import Sequences
+    from mlsm.runs.run import load_run
+    from mlsm.text.sequences import Sequences
 
     run = load_run(Path("run"))
     sequences = Sequences.of([torch.arange(9)])
-    run.model.vocabulary_logits(run.model.hidden_at(sequences, torch.arange(9)))
+    run.model.decoder_logits(run.model.hidden_at(sequences, torch.arange(9)))
 
 
 def resume() -> None:
@@ -294,17 +297,18 @@ def read_dictionary() -> None:
     import torch
 
     from mlsm.config import TrainConfig
-    from mlsm.plan import load_teacher
+    from mlsm.runs.teacher import load_dictionary, load_teacher
 
-    teacher = load_teacher(Path("run"), Path("dictionary.safetensors"), TrainConfig(), torch.device("cpu"))
-    signals_ND = torch.nn.functional.normalize(torch.ones(2, teacher.encoder.words.embedding_dim))
+    dictionary = load_dictionary(Path("dictionary.safetensors"), Path("run"))
+    teacher = load_teacher(Path("run"), dictionary, TrainConfig(), torch.device("cpu"))
+    signals_ND = torch.nn.functional.normalize(torch.ones(2, teacher.encoder.token_embedding.embedding_dim))
     teacher.dictionary.code(signals_ND)
 
 
 def read_evaluation_data() -> None:
     from mlsm.evaluation.glue import encode_item, read_items
     from mlsm.evaluation.minimal_pairs import SUITES, read_suite
-    from mlsm.tokenizer import Tokenizer
+    from mlsm.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path("run/tokenizer.model"))
     for name in ("blimp", "ewok"):
@@ -314,13 +318,10 @@ def read_evaluation_data() -> None:
 
 
 def keep_results() -> None:
-    import evaluate
+    from mlsm.evaluation import summary
+    from mlsm.evaluation.results import Results
 
-    evaluate.keep(Path("run"), "run", "weights", {"demo": {"minimal pairs": 0.5}})
-
-
-def _silent(_: str) -> None:
-    pass
+    summary.store(Path("run"), "run", Results("weights", {"minimal pairs": 0.5}))
 
 
 def _json(content: bytes, draw: random.Random) -> bytes:

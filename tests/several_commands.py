@@ -12,24 +12,24 @@ import evaluate
 import fit_dictionary
 import train
 from mlsm import cli
-from mlsm.checkpoint import write_json
-from mlsm.config import DataConfig, TrainConfig, from_json
-from mlsm.data import Corpus
 from mlsm.evaluation.heldout import score_concepts, score_words
-from mlsm.objectives import OBJECTIVES
-from mlsm.plan import load_teacher
-from mlsm.run import load_run
+from mlsm.files import write_json
+from mlsm.runs.run import load_run
+from mlsm.runs.teacher import teacher_of
+from mlsm.text.batches import Corpus
+from mlsm.training.objectives import OBJECTIVES
 
 
 def heldout(flags: list[str]) -> None:
     """What evaluate.py measures of a student on held-out text, without its many minimal pairs."""
     run = load_run(Path(flags[0]))
-    config, concepts = from_json(TrainConfig, run.config["train"]), run.config["concepts"]
-    corpus = Corpus(from_json(DataConfig, run.config["data"]), run.tokenizer)
-    dictionary = Path(concepts["dictionary"])
-    teacher = load_teacher(Path(concepts["teacher"]), dictionary, config, torch.device("cpu"))
+    config, concepts = run.record.train, run.record.concepts
+    assert concepts is not None
+    corpus = Corpus(run.record.data, run.tokenizer)
+    teacher = teacher_of(concepts, config, torch.device("cpu"))
     selection = OBJECTIVES[config.objective].selection(config.mask_share)
-    words, kl = score_words(run, corpus, 96), score_concepts(run, teacher, corpus, selection, 96)
+    words = score_words(run.model, corpus, 96)
+    kl = score_concepts(run.model, teacher, corpus, selection, 96)
     write_json(run.directory / "heldout.json", [*words, *kl])
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from small_text import sentences
 
-from mlsm.checkpoint import MODEL_FILE, write_json, write_tensors
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
-from mlsm.model import LanguageModel
-from mlsm.tokenizer import Tokenizer, train_tokenizer
+from mlsm.files import write_json, write_tensors
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.text.tokenizer import Tokenizer, train_tokenizer
 
 LETTERS = ["The quick brown fox jumps over the lazy dog.", "Numbers 1 2 3 4 5 6 7 8 9 0, and ? ! \" ' - ; :"]
 

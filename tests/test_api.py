@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_checkpoints import v2_checkpoint
 from pipeline import ROOT
 from small_runs import random_run
 
 import mlsm
-from mlsm.checkpoint import fingerprint
-from mlsm.dictionary import Dictionary
+from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.pseudo_likelihood import score_sentences
-from mlsm.run import load_run
-from mlsm.sequences import Sequences
-from mlsm.tokenizer import CLS_ID, MASK_ID, SEP_ID
+from mlsm.runs import hub_import
+from mlsm.runs.checkpoint import fingerprint
+from mlsm.runs.run import load_encoder, load_run
+from mlsm.text.sequences import Sequences
+from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 TEXT = "The cat sees [CLS] the red house."
 NUM_CONCEPTS = 6
@@ -38,7 +40,7 @@ def write_dictionary(run: Path, seed: int) -> Path:
     atoms_DK = torch.randn(32, 40, generator=torch.Generator().manual_seed(seed))
     atoms_DK = torch.nn.functional.normalize(atoms_DK, dim=0)
     path = run / f"dictionary-{seed}.safetensors"
-    Dictionary.of(atoms_DK, 0.05, layer=1, teacher=fingerprint(run)).save(path)
+    Dictionary(atoms_DK, 0.05, layer=1, teacher=fingerprint(run)).save(path)
     return path
 
 
@@ -93,13 +95,28 @@ def test_a_teacher_with_several_dictionaries_or_none(teacher: Path, student: Pat
 
 def test_a_mask_in_the_text_is_the_mask_and_nothing_else_is_special(student: Path) -> None:
     model = mlsm.load(student, device="cpu")
-    pieces = [piece for piece, _ in model.concepts("a [MASK] [SEP] cat[CLS] [MASK]")]
+    pieces = [piece for piece, _ in model.concepts("a [MASK] [SEP] cat[CLS] [MASK].")]
     assert pieces.count("[MASK]") == 2
     assert not {"[SEP]", "[CLS]"} & set(pieces)
     tokenizer = model.run.tokenizer
     between = [tokenizer.piece(i) for i in tokenizer.encode("[SEP] cat[CLS]")]
-    assert pieces == ["▁a", "[MASK]", *between, "[MASK]"]
+    assert pieces == ["▁a", "[MASK]", *between, "[MASK]", "."]
     assert model.concepts("") == []
+
+
+def test_a_masked_word_is_predicted_as_the_evaluation_masks_it(student: Path) -> None:
+    """The piece of a word replaced by the mask, also before punctuation."""
+    run, text = load_run(student), "a dog sees a dog."
+    ids = torch.tensor([CLS_ID, *run.tokenizer.encode(text), SEP_ID])
+    [_, place] = [i for i, piece_id in enumerate(ids.tolist()) if run.tokenizer.piece(piece_id) == "▁dog"]
+    ids[place] = MASK_ID
+    with torch.no_grad():
+        hidden_ND = run.model.hidden_at(Sequences.of([ids]), torch.tensor([place]))
+        expected_V = run.model.token_logits(hidden_ND)[0].softmax(-1)
+    [row] = mlsm.load(student, device="cpu").predict("a dog sees a [MASK].", top=10**6)
+    found = {piece: probability for piece, probability in row}
+    expected = {run.tokenizer.piece(i): p for i, p in enumerate(expected_V.tolist())}
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_predictions_are_distributions_over_the_vocabulary(student: Path) -> None:
@@ -126,8 +143,16 @@ def test_what_cannot_be_asked(student: Path, tmp_path: Path) -> None:
     model = mlsm.load(student, device="cpu")
     with pytest.raises(ValueError, match=r"no \[MASK\]"):
         model.predict("The cat sees.")
-    with pytest.raises(ValueError, match="list of sentences"):
-        model.score("The cat sees.")
+    for wrong in ("The cat sees.", None, b"The cat sees.", 3):
+        with pytest.raises(TypeError, match="score takes a list of sentences, got"):
+            model.score(wrong)  # type: ignore[arg-type]
+    for wrong in (None, ["The cat [MASK]"], 3, b"[MASK]"):
+        for ask in (model.concepts, model.predict, lambda text: model.score([text])):
+            with pytest.raises(TypeError, match="a text must be a str, got"):
+                ask(wrong)
+    for top in ("3", 3.0, None):
+        with pytest.raises(TypeError, match="top must be an int, got"):
+            model.predict("The cat [MASK]", top=top)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="reduction must be one of"):
         model.score(["The cat sees."], reduction="median")
     with pytest.raises(ValueError, match="top must be at least 1"):
@@ -143,6 +168,24 @@ def test_what_cannot_be_asked(student: Path, tmp_path: Path) -> None:
         mlsm.load(tmp_path)
     with pytest.raises(ValueError, match="device must be"):
         mlsm.load(student, device="tpu")
+
+
+def test_a_converted_encoder_has_concepts_and_no_words(tmp_path: Path) -> None:
+    v2_checkpoint(tmp_path / "v2")
+    hub_import.convert(tmp_path / "v2", tmp_path / "run")
+    write_dictionary(tmp_path / "run", seed=0)
+    model = mlsm.load(tmp_path / "run", device="cpu")
+    ids = [CLS_ID, *model.run.tokenizer.encode(TEXT), SEP_ID]
+    states_TD = load_encoder(tmp_path / "run").encoder(Sequences.of([torch.tensor(ids)]), num_layers=1)
+    signals_ND = torch.nn.functional.normalize(states_TD[1:-1].detach(), dim=1)
+    codes_NK = Dictionary.load(next((tmp_path / "run").glob("dictionary-*"))).code(signals_ND).codes_NK
+    found = model.concepts(TEXT, top=40)
+    assert [{k for k, _ in row} for _, row in found] == [
+        set(code_K.nonzero().flatten().tolist()) for code_K in codes_NK
+    ]
+    for ask in (lambda: model.predict("a [MASK]"), lambda: model.score([TEXT])):
+        with pytest.raises(ValueError, match="is a DeBERTa v2 or v3 encoder"):
+            ask()
 
 
 def test_asking_changes_nothing_outside(student: Path) -> None:

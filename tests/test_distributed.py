@@ -13,14 +13,14 @@ import torch
 from pipeline import ROOT, nano_teacher, student_flags
 from several_commands import MAINS
 from small_text import NANO_FLAGS
-from test_glue import write_cola
-from test_minimal_pairs import blimp_rows, write_lines
+from task_files import blimp_rows, write_cola, write_lines
 from test_train import wait_for
 
 import train
 from mlsm import distributed
-from mlsm.checkpoint import MODEL_FILE, read_json, read_tensors
+from mlsm.files import read_json, read_tensors
 from mlsm.log import read_metrics
+from mlsm.runs.checkpoint import MODEL_FILE
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +144,10 @@ from datetime import timedelta
 import train
 from mlsm import cli, distributed
 
-distributed.SILENCE, distributed.BEAT_S = timedelta(seconds=4), 0.5
+distributed.HEARTBEAT_TIMEOUT, distributed.HEARTBEAT_S = timedelta(seconds=4), 0.5
 
 def main(argv):
-    if not distributed.is_first():
+    if not distributed.is_rank_zero():
         time.sleep(6)  # one that works for longer is waited for
     train.main(argv)
 
@@ -197,9 +197,13 @@ def process_of_rank(rank: int, torchrun_pid: int) -> int:
 def test_a_process_that_is_alone_joins_nothing() -> None:
     with distributed.job(pytest.fail):
         assert not torch.distributed.is_initialized()
-        assert (distributed.size(), distributed.is_first(), distributed.local_rank()) == (1, True, None)
+        assert (distributed.world_size(), distributed.is_rank_zero(), distributed.local_rank()) == (
+            1,
+            True,
+            None,
+        )
         numbers = torch.arange(3.0)
-        distributed.sum_(numbers)
-        assert distributed.share(numbers).tolist() == [0, 1, 2]
-        assert distributed.gathered(7) == [7]
-        assert distributed.largest(7) == 7
+        distributed.all_reduce_sum_(numbers)
+        assert distributed.shard(numbers).tolist() == [0, 1, 2]
+        assert distributed.all_gather(7) == [7]
+        assert distributed.all_reduce_max(7) == 7

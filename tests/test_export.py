@@ -1,7 +1,10 @@
 """An exported run is the same model to transformers, to independent scorers, and to us."""
 
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -23,12 +26,23 @@ from transformers import (
 import mlsm
 import train
 from mlsm import export
-from mlsm.checkpoint import Checkpoint, fingerprint, read_json, read_tensors, save_checkpoint, write_json
 from mlsm.evaluation.pseudo_likelihood import Text, score_sentences, score_texts
 from mlsm.export import huggingface_tokenizer, replacement_rules
-from mlsm.run import load_run
-from mlsm.sequences import Sequences
-from mlsm.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer
+from mlsm.files import read_json, read_tensors
+from mlsm.runs.checkpoint import Checkpoint, fingerprint, save_checkpoint
+from mlsm.runs.run import load_run
+from mlsm.text.corpus import embedded_corpus
+from mlsm.text.sequences import Sequences
+from mlsm.text.tokenizer import (
+    CLS_ID,
+    MASK_ID,
+    PAD_ID,
+    SEP_ID,
+    SPECIAL_PIECES,
+    JsonTokenizer,
+    Tokenizer,
+    train_tokenizer,
+)
 
 LINES = [
     *sentences(40, seed=3),
@@ -145,27 +159,126 @@ def test_token_ids_of_any_text_equal_ours(line: str) -> None:
         assert theirs == [CLS_ID, *TOKENIZER.encode(line), SEP_ID]
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text(max_size=4) | st.sampled_from([*FRAGMENTS, "[MASK]"]), max_size=8).map("".join))
+def test_ids_of_any_text_with_masks_equal_ours(line: str) -> None:
+    if not any(piece in line for piece in SPECIAL_PIECES[:MASK_ID]):
+        ids = TOKENIZER.encode_with_masks(line)
+        fast = huggingface_tokenizer(TOKENIZER)
+        assert fast.encode(line).ids == [CLS_ID, *ids, SEP_ID]
+        assert JsonTokenizer(fast.to_str().encode()).encode_with_masks(line) == ids
+
+
+class MaskedWord(NamedTuple):
+    """A text with [MASK] for a word, and the ids of the text with the mask in place of the word's piece."""
+
+    text: str
+    ids: list[int]
+
+
+def masked_words(tokenizer: Tokenizer, line: str) -> Iterator[MaskedWord]:
+    """Every word of a line that is one piece, masked. Lines that the tokenizer changes have none."""
+    ids = tokenizer.encode(line)
+    pieces = [tokenizer.piece(i).replace("▁", " ") for i in ids]
+    spaced = " " + line + " "
+    if "".join(pieces) + " " != spaced:
+        return
+    stop = 0
+    for place, piece in enumerate(pieces):
+        start, stop = stop, stop + len(piece)
+        word_start = start + piece.startswith(" ")
+        is_word = spaced[word_start:stop].isalpha() and not spaced[stop].isalnum()
+        if is_word and (
+            piece.startswith(" ") or not (spaced[start - 1].isalnum() or spaced[start - 1] == " ")
+        ):
+            text = spaced[1:word_start] + "[MASK]" + spaced[stop:-1]
+            yield MaskedWord(text, [*ids[:place], MASK_ID, *ids[place + 1 :]])
+
+
+def test_a_masked_word_has_the_ids_of_the_text_with_its_piece_replaced(tmp_path: Path) -> None:
+    lines = embedded_corpus(tmp_path).read_text(encoding="utf-8").splitlines()
+    tokenizer = train_tokenizer(lines[::4], 4000)
+    words = [word for line in lines[::60] for word in masked_words(tokenizer, line)]
+    assert len(words) > 10_000
+    assert sum(not re.search(r"\[MASK\]( |$)", word.text) for word in words) > 1_000  # before punctuation
+    texts, expected = zip(*words, strict=True)
+    assert [tokenizer.encode_with_masks(text) for text in texts] == [*expected]
+    random_run(tmp_path / "run", tokenizer=tokenizer)
+    export.main([str(tmp_path / "run"), str(tmp_path / "exported")])
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "exported")([*texts], add_special_tokens=False)
+    assert theirs["input_ids"] == [*expected]
+
+
+@pytest.mark.parametrize("has_prefix_space", [False, True])
+def test_a_masked_word_of_byte_pairs(has_prefix_space: bool) -> None:
+    """As above for a tokenizer.json, also one that puts a space before a text."""
+    lines = sentences(300)
+    made = ByteLevelBPETokenizer(add_prefix_space=has_prefix_space)
+    made.train_from_iterator(lines, 400, special_tokens=[*SPECIAL_PIECES], show_progress=False)
+    tokenizer = JsonTokenizer(made._tokenizer.to_str().encode())
+    fast = huggingface_tokenizer(tokenizer)
+    ends = 0
+    for line in lines:
+        ids = tokenizer.encode(line)
+        for word in re.finditer(r"\w+", line):
+            before = tokenizer.encode(line[: word.start()].rstrip())
+            through = tokenizer.encode(line[: word.end()])
+            if len(through) == len(before) + 1 and through == ids[: len(through)]:
+                text = line[: word.start()] + "[MASK]" + line[word.end() :]
+                expected = [*before, MASK_ID, *ids[len(through) :]]
+                assert tokenizer.encode_with_masks(text) == expected, text
+                assert fast.encode(text).ids == [CLS_ID, *expected, SEP_ID], text
+                ends += text.endswith("[MASK].")
+    assert ends > 100
+
+
+def test_masks_for_a_word_of_several_pieces_and_within_a_word() -> None:
+    fast = huggingface_tokenizer(TOKENIZER)
+    for text, pieces in [
+        ("a [MASK][MASK].", ["▁a", "[MASK]", "[MASK]", "."]),
+        ("a[MASK]", ["▁a", "[MASK]"]),
+        ("[MASK]the [MASK] dog", ["[MASK]", "the", "[MASK]", "▁dog"]),
+        ("\t [MASK]  dog ", ["[MASK]", "▁dog"]),
+    ]:
+        ids = TOKENIZER.encode_with_masks(text)
+        assert [TOKENIZER.piece(i) for i in ids] == pieces
+        assert fast.encode(text).tokens == ["[CLS]", *pieces, "[SEP]"]
+
+
 def test_a_text_that_spells_a_special_token_is_text_to_us_and_the_token_to_them() -> None:
     theirs = huggingface_tokenizer(TOKENIZER)
     for special_id, piece in enumerate(SPECIAL_PIECES):
         line = f"the cat {piece} sees"
         ours = TOKENIZER.encode(line)
         assert not {CLS_ID, SEP_ID, PAD_ID, MASK_ID} & set(ours)
-        assert theirs.encode(line).ids[1:-1] == [
-            *TOKENIZER.encode("the cat"),
-            special_id,
-            *TOKENIZER.encode("sees"),
-        ]
+        parts = TOKENIZER.encode("the cat"), TOKENIZER.encode("sees")
+        assert theirs.encode(line).ids[1:-1] == [*parts[0], special_id, *parts[1]]
 
 
-def test_words_at_masks_are_those_of_the_fill_mask_pipeline(pair: tuple[Path, Path]) -> None:
-    text = "The [MASK] sees the [MASK]."
+def test_words_at_masks_are_those_of_the_fill_mask_pipeline_and_of_minicons(pair: tuple[Path, Path]) -> None:
+    run, text, masked = load_run(pair[0]), "a dog sees a dog.", "a [MASK] sees a [MASK]."
+    ids = torch.tensor([CLS_ID, *run.tokenizer.encode(text), SEP_ID])
+    positions = torch.tensor(
+        [i for i, piece_id in enumerate(ids) if run.tokenizer.piece(int(piece_id)) == "▁dog"]
+    )
+    ids[positions] = MASK_ID
+    with torch.no_grad():
+        logits_NV = run.model.token_logits(run.model.hidden_at(Sequences.of([ids]), positions))
+    best_NK = logits_NV.softmax(-1).topk(4)
+    expected = [[run.tokenizer.piece(i) for i in row] for row in best_NK.indices.tolist()]
     fill = pipeline("fill-mask", str(pair[1]), tokenizer=AutoTokenizer.from_pretrained(pair[1]), top_k=4)
-    ours = mlsm.load(pair[0], device="cpu").predict(text, top=4)
-    assert len(ours) == 2
-    for mine, found in zip(ours, fill(text), strict=True):
-        assert [piece for piece, _ in mine] == [TOKENIZER.piece(f["token"]) for f in found]
-        assert [p for _, p in mine] == pytest.approx([f["score"] for f in found], rel=1e-3)
+    ours = mlsm.load(pair[0], device="cpu").predict(masked, top=4)
+    for row, mine, found, best in zip(expected, ours, fill(masked), best_NK.values, strict=True):
+        assert row == [piece for piece, _ in mine] == [TOKENIZER.piece(f["token"]) for f in found]
+        assert [p for _, p in mine] == pytest.approx(best.tolist(), rel=1e-3)
+        assert [f["score"] for f in found] == pytest.approx(best.tolist(), rel=1e-3)
+    [theirs_V] = minicons_scorer(pair[1]).cloze_distribution([("a bird sees a [MASK].", "bird")])
+    ids[positions[1]] = MASK_ID
+    with torch.no_grad():
+        hidden_ND = run.model.hidden_at(Sequences.of([ids]), positions[:1])
+        torch.testing.assert_close(
+            theirs_V, run.model.token_logits(hidden_ND).log_softmax(-1)[0], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_concepts_stand_in_a_file_of_their_own(pair: tuple[Path, Path]) -> None:
@@ -181,7 +294,7 @@ def test_an_export_is_a_run_again(pair: tuple[Path, Path], tmp_path: Path) -> No
     export.main([str(pair[1]), str(tmp_path / "twice")])
     for directory in (pair[1], tmp_path / "twice"):
         again = load_run(directory)
-        assert again.config == ours.config
+        assert again.record == ours.record
         assert again.tokenizer.model == ours.tokenizer.model
         weights = again.model.state_dict()
         assert weights.keys() == ours.model.state_dict().keys()
@@ -211,8 +324,8 @@ def test_an_export_can_be_trained_further(pair: tuple[Path, Path], tmp_path: Pat
         f"--output={tmp_path / 'run'}",
     ]
     train.main(["--objective=mlm", *flags, "--num-steps=1", "--learning-rate=1e-9", *NANO_FLAGS[6:8]])
-    words = read_tensors(tmp_path / "run" / "model.safetensors")["encoder.words.weight"]
-    torch.testing.assert_close(words, load_run(pair[0]).model.encoder.words.weight.detach())
+    words = read_tensors(tmp_path / "run" / "model.safetensors")["encoder.token_embedding.weight"]
+    torch.testing.assert_close(words, load_run(pair[0]).model.encoder.token_embedding.weight.detach())
 
 
 def test_folded_insists_on_a_token_head(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -241,8 +354,8 @@ def test_a_checkpoint_is_exported_if_it_is_whole(tmp_path: Path) -> None:
     other = read_tensors(random_run(tmp_path / "other", seed=1) / "model.safetensors")
     step = save_checkpoint(run, Checkpoint(7, other, {}, {"words_seen": 1234}), keep=1)
     export.main([str(step), str(tmp_path / "exported")])
-    words = load_run(tmp_path / "exported").model.encoder.words.weight
-    assert torch.equal(words, other["encoder.words.weight"])
+    words = load_run(tmp_path / "exported").model.encoder.token_embedding.weight
+    assert torch.equal(words, other["encoder.token_embedding.weight"])
     card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
     assert "# some-run, checkpoint step-7" in card
     assert "| 7 of " in card
@@ -254,43 +367,6 @@ def test_a_checkpoint_is_exported_if_it_is_whole(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"step-7/model.safetensors is damaged"):
         export.main([str(step), str(tmp_path / "damaged")])
     assert not (tmp_path / "damaged").exists()
-
-
-def test_the_card_tells_how_a_run_was_made(tmp_path: Path) -> None:
-    teacher = random_run(tmp_path / "my-teacher")
-    origin = {
-        "objective": "lsm", "teacher": str(teacher), "teacher_fingerprint": fingerprint(teacher),
-        "dictionary": "", "dictionary_fingerprint": "d1c7", "layer": 2, "k": 6, "lam": 0.07,
-    }  # fmt: skip
-    student, head = (random_run(tmp_path / name, num_concepts=6) for name in ("student", "head"))
-    for run, objective, init in ((student, "lsm", "random"), (head, "token-head", str(student))):
-        config = read_json(run / "config.json")
-        config["train"] |= {"objective": objective, "init": init, "teacher": str(teacher), "seed": 77}
-        config["data"]["corpus"] = [str(tmp_path / "my-text.txt")]
-        write_json(run / "config.json", config | {"concepts": origin, "corpus": {"words": 4321, "lines": 99}})
-    write_json(head / "results.json", {"demo": {"word accuracy": 0.125}})
-    (student / "metrics.jsonl").write_text('{"step": 5, "words_seen": 5555}\n', encoding="utf-8")
-    export.main([str(head), str(tmp_path / "exported")])
-    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
-    phases = [line.split(" | ")[0] for line in card.splitlines() if " sequences | " in line]
-    assert phases == ["| my-teacher", "| student", "| head"]
-    for told in (
-        "`my-text.txt` (4,321 words",
-        "5,555",
-        "| 77 |",
-        "layer 2 of",
-        "lambda 0.07",
-        "6 atoms",
-        "0.125",
-    ):
-        assert told in card
-    assert str(tmp_path) not in card
-    assert "does not fill in words" not in card
-    export.main([str(student), str(tmp_path / "exported-student")])
-    card = (tmp_path / "exported-student" / "README.md").read_text(encoding="utf-8")
-    assert "does not fill in words" in card
-    assert "None were found" in card
-    assert "fill-mask" not in card
 
 
 def test_minicons_gives_the_same_scores(pair: tuple[Path, Path]) -> None:

@@ -14,8 +14,8 @@ from small_runs import random_run
 from small_text import write_corpus
 
 import fit_dictionary
-from mlsm.checkpoint import read_json
-from mlsm.dictionary import Dictionary
+from mlsm.coding.dictionary import Dictionary
+from mlsm.files import read_json
 from mlsm.log import read_metrics
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -25,6 +25,7 @@ MOST_LINES = 40
 PROGRAM = """
 import json, sys, torch
 import evaluate, fit_dictionary, train
+from mlsm import export, report
 from kernels.lasso import nonneg_lasso
 draw = torch.Generator().manual_seed(0)
 atoms = torch.nn.functional.normalize(torch.randn(6, 9, generator=draw, dtype=torch.float64), dim=0)
@@ -34,6 +35,9 @@ assert torch.allclose(ours.codes_NK, exact.codes_NK, atol=1e-3)
 assert (ours.gap_N <= 1e-9 * 0.5 * signals.square().sum(1)).all() and (ours.steps_N > 0).all()
 for script, *flags in json.loads(sys.argv[1]):
     globals()[script.removesuffix(".py")].main(flags)
+evaluate.main(["student"])
+report.main(["student", "--output=report.html"])
+export.main(["student", "exported"])
 """
 
 
@@ -90,7 +94,11 @@ def test_an_objective(copy: Path) -> None:
     assert read_json(copy / "student" / "config.json")["train"]["objective"] == "largest-concept"
     lines = read_metrics(copy / "student")
     assert 0 < lines[0]["concept_cross_entropy"] < 10
-    assert "heldout_concept_cross_entropy" in lines[-1]
+    assert 0 < lines[-1]["heldout_concept_kl"] < 10
+    assert read_json(copy / "student" / "results.json")["demo"]["concept KL"] > 0
+    assert "largest-concept" in (copy / "report.html").read_text(encoding="utf-8")
+    card = (copy / "exported" / "README.md").read_text(encoding="utf-8")
+    assert "trained to predict the largest latent concept of every token" in card
 
 
 def test_a_solver(copy: Path) -> None:

@@ -19,8 +19,8 @@ from pipeline import ROOT, nano_teacher
 from test_distributed import learnt
 from test_train import flags_for, wait_for
 
-from mlsm.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from mlsm.config import OBJECTIVES
+from mlsm.runs.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 
 EVERY = 3  # updates between two checkpoints
 KILLS = {"lsm": 20}  # of the others: a few, as each takes a third of a second

@@ -1,4 +1,4 @@
-"""The layout keeps its promises: imports go down, every module has a floor and a line in docs/map.md."""
+"""The layout keeps its promises: imports go down, there are no circles, and docs/map.md names every file."""
 
 import ast
 import subprocess
@@ -9,67 +9,79 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# From the cellar to the roof. A module imports from lower floors only, never from its own.
-FLOORS = [
-    ["kernels.backend", "kernels.dropout"],
-    ["kernels.attention.reference", "kernels.attention.strided", "kernels.attention.tile_triton"],
-    ["kernels.attention.forward_triton", "kernels.attention.backward_triton", "kernels.lasso.reference"],
-    ["kernels.attention.fused_triton", "kernels.lasso.descent_cpu", "kernels.lasso.descent_triton"],
-    ["kernels.attention.attend", "kernels.lasso.solve"],
-    ["mlsm.config", "mlsm.seeds", "mlsm.sequences", "mlsm.linear_loss", "mlsm.distributed"],
-    ["mlsm.tokenizer", "mlsm.checkpoint", "mlsm.huggingface"],
-    ["mlsm.log"],
-    ["mlsm.masking", "mlsm.cli", "mlsm.directory"],
-    ["mlsm.deberta", "mlsm.dictionary", "mlsm.data", "mlsm.optim"],
-    ["mlsm.deberta_v2", "mlsm.model"],
-    ["mlsm.run", "mlsm.targets"],
-    ["mlsm.objectives", "mlsm.outside"],
-    ["mlsm.plan"],
-    ["mlsm.evaluation.jsonl", "mlsm.evaluation.lineage", "mlsm.evaluation.subject", "mlsm.evaluation.tables"],
-    ["mlsm.evaluation.pseudo_likelihood", "mlsm.evaluation.grammar", "mlsm.evaluation.heldout"],
-    ["mlsm.evaluation.glue", "mlsm.evaluation.minimal_pairs"],
-    ["mlsm.evaluation.finetune", "mlsm.evaluation.paper"],
-    ["mlsm.evaluation.summary"],
-    ["mlsm.pages.concept_use", "mlsm.pages.tagged", "mlsm.pages.run_facts"],
-    ["mlsm.pages.concept_reading", "mlsm.pages.run_view"],
-    ["mlsm.pages.concept_report", "mlsm.pages.concept_view"],
-    ["mlsm.divergence", "mlsm.model_card", "mlsm.api"],
-    ["train", "fit_dictionary", "evaluate", "mlsm.export", "mlsm.concepts", "mlsm.report"],
+BASE = ["version", "settings", "config", "seeds", "distributed", "files", "device", "directory", "log", "cli"]
+COMMANDS = ["train", "fit_dictionary", "evaluate", "mlsm.api", "mlsm.concepts", "mlsm.export", "mlsm.report"]
+# The levels of the project, lowest first. A module imports from its own level and from lower ones; the
+# modules of one level do not import each other in a circle.
+LEVELS = [
+    ["kernels"],
+    [f"mlsm.{name}" for name in (*BASE, "figures")],
+    ["mlsm.text", "mlsm.model"],
+    ["mlsm.coding"],
+    ["mlsm.runs"],
+    ["mlsm.training"],
+    ["mlsm.evaluation"],
+    ["mlsm.pages"],
+    [*COMMANDS, "mlsm", "mlsm.__main__", "setup"],
 ]
-FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
+LEVELS_ABOVE = ["experiments", "benchmarks"]  # they use everything, and each only itself beside
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the project outside tests and benchmarks, by its name."""
-    paths = [*ROOT.glob("*.py"), *ROOT.glob("kernels/**/*.py"), *ROOT.glob("mlsm/**/*.py")]
+    """Every module of the project outside tests, by its name; a package goes by the name of its folder."""
+    folders = ("kernels", "mlsm", *LEVELS_ABOVE)
+    paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
-    return {name: path for name, path in names.items() if not name.endswith("__init__")}
+    return {name.removesuffix(".__init__"): path for name, path in names.items()}
 
 
-def imported_by(path: Path) -> set[str]:
-    """The project's modules that a file imports, wherever in the file."""
+def level_of(name: str) -> int:
+    """The number of the level that lists the module or one of its packages, the longest name first."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        for number, names in enumerate([*LEVELS, LEVELS_ABOVE]):
+            if prefix in names and (prefix != "mlsm" or name == "mlsm"):
+                return number
+    raise AssertionError(f"{name} is on no level: it belongs into one of the folders of LEVELS")
+
+
+def imported_by(name: str) -> set[str]:
+    """The project's modules that a module imports, anywhere in its file, also behind TYPE_CHECKING."""
+    path = modules()[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found & modules().keys()
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            assert node.module
+            parts = {f"{node.module}.{alias.name}" for alias in node.names}
+            # `from package import module` depends on the module and not on the package's own file.
+            found |= parts if parts <= modules().keys() else parts | {node.module}
+    siblings = {f"{package}.{other}" for other in found} if path.parts[-2] in LEVELS_ABOVE else set()
+    return (found | siblings) & modules().keys() - {name}
 
 
-def test_every_module_has_a_floor() -> None:
-    assert modules().keys() == FLOOR_OF.keys()
-
-
-@pytest.mark.parametrize("name", sorted(FLOOR_OF))
+@pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_go_down(name: str) -> None:
-    upward = {other for other in imported_by(modules()[name]) if FLOOR_OF[other] >= FLOOR_OF[name]}
+    upward = {other for other in imported_by(name) if level_of(other) > level_of(name)}
     assert not upward
+    folders = {other.partition(".")[0] for other in imported_by(name)} & set(LEVELS_ABOVE)
+    assert folders <= {name.partition(".")[0]}
+
+
+def test_no_circles() -> None:
+    waiting = {name: imported_by(name) for name in modules()}
+    while free := {name for name, others in waiting.items() if not others & waiting.keys()}:
+        waiting = {name: others for name, others in waiting.items() if name not in free}
+    assert not waiting
 
 
 def test_installing_takes_every_package() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    packages = {name.rpartition(".")[0] for name in modules() if "." in name}
+    packages = {name for name, path in modules().items() if path.name == "__init__.py"}
     assert set(settings["packages"]) == packages
     patterns = settings["package-data"]["*"]
     for folder in ("mlsm", "kernels"):
@@ -77,9 +89,10 @@ def test_installing_takes_every_package() -> None:
             assert "__pycache__" in path.parts or path.suffix == ".py" or any(map(path.match, patterns)), path
 
 
-def test_the_map_has_every_module() -> None:
+def test_the_map_names_every_file() -> None:
     page = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
-    missing = [name for name, path in modules().items() if f"`{path.relative_to(ROOT)}`" not in page]
+    paths = [path for path in modules().values() if path.name != "__init__.py"]
+    missing = [path.relative_to(ROOT) for path in paths if f"`{path.name}`" not in page]
     assert not missing
 
 

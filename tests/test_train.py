@@ -22,13 +22,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import fit_dictionary
 import train
-from mlsm import checkpoint, cli
-from mlsm.checkpoint import MODEL_FILE, fingerprint, read_json, read_tensors
-from mlsm.config import DataConfig, from_json
-from mlsm.data import Corpus
+from mlsm import cli, files
 from mlsm.evaluation.heldout import predictions
+from mlsm.files import file_digest, read_json, read_tensors, write_tensors
 from mlsm.log import Meter, read_metrics
-from mlsm.run import load_run
+from mlsm.runs import checkpoint
+from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
+from mlsm.runs.run import load_run
+from mlsm.text.batches import Corpus
 
 CONCEPT_OBJECTIVES = ("mlsm", "lsm", "lsm15", "mlm+mlsm")
 
@@ -106,8 +107,8 @@ def test_what_is_logged(teacher: Path, student: Path, tmp_path: Path) -> None:
     assert json.loads(texts["config/text_summary"].strip("`json\n")) == read_json(
         tmp_path / "run/config.json"
     )
-    run, data = load_run(tmp_path / "run"), read_json(tmp_path / "run/config.json")["data"]
-    shown = predictions(run.model, run.tokenizer, Corpus(from_json(DataConfig, data), run.tokenizer), 0.15)
+    run = load_run(tmp_path / "run")
+    shown = predictions(run.model, run.tokenizer, Corpus(run.record.data, run.tokenizer), 0.15)
     assert texts["predictions/text_summary"] == shown  # without dropout
     rows = shown.splitlines()[2:]
     assert len(rows) == 6  # sequences held out
@@ -137,7 +138,7 @@ def test_the_token_head_changes_no_other_weight_by_one_bit(
 def test_a_student_may_be_narrower_and_shallower(teacher: Path, tmp_path: Path) -> None:
     flags = student_flags(teacher, "lsm", tmp_path / "run")
     train.main([*flags, "--width=8", "--depth=1", "--num-heads=1", "--ffn-width=8"])
-    assert read_tensors(tmp_path / "run" / MODEL_FILE)["encoder.words.weight"].shape[1] == 8
+    assert read_tensors(tmp_path / "run" / MODEL_FILE)["encoder.token_embedding.weight"].shape[1] == 8
 
 
 def test_init_teacher_copies_what_fits(
@@ -310,7 +311,7 @@ def test_models_are_kept_for_good_by_words_seen(teacher: Path, tmp_path: Path) -
         assert state["step"] == min(step for step, count in seen.items() if count >= words)
         assert state["words_seen"] == seen[state["step"]]
         for name, digest in state["sha256"].items():
-            assert checkpoint.file_digest(kept / name) == digest
+            assert file_digest(kept / name) == digest
         assert load_run(kept).model.config.num_concepts == 24
 
     (tmp_path / "run" / MODEL_FILE).unlink()
@@ -364,14 +365,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = student_flags(teacher, "lsm", tmp_path / "run")
-    save = checkpoint.save_file
+    save = files.save_file
 
     def full_disk(tensors: dict, path: Path, metadata: dict | None) -> None:
         if ".step-4" in str(path):  # what safetensors says on a disk that is really full
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         save(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(files, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left") as full:
         train.main(flags)
     assert full.value.errno == errno.ENOSPC
@@ -416,7 +417,7 @@ def test_a_run_in_the_way_is_found_before_text_is_prepared(teacher: Path, tmp_pa
     with pytest.raises(ValueError, match="holds a run: --resume continues it"):
         train.main([*flags, *NANO_FLAGS])
     with pytest.raises(
-        ValueError, match=r"cannot resume .*: corpus was .*text\.txt'\] and is now .*other\.txt'\]"
+        ValueError, match=r"cannot resume .*: corpus was .*text\.txt',\) and is now .*other\.txt',\)"
     ):
         train.main([*flags, *NANO_FLAGS, "--resume"])
     assert not (tmp_path / "cache").exists()
@@ -426,7 +427,7 @@ def test_a_dictionary_of_another_teacher_is_refused(teacher: Path, tmp_path: Pat
     other = nano_teacher(tmp_path)
     weights = read_tensors(other / MODEL_FILE)
     weights["transform.bias"] += 1
-    checkpoint.write_tensors(other / MODEL_FILE, weights)
+    write_tensors(other / MODEL_FILE, weights)
     with pytest.raises(ValueError, match="is of another teacher"):
         train.main(student_flags(other, "lsm", tmp_path / "run"))
 

@@ -31,6 +31,9 @@ SMALLER = {
 
 def test_the_commands_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    [program] = re.findall(r'^python -c "(.*)"$', PAGE, re.MULTILINE)
+    exec(program, {})
+    assert (tmp_path / "corpora" / "world-english-bible.txt").exists()
     write_corpus(tmp_path / "text.txt")
     commands = re.findall(r"^    python (?:-m )?(.*)$", PAGE, re.MULTILINE)
     assert {shlex.split(command)[0] for command in commands} == MAINS.keys()

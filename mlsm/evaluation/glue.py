@@ -1,47 +1,34 @@
-"""The eleven GLUE and SuperGLUE rows of the paper as data: files, text forms, labels, metrics.
-
-Legend: N examples.
-"""
+"""The eleven GLUE and SuperGLUE tasks of the paper: files, text forms, labels and metrics."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mlsm.evaluation.jsonl import read_examples
-from mlsm.tokenizer import CLS_ID, SEP_ID, Tokenizer
+from mlsm.files import file_digest
+from mlsm.text.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 FOLDER = "glue_filtered"
 
 
 class Item(NamedTuple):
-    """One example: its segments (one or two) and its label."""
+    """One example of a task."""
 
-    segments: tuple[str, ...]
+    segments: tuple[str, ...]  # one or two
     label: int
 
 
-class Task(NamedTuple):
-    """One row of the paper's tables."""
-
-    title: str
-    fields: tuple[str, ...]  # texts that every line must have
-    segments: Callable[[dict], tuple[str, ...]]
-    num_labels: int
-    metric: Callable[[Sequence[int], Sequence[int]], float]  # (predicted, true)
-    trained_on: str  # the task whose model is scored
-
-
 def accuracy(predicted: Sequence[int], true: Sequence[int]) -> float:
-    """Share of equal labels."""
+    """The share of equal labels."""
     return sum(p == t for p, t in zip(predicted, true, strict=True)) / len(true)
 
 
 def f1(predicted: Sequence[int], true: Sequence[int]) -> float:
-    """F1 of label 1; 0 if it is neither predicted nor true."""
+    """The F1 score of label 1; 0 if no prediction of label 1 is right."""
     count = Counter(zip(predicted, true, strict=True))
     errors = sum(n for (p, t), n in count.items() if (p == 1) != (t == 1))
     right = count[1, 1]
@@ -49,79 +36,105 @@ def f1(predicted: Sequence[int], true: Sequence[int]) -> float:
 
 
 def matthews(predicted: Sequence[int], true: Sequence[int]) -> float:
-    """Matthews correlation coefficient of two labels; 0 if either side has only one label."""
+    """The Matthews correlation coefficient of two labels; 0 if either side has one label only."""
     count = Counter(zip(predicted, true, strict=True))
     tp, tn, fp, fn = count[1, 1], count[0, 0], count[1, 0], count[0, 1]
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
     return (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0
 
 
-def _fields(*names: str) -> dict:
-    """Fields that are the segments as they stand."""
-    return {"fields": names, "segments": lambda values: tuple(values[name] for name in names)}
+def _as_they_stand(texts: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(texts.values())
 
 
-def _multirc(values: dict) -> tuple[str, ...]:
-    return f"Question: {values['question']} Answer: {values['answer']}", values["paragraph"]
+def _multirc(texts: Mapping[str, str]) -> tuple[str, ...]:
+    return f"Question: {texts['question']} Answer: {texts['answer']}", texts["paragraph"]
 
 
-def _wsc(values: dict) -> tuple[str, ...]:
-    return f'Does "{values["span2_text"]}" refer to "{values["span1_text"]}" in this passage?', values["text"]
+def _wsc(texts: Mapping[str, str]) -> tuple[str, ...]:
+    return f'Does "{texts["span2_text"]}" refer to "{texts["span1_text"]}" in this passage?', texts["text"]
+
+
+class Task(NamedTuple):
+    """A column of the paper's tables."""
+
+    title: str
+    trained_on: str  # the task whose fine-tuned model is scored
+    fields: tuple[str, ...]  # texts that every line must have
+    metric: Callable[[Sequence[int], Sequence[int]], float] = accuracy  # of (predicted, true)
+    segments: Callable[[Mapping[str, str]], tuple[str, ...]] = _as_they_stand  # from the texts of the fields
+    num_labels: int = 2
 
 
 TASKS = {
-    "boolq": Task(
-        "BoolQ", **_fields("question", "passage"), num_labels=2, metric=accuracy, trained_on="boolq"
-    ),
-    "cola": Task("CoLA", **_fields("sentence"), num_labels=2, metric=matthews, trained_on="cola"),
-    "mnli": Task(
-        "MNLI", **_fields("premise", "hypothesis"), num_labels=3, metric=accuracy, trained_on="mnli"
-    ),
-    "mnli-mm": Task(
-        "MNLI-mm", **_fields("premise", "hypothesis"), num_labels=3, metric=accuracy, trained_on="mnli"
-    ),
-    "mrpc": Task("MRPC", **_fields("sentence1", "sentence2"), num_labels=2, metric=f1, trained_on="mrpc"),
-    "multirc": Task(
-        "MultiRC", ("paragraph", "question", "answer"), _multirc, 2, accuracy, trained_on="multirc"
-    ),
-    "qnli": Task("QNLI", **_fields("question", "sentence"), num_labels=2, metric=accuracy, trained_on="qnli"),
-    "qqp": Task("QQP", **_fields("question1", "question2"), num_labels=2, metric=f1, trained_on="qqp"),
-    "rte": Task("RTE", **_fields("sentence1", "sentence2"), num_labels=2, metric=accuracy, trained_on="rte"),
-    "sst2": Task("SST2", **_fields("sentence"), num_labels=2, metric=accuracy, trained_on="sst2"),
-    "wsc": Task("WSC", ("text", "span1_text", "span2_text"), _wsc, 2, accuracy, trained_on="wsc"),
+    "boolq": Task("BoolQ", "boolq", ("question", "passage")),
+    "cola": Task("CoLA", "cola", ("sentence",), matthews),
+    "mnli": Task("MNLI", "mnli", ("premise", "hypothesis"), num_labels=3),
+    "mnli-mm": Task("MNLI-mm", "mnli", ("premise", "hypothesis"), num_labels=3),
+    "mrpc": Task("MRPC", "mrpc", ("sentence1", "sentence2"), f1),
+    "multirc": Task("MultiRC", "multirc", ("paragraph", "question", "answer"), segments=_multirc),
+    "qnli": Task("QNLI", "qnli", ("question", "sentence")),
+    "qqp": Task("QQP", "qqp", ("question1", "question2"), f1),
+    "rte": Task("RTE", "rte", ("sentence1", "sentence2")),
+    "sst2": Task("SST2", "sst2", ("sentence",)),
+    "wsc": Task("WSC", "wsc", ("text", "span1_text", "span2_text"), segments=_wsc),
 }
 
 
 def task_file(data: Path, task: str, part: str) -> Path:
-    """`part` is train or valid."""
+    """The file of a task; `part` is train or valid."""
     return data / FOLDER / f"{task}.{part}.jsonl"
 
 
-def read_items(data: Path, task: str, part: str) -> list[Item]:
-    """Raises ValueError naming file and line of what cannot be used, also of a label out of range. A text may
-    be empty: two questions of QQP's training set are.
+def read_items(data: Path, name: str, part: str) -> list[Item]:
+    """The examples of a task. A text may be empty: two questions of QQP's training set are.
+
+    Raises ValueError naming the file and the line of what cannot be used.
     """
-    path, row = task_file(data, task, part), TASKS[task]
-    fields = {**dict.fromkeys(row.fields, str), "label": int}
-    examples = read_examples(path, fields, may_be_empty=True)
-    for example in examples:
-        label = example.values["label"]
-        if not 0 <= label < row.num_labels:
-            raise ValueError(
-                f"{path}, line {example.line}: label must be in 0..{row.num_labels - 1}, got {label}"
-            )
-    return [Item(row.segments(example.values), example.values["label"]) for example in examples]
+    task = TASKS[name]
+    examples = read_examples(
+        task_file(data, name, part), task.fields, num_labels=task.num_labels, may_be_empty=True
+    )
+    return [Item(task.segments(example.texts), example.label) for example in examples]
 
 
-def majority_score(train: Sequence[Item], valid: Sequence[Item], task: str) -> float:
-    """The metric of always answering the label that is most frequent in training."""
-    [(label, _)] = Counter(item.label for item in train).most_common(1)
-    return TASKS[task].metric([label] * len(valid), [item.label for item in valid])
+class TaskData(NamedTuple):
+    """The data of one fine-tuning, which may be scored on several tasks."""
+
+    trained_on: str
+    training: list[Item]
+    validations: dict[str, list[Item]]  # by task; the first one chooses the epoch
+    digest: str  # of the content of the files
+
+
+def read_task_data(data: Path, trained_on: str, tasks: Sequence[str]) -> TaskData:
+    """The training set of a task, and the validation sets of `tasks` and of every other task that its model
+    is scored on and whose file is there: those need no other training if they are evaluated later.
+
+    Raises ValueError naming the file and the line of what cannot be used.
+    """
+    others = [
+        name
+        for name, task in TASKS.items()
+        if task.trained_on == trained_on and task_file(data, name, "valid").exists()
+    ]
+    scored = list(dict.fromkeys((trained_on, *tasks, *others)))
+    files = [task_file(data, trained_on, "train"), *(task_file(data, task, "valid") for task in scored)]
+    training = read_items(data, trained_on, "train")
+    validations = {task: read_items(data, task, "valid") for task in scored}
+    return TaskData(trained_on, training, validations, "-".join(file_digest(path)[:16] for path in files))
+
+
+def majority_score(data: TaskData, task: str) -> float:
+    """The metric of always predicting the label that is most frequent in the training set."""
+    [(label, _)] = Counter(item.label for item in data.training).most_common(1)
+    true = [item.label for item in data.validations[task]]
+    return TASKS[task].metric([label] * len(true), true)
 
 
 def encode_item(tokenizer: Tokenizer, segments: Sequence[str], longest: int) -> tuple[list[int], int]:
-    """[CLS] first [SEP] second [SEP], and how many tokens were taken off the longer segment's end to keep
-    them within `longest`.
+    """The ids of [CLS] first [SEP] second [SEP], and how many tokens were removed to keep them within
+    `longest`, each from the end of the segment that was the longer one at that moment.
     """
     parts = [tokenizer.encode(segment) for segment in segments]
     num_cut = max(0, sum(map(len, parts)) + len(parts) + 1 - longest)

@@ -1,34 +1,38 @@
-"""Minimal pairs made by a small grammar of our own: a linguistic check that needs no data.
+"""Minimal pairs of a small grammar of our own: a test of grammar that needs no data.
 
-Each phenomenon changes one word between a good and a bad sentence. Words come from a fixed list; those that
-the tokenizer has as whole pieces are taken, so that the pairs ask about grammar and not about rare words.
-Deterministic.
+A pair differs in one word, and each phenomenon comes in twins: the word that is right in one pair of a twin
+is wrong in the other. So a model that knows the frequency of words and no grammar is right in exactly one
+pair of each twin. Words come from fixed lists. Those that the tokenizer has as whole pieces are preferred, so
+that the pairs ask about grammar and not about rare words. The pairs of a tokenizer are always the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
 
 from mlsm.seeds import generator_for
-from mlsm.tokenizer import NUM_SPECIALS, Tokenizer
+from mlsm.text.tokenizer import NUM_SPECIALS, Tokenizer
 
 T = TypeVar("T")
-PAIRS_A_PHENOMENON = 120
-FEWEST_WORDS = 4  # of a class that must be whole pieces; otherwise the whole class is used
+TWINS_PER_PHENOMENON = 60
+MIN_WORDS = 4  # of a list that must be whole pieces; with fewer the whole list is used
 
 
-class Pair(NamedTuple):
+class SentencePair(NamedTuple):
     """Two sentences that differ in one word."""
 
     good: str
     bad: str
 
 
+Twin = tuple[SentencePair, SentencePair]
+
+
 class Noun(NamedTuple):
-    """A person, in both numbers; `reflexive` is the pronoun of the singular."""
+    """A person in both numbers, and the reflexive pronoun of the singular."""
 
     singular: str
     plural: str
@@ -67,13 +71,13 @@ ENDINGS = {
     "knows": ["the {place}", "it"],
 }
 REFLEXIVE_VERBS = ["saw", "made", "gave", "hid", "called", "found"]
-REFLEXIVE_ENDINGS = ["", " there", " again"]
-TRANSITIVE = ["saw", "took", "made", "sent", "found", "called", "told", "brought"]
-INTRANSITIVE = ["went", "came", "died", "stood", "fell", "slept", "lived", "arose"]
+TRANSITIVE = ["took", "made", "sent", "found", "brought", "gave", "killed", "built"]  # need an object
+INTRANSITIVE = ["went", "came", "died", "stood", "fell", "slept", "lived", "arose"]  # take no object
+ENDINGS_OF_ANY_VERB = [" there", " again", " then"]
 
 
 class _Words:
-    """Draws words of a class, preferring those that are whole pieces."""
+    """Draws words from lists, from the whole pieces of the tokenizer where there are enough."""
 
     def __init__(self, tokenizer: Tokenizer, phenomenon: str) -> None:
         self._pieces = {tokenizer.piece(i) for i in range(NUM_SPECIALS, tokenizer.vocab_size)}
@@ -82,78 +86,79 @@ class _Words:
     def one(self, choices: list[T]) -> T:
         return choices[int(torch.randint(len(choices), (), generator=self._generator))]
 
-    def known(self, choices: list[T], forms: Callable[[T], list[str]]) -> list[T]:
-        whole = [c for c in choices if all("▁" + form in self._pieces for form in forms(c))]
-        return whole if len(whole) >= FEWEST_WORDS else choices
+    def known(self, choices: list[str]) -> str:
+        whole = [word for word in choices if "▁" + word in self._pieces]
+        return self.one(whole if len(whole) >= MIN_WORDS else choices)
 
-    def noun(self) -> Noun:
-        return self.one(self.known(NOUNS, lambda n: [n.singular, n.plural]))
-
-    def place(self) -> str:
-        return self.one(self.known(PLACES, lambda p: [p]))
-
-
-def _agreement(words: _Words, subject: Callable[[Noun, bool], str]) -> Pair:
-    is_plural = words.one([False, True])
-    singular, plural = words.one(AGREEING)
-    ending = words.one(ENDINGS[singular]).format(place=words.place())
-    right, wrong = (plural, singular) if is_plural else (singular, plural)
-    start = subject(words.noun(), is_plural)
-    return Pair(f"The {start} {right} {ending}.", f"The {start} {wrong} {ending}.")
+    def noun(self, reflexive: str = "") -> Noun:
+        """A noun, of one gender if its pronoun is given."""
+        nouns = [noun for noun in NOUNS if reflexive in ("", noun.reflexive)]
+        whole = [n for n in nouns if {"▁" + n.singular, "▁" + n.plural} <= self._pieces]
+        return self.one(whole if len(whole) >= MIN_WORDS else nouns)
 
 
-def subject_verb_agreement(words: _Words) -> Pair:
-    """The king is / are in the house."""
-    return _agreement(words, lambda noun, is_plural: noun.plural if is_plural else noun.singular)
-
-
-def agreement_with_attractor(words: _Words) -> Pair:
-    """The sons of the king are / is good: a noun of the other number stands before the verb."""
-    other = words.noun()
-
-    def subject(noun: Noun, is_plural: bool) -> str:
-        if is_plural:
-            return f"{noun.plural} of the {other.singular}"
-        return f"{noun.singular} of the {other.plural}"
-
-    return _agreement(words, subject)
-
-
-def reflexive_number(words: _Words) -> Pair:
-    """The men saw themselves / himself."""
-    noun, verb, ending = words.noun(), words.one(REFLEXIVE_VERBS), words.one(REFLEXIVE_ENDINGS)
-    is_plural = words.one([False, True])
-    subject = noun.plural if is_plural else noun.singular
-    right, wrong = ("themselves", noun.reflexive) if is_plural else (noun.reflexive, "themselves")
-    return Pair(f"The {subject} {verb} {right}{ending}.", f"The {subject} {verb} {wrong}{ending}.")
-
-
-def reflexive_gender(words: _Words) -> Pair:
-    """The woman saw herself / himself."""
-    noun, verb, ending = words.noun(), words.one(REFLEXIVE_VERBS), words.one(REFLEXIVE_ENDINGS)
-    wrong = "himself" if noun.reflexive == "herself" else "herself"
-    start = f"The {noun.singular} {verb}"
-    return Pair(f"{start} {noun.reflexive}{ending}.", f"{start} {wrong}{ending}.")
-
-
-def determiner_noun(words: _Words) -> Pair:
-    """These kings / king came to the house."""
-    noun, verb = words.noun(), words.one(["came", "went"])
-    right, wrong = (noun.singular, noun.plural) if words.one([False, True]) else (noun.plural, noun.singular)
-    determiner = words.one(["this", "that"] if right == noun.singular else ["these", "those"])
-    ending = f"{verb} to the {words.place()}"
-    return Pair(f"And {determiner} {right} {ending}.", f"And {determiner} {wrong} {ending}.")
-
-
-def argument_structure(words: _Words) -> Pair:
-    """The king took / went the child: only a transitive verb takes an object."""
-    subject, thing = words.noun(), words.noun()
-    right = words.one(words.known(TRANSITIVE, lambda v: [v]))
-    wrong = words.one(words.known(INTRANSITIVE, lambda v: [v]))
-    return Pair(
-        f"The {subject.singular} {right} the {thing.plural}.",
-        f"The {subject.singular} {wrong} the {thing.plural}.",
+def _twin(sentences: Sequence[str], right: str, wrong: str) -> Twin:
+    """A twin of two sentences with a gap, "{}": `right` belongs in the first one, and `wrong` in the second
+    one.
+    """
+    first, second = sentences
+    return (
+        SentencePair(first.format(right), first.format(wrong)),
+        SentencePair(second.format(wrong), second.format(right)),
     )
+
+
+def _agreement(words: _Words, singular_subject: str, plural_subject: str) -> Twin:
+    singular, plural = words.one(AGREEING)
+    ending = words.one(ENDINGS[singular]).format(place=words.known(PLACES))
+    sentences = [f"The {subject} {{}} {ending}." for subject in (singular_subject, plural_subject)]
+    return _twin(sentences, singular, plural)
+
+
+def subject_verb_agreement(words: _Words) -> Twin:
+    """The king is / *are in the house. The kings are / *is in the house."""
+    noun = words.noun()
+    return _agreement(words, noun.singular, noun.plural)
+
+
+def agreement_with_attractor(words: _Words) -> Twin:
+    """The son of the kings is / *are good: a noun of the other number is next to the verb."""
+    noun, other = words.noun(), words.noun()
+    return _agreement(
+        words, f"{noun.singular} of the {other.plural}", f"{noun.plural} of the {other.singular}"
+    )
+
+
+def reflexive_number(words: _Words) -> Twin:
+    """The man saw himself / *themselves there. The men saw themselves / *himself there."""
+    noun, verb, ending = words.noun(), words.one(REFLEXIVE_VERBS), words.one(ENDINGS_OF_ANY_VERB)
+    sentences = [f"The {subject} {verb} {{}}{ending}." for subject in (noun.singular, noun.plural)]
+    return _twin(sentences, noun.reflexive, "themselves")
+
+
+def reflexive_gender(words: _Words) -> Twin:
+    """The man saw himself / *herself there. The woman saw herself / *himself there."""
+    verb, ending = words.one(REFLEXIVE_VERBS), words.one(ENDINGS_OF_ANY_VERB)
+    pronouns = ("himself", "herself")
+    sentences = [f"The {words.noun(pronoun).singular} {verb} {{}}{ending}." for pronoun in pronouns]
+    return _twin(sentences, *pronouns)
+
+
+def determiner_noun(words: _Words) -> Twin:
+    """And this king / *kings came to the house. And these kings / *king came to the house."""
+    noun, verb, place = words.noun(), words.one(["came", "went"]), words.known(PLACES)
+    determiners = words.one([("this", "these"), ("that", "those")])
+    sentences = [f"And {determiner} {{}} {verb} to the {place}." for determiner in determiners]
+    return _twin(sentences, noun.singular, noun.plural)
+
+
+def argument_structure(words: _Words) -> Twin:
+    """The king took / *went the sons. The king went / *took there: some verbs need an object, and others take
+    none.
+    """
+    subject, thing, ending = words.noun(), words.noun(), words.one(ENDINGS_OF_ANY_VERB)
+    sentences = [f"The {subject.singular} {{}} the {thing.plural}.", f"The {subject.singular} {{}}{ending}."]
+    return _twin(sentences, words.known(TRANSITIVE), words.known(INTRANSITIVE))
 
 
 PHENOMENA = (
@@ -166,18 +171,18 @@ PHENOMENA = (
 )
 
 
-def demo_pairs(tokenizer: Tokenizer) -> dict[str, list[Pair]]:
-    """Distinct pairs of each phenomenon, by its name; the same every time for a tokenizer."""
+def demo_pairs(tokenizer: Tokenizer) -> dict[str, list[SentencePair]]:
+    """Distinct pairs of each phenomenon, by its name; both pairs of a twin or none."""
     return {make.__name__: list(_distinct(make, tokenizer)) for make in PHENOMENA}
 
 
-def _distinct(make: Callable[[_Words], Pair], tokenizer: Tokenizer) -> Iterator[Pair]:
+def _distinct(make: Callable[[_Words], Twin], tokenizer: Tokenizer) -> Iterator[SentencePair]:
     words = _Words(tokenizer, make.__name__)
-    seen: set[Pair] = set()
-    for _ in range(50 * PAIRS_A_PHENOMENON):  # a class of few words may not have that many pairs
-        pair = make(words)
-        if pair not in seen:
-            seen.add(pair)
-            yield pair
-        if len(seen) == PAIRS_A_PHENOMENON:
+    seen: set[SentencePair] = set()
+    for _ in range(50 * TWINS_PER_PHENOMENON):  # short lists of words may not give that many twins
+        twin = make(words)
+        if seen.isdisjoint(twin):
+            seen.update(twin)
+            yield from twin
+        if len(seen) == 2 * TWINS_PER_PHENOMENON:
             return

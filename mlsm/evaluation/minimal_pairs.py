@@ -1,36 +1,40 @@
-"""Zero-shot suites of minimal pairs in the organisers' layout: BLiMP, its supplement, EWoK.
+"""Zero-shot suites of minimal pairs in the organisers' layout: BLiMP, its supplement and EWoK.
 
-A pair is right when the good text scores higher. Each file is scored at once and its scores are written as a
-whole, so that an interrupted evaluation continues with the next file; averages are taken from the stored
-scores, so that another reduction or treatment of ties costs nothing.
+A pair is right if the good text scores higher. The scores of each file are stored as a whole, so that an
+interrupted evaluation continues with the next file. Averages are computed from the stored scores, so that
+another reduction or another treatment of ties needs no model.
 
-The official scorer returns scores out of order (it groups equal continuations) and counts ties as right;
-here scores stand on their own pairs, and ties count as asked.
+The official scorer returns scores out of order (it groups equal continuations) and counts ties as right. Here
+each score belongs to its own pair, and ties count as the settings say.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.checkpoint import file_digest, write_text
 from mlsm.evaluation.jsonl import Example, read_examples
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.subject import Subject
-from mlsm.model import LanguageModel
-from mlsm.tokenizer import SEP_ID, UNK_ID, Tokenizer
+from mlsm.files import file_digest, write_text
+from mlsm.log import progress, say
+from mlsm.model.language_model import LanguageModel
+from mlsm.settings import check_fields
+from mlsm.text.tokenizer import SEP_ID, UNK_ID, Tokenizer
 
 TIES = {"wrong": 0.0, "half": 0.5, "correct": 1.0}
+TOKEN_BUDGET = 4096  # tokens of a batch; on a CPU core at width 128, 8192 is 9 % slower
 
 
 class Sentences(NamedTuple):
-    """A pair before the tokenizer: contexts may be empty."""
+    """A pair as text; the context may be empty."""
 
     context: str
     good: str
@@ -43,32 +47,61 @@ class Suite(NamedTuple):
     title: str
     folder: str
     num_files: int  # in the official data
-    fields: Mapping[str, type]  # that every line must have
-    pairs: Callable[[dict], list[Sentences]]
-    group: str | None  # field of a line by which sub-tasks are also averaged
+    fields: Collection[str]  # texts that every line must have
+    pair: Callable[[Mapping[str, str]], Sentences]  # from the texts of a line
+    group: str | None  # the field by which sub-tasks are also averaged
 
 
-def _good_and_bad(values: dict) -> list[Sentences]:
-    return [Sentences("", values["sentence_good"], values["sentence_bad"])]
+def _good_and_bad(texts: Mapping[str, str]) -> Sentences:
+    return Sentences("", texts["sentence_good"], texts["sentence_bad"])
 
 
-def _both_contexts(values: dict) -> list[Sentences]:
-    """Each EWoK item is used twice: with the contexts swapped, the other target is the good one."""
-    first, second = values["Target1"], values["Target2"]
-    return [Sentences(values["Context1"], first, second), Sentences(values["Context2"], second, first)]
+def _first_target(texts: Mapping[str, str]) -> Sentences:
+    """The first target fits the first context. The official files hold each item a second time with contexts
+    and targets swapped, so that one pair a line is all.
+    """
+    return Sentences(texts["Context1"], texts["Target1"], texts["Target2"])
 
 
-_BLIMP_FIELDS = {"sentence_good": str, "sentence_bad": str}
-_EWOK_FIELDS = dict.fromkeys(("Domain", "Context1", "Context2", "Target1", "Target2"), str)
+_BLIMP_FIELDS = ("sentence_good", "sentence_bad")
+_EWOK_FIELDS = ("Domain", "Context1", "Context2", "Target1", "Target2")
 SUITES = {
-    "blimp": Suite("BLiMP", "blimp_filtered", 67, _BLIMP_FIELDS | {"field": str}, _good_and_bad, "field"),
+    "blimp": Suite("BLiMP", "blimp_filtered", 67, (*_BLIMP_FIELDS, "field"), _good_and_bad, "field"),
     "supplement": Suite("supplement", "supplement_filtered", 5, _BLIMP_FIELDS, _good_and_bad, None),
-    "ewok": Suite("EWoK", "ewok_filtered", 11, _EWOK_FIELDS, _both_contexts, None),
+    "ewok": Suite("EWoK", "ewok_filtered", 11, _EWOK_FIELDS, _first_target, None),
 }
 
 
-class Pair(NamedTuple):
-    """A pair as the model sees it."""
+class Scoring(NamedTuple):
+    """How pairs are scored and counted."""
+
+    reduction: str = "mean"  # of log p over the tokens of a text
+    ties: str = "wrong"  # what equal scores count as, a key of TIES
+    has_prefix: bool = False  # as in the official pipeline, see `encode`
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """The accuracies of a suite. Averages are unweighted means over sub-tasks, as the organisers compute
+    them.
+    """
+
+    average: float
+    groups: Mapping[str, float]  # BLiMP: by linguistic field
+    subtasks: Mapping[str, float]
+    num_pairs: int
+    num_ties: int
+    average_by_ties: Mapping[str, float]  # by the keys of TIES
+    score: str  # the reduction
+    ties: str
+    prefix: bool
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+class EncodedPair(NamedTuple):
+    """A pair as the model reads it."""
 
     line: int  # of its file
     good: Text
@@ -81,71 +114,56 @@ class SubTask(NamedTuple):
     name: str
     path: Path
     group: str | None  # BLiMP: the linguistic field
-    pairs: list[Pair]
+    pairs: list[EncodedPair]
 
 
-class Scores(NamedTuple):
-    """Of a pair."""
+class PairScore(NamedTuple):
+    """The scores of both texts of a pair."""
 
     good: Score
     bad: Score
 
 
-def suite_files(suite: Suite, data: Path) -> list[Path]:
-    """The files of a suite. Raises ValueError if there are none."""
+def read_files(suite: Suite, data: Path) -> dict[Path, list[Example]]:
+    """The lines of every file of a suite. Raises ValueError if there are no files, and naming the file and
+    the line of what cannot be used.
+    """
     files = sorted((data / suite.folder).glob("*.jsonl"))
     if not files:
         raise ValueError(f"no .jsonl files in {data / suite.folder}: --data names the folder of the tasks")
-    return files
-
-
-def check_suite(suite: Suite, data: Path) -> None:
-    """Raises ValueError for files that cannot be used, before anything has been scored."""
-    for path in suite_files(suite, data):
-        read_examples(path, suite.fields)
+    return {path: read_examples(path, suite.fields) for path in files}
 
 
 def read_suite(
     suite: Suite, data: Path, tokenizer: Tokenizer, longest: int, has_prefix: bool
 ) -> list[SubTask]:
-    """All sub-tasks. Raises ValueError naming file and line of what cannot be used, also of a text of more
-    than `longest` positions.
+    """All sub-tasks of a suite. Raises ValueError as `read_files`, also for a text of more than `longest`
+    positions.
     """
     boundary_id = word_boundary(tokenizer) if has_prefix else None
     subtasks = []
-    for path in suite_files(suite, data):
-        examples = read_examples(path, suite.fields)
-        pairs = [
-            pair
-            for example in examples
-            for pair in _encode(suite, path, example, tokenizer, longest, boundary_id)
-        ]
-        # "syntax/semantics" and "syntax_semantics" both stand in the data
-        group = examples[0].values[suite.group].replace("/", "_") if suite.group else None
+    for path, examples in read_files(suite, data).items():
+        pairs = []
+        for example in examples:
+            context, good, bad = suite.pair(example.texts)
+            texts = [encode(tokenizer, context, target, boundary_id) for target in (good, bad)]
+            num_positions = max(text.num_positions for text in texts)
+            if num_positions > longest:
+                raise ValueError(
+                    f"{path}, line {example.line}: {num_positions} tokens, the model reads {longest} at most"
+                )
+            pairs.append(EncodedPair(example.line, *texts))
+        # The official data has both "syntax/semantics" and "syntax_semantics".
+        group = examples[0].texts[suite.group].replace("/", "_") if suite.group else None
         subtasks.append(SubTask(path.stem, path, group, pairs))
     return subtasks
 
 
-def _encode(
-    suite: Suite, path: Path, example: Example, tokenizer: Tokenizer, longest: int, boundary_id: int | None
-) -> list[Pair]:
-    pairs = []
-    for context, good, bad in suite.pairs(example.values):
-        texts = [encode(tokenizer, context, target, boundary_id) for target in (good, bad)]
-        num_positions = max(text.num_positions for text in texts)
-        if num_positions > longest:
-            raise ValueError(
-                f"{path}, line {example.line}: {num_positions} tokens, the model reads {longest} at most"
-            )
-        pairs.append(Pair(example.line, *texts))
-    return pairs
+def encode(tokenizer: Tokenizer, context: str, target: str, boundary_id: int | None = None) -> Text:
+    """The ids of a target after its context.
 
-
-def encode(tokenizer: Tokenizer, context: str, target: str, boundary_id: int | None) -> Text:
-    """Ids of a target after its context.
-
-    With a `boundary_id`, as in the official pipeline: [SEP] stands for an empty context, and the two blanks
-    before the target leave a lone word boundary, which is scored too.
+    With a `boundary_id` they are those of the official pipeline: [SEP] stands for an empty context, and the
+    two blanks before the target leave a lone word boundary, which is scored too.
     """
     visible, scored = tokenizer.encode(context), tokenizer.encode(target)
     if boundary_id is not None:
@@ -154,111 +172,101 @@ def encode(tokenizer: Tokenizer, context: str, target: str, boundary_id: int | N
 
 
 def word_boundary(tokenizer: Tokenizer) -> int:
-    """Id of the piece that is nothing but a word boundary."""
+    """The id of the piece that consists of a word boundary only."""
     return next((i for i in range(tokenizer.vocab_size) if tokenizer.piece(i) == "▁"), UNK_ID)
 
 
-def score_suite(
-    subject: Subject,
-    subtasks: Sequence[SubTask],
-    folder: Path,
-    *,
-    has_prefix: bool,
-    token_budget: int,
-    progress: Callable[[int], tqdm],
-) -> dict[str, list[Scores]]:
-    """Scores of every pair by sub-task: from `folder` where they are stored, else computed and stored there.
-
-    `progress` makes a bar from a number of masked copies.
+def score_suite(subject: Subject, name: str, data: Path, scoring: Scoring) -> SuiteResult:
+    """The accuracies of a suite. Scores that are stored in the subject's folder for the same weights and data
+    are not computed again.
     """
-    origins = {s.name: _origin(subject.weights, s, has_prefix) for s in subtasks}
-    scores = {s.name: stored for s in subtasks if (stored := _stored(folder, s, origins[s.name]))}
-    scores = distributed.of_first(scores)
-    missing = [s for s in subtasks if s.name not in scores]
-    if missing:
-        with progress(_num_copies(missing)) as bar:
+    suite, folder = SUITES[name], subject.folder / "evaluation" / name
+    longest = subject.model.config.max_positions
+    subtasks = read_suite(suite, data, subject.tokenizer, longest, scoring.has_prefix)
+    if len(subtasks) != suite.num_files:
+        say(f"{suite.title}: {len(subtasks)} files, not {suite.num_files}; the average is over these")
+    origins = {s.name: _origin(subject.weights, s, scoring.has_prefix) for s in subtasks}
+    stored = {s.name: _stored(folder, s, origins[s.name]) for s in subtasks}
+    scores = distributed.broadcast_from_zero({name: these for name, these in stored.items() if these})
+    if missing := [s for s in subtasks if s.name not in scores]:
+        num_tokens = sum(num_scored_tokens(s.pairs) for s in missing)
+        with progress(num_tokens, f"{subject.name}: {suite.title}", unit="token") as bar:
             for subtask in missing:
-                scores[subtask.name] = score_pairs(subject.model, subtask.pairs, token_budget, bar)
+                scores[subtask.name] = score_pairs(subject.model, subtask.pairs, TOKEN_BUDGET, bar)
                 _store(folder, subtask, origins[subtask.name], scores[subtask.name])
-    return scores
+    return summarize(subtasks, scores, scoring)
 
 
-def _num_copies(subtasks: Sequence[SubTask]) -> int:
-    texts = [{text for pair in s.pairs for text in (pair.good, pair.bad)} for s in subtasks]
-    return sum(len(text.scored) for these in texts for text in these)
+def num_scored_tokens(pairs: Sequence[EncodedPair]) -> int:
+    """The number of tokens that `score_pairs` scores; equal texts count once."""
+    return sum(len(text.scored) for text in {text for pair in pairs for text in (pair.good, pair.bad)})
 
 
 def score_pairs(
-    model: LanguageModel, pairs: Sequence[Pair], token_budget: int, bar: tqdm | None = None
-) -> list[Scores]:
-    """Scores in the order of the pairs."""
+    model: LanguageModel, pairs: Sequence[EncodedPair], token_budget: int, bar: tqdm | None = None
+) -> list[PairScore]:
+    """Scores in the order of the pairs; `bar` counts tokens."""
     scores = iter(score_texts(model, [t for p in pairs for t in (p.good, p.bad)], token_budget, bar))
-    return [Scores(good, bad) for good, bad in zip(scores, scores, strict=True)]
+    return [PairScore(good, bad) for good, bad in zip(scores, scores, strict=True)]
 
 
 def _origin(weights: str, subtask: SubTask, has_prefix: bool) -> dict[str, object]:
-    """What decides the scores of a file; its first line."""
+    """What the scores of a file depend on; the first line of their file."""
     return {"weights": weights, "data": file_digest(subtask.path)[:16], "prefix": has_prefix}
 
 
-def _stored(folder: Path, subtask: SubTask, origin: dict[str, object]) -> list[Scores] | None:
-    """Scores written earlier for the same weights and data; None if there are none (or they are damaged)."""
+def _stored(folder: Path, subtask: SubTask, origin: dict[str, object]) -> list[PairScore] | None:
+    """Earlier scores with the same origin; None if there are none or their file is damaged."""
     try:
         first, *lines = (folder / f"{subtask.name}.jsonl").read_text(encoding="utf-8").splitlines()
         if json.loads(first) != origin or len(lines) != len(subtask.pairs):
             return None
         rows = [json.loads(line) for line in lines]
-        return [Scores(Score(*row["good"]), Score(*row["bad"])) for row in rows]
+        return [PairScore(Score(*row["good"]), Score(*row["bad"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _store(folder: Path, subtask: SubTask, origin: dict[str, object], scores: Sequence[Scores]) -> None:
-    lines: list[dict] = [origin]
-    lines += [
-        {"line": pair.line, "good": score.good, "bad": score.bad}
-        for pair, score in zip(subtask.pairs, scores, strict=True)
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+def _store(folder: Path, subtask: SubTask, origin: dict[str, object], scores: Sequence[PairScore]) -> None:
+    rows = [{"line": pair.line, **score._asdict()} for pair, score in zip(subtask.pairs, scores, strict=True)]
+    text = "".join(json.dumps(row) + "\n" for row in [origin, *rows])
     write_text(folder / f"{subtask.name}.jsonl", text)
 
 
-def accuracy(scores: Sequence[Scores], reduction: str, ties: str) -> float:
-    """Share of pairs whose good text scores higher; an exact tie counts as `ties` says."""
+def pair_accuracy(scores: Sequence[PairScore], reduction: str, ties: str) -> float:
+    """The share of pairs whose good text scores higher; an exact tie counts as `ties` says."""
     return statistics.fmean(
-        TIES[ties] if good == bad else float(good > bad)
-        for good, bad in ((s.good.reduced(reduction), s.bad.reduced(reduction)) for s in scores)
+        TIES[ties] if good == bad else float(good > bad) for good, bad in _reduced(scores, reduction)
     )
 
 
-def num_ties(scores: Sequence[Scores], reduction: str) -> int:
-    """Pairs with exactly equal scores."""
-    return sum(s.good.reduced(reduction) == s.bad.reduced(reduction) for s in scores)
-
-
-class Summary(NamedTuple):
-    """A suite in numbers; averages are unweighted means over sub-tasks, as the organisers take them."""
-
-    average: float
-    groups: dict[str, float]  # BLiMP: by linguistic field
-    subtasks: dict[str, float]
-    num_pairs: int
-    num_ties: int
+def _reduced(scores: Sequence[PairScore], reduction: str) -> list[tuple[float, float]]:
+    return [(score.good.reduced(reduction), score.bad.reduced(reduction)) for score in scores]
 
 
 def summarize(
-    subtasks: Sequence[SubTask], scores: dict[str, list[Scores]], reduction: str, ties: str
-) -> Summary:
-    """Averages of a suite."""
-    shares = {s.name: accuracy(scores[s.name], reduction, ties) for s in subtasks}
-    groups: dict[str, list[float]] = {}
-    for subtask in subtasks:
-        if subtask.group:
-            groups.setdefault(subtask.group, []).append(shares[subtask.name])
-    return Summary(
-        statistics.fmean(shares.values()),
-        {name: statistics.fmean(values) for name, values in sorted(groups.items())},
-        shares,
-        sum(len(these) for these in scores.values()),
-        sum(num_ties(these, reduction) for these in scores.values()),
+    subtasks: Sequence[SubTask], scores: Mapping[str, Sequence[PairScore]], scoring: Scoring
+) -> SuiteResult:
+    """The accuracies of a suite from the scores of its pairs, by sub-task."""
+    by_ties = {
+        ties: {s.name: pair_accuracy(scores[s.name], scoring.reduction, ties) for s in subtasks}
+        for ties in TIES
+    }
+    average_by_ties = {ties: statistics.fmean(shares.values()) for ties, shares in by_ties.items()}
+    shares = by_ties[scoring.ties]
+    groups = {
+        group: statistics.fmean(shares[s.name] for s in subtasks if s.group == group)
+        for group in sorted({s.group for s in subtasks if s.group})
+    }
+    pairs = [pair for s in subtasks for pair in _reduced(scores[s.name], scoring.reduction)]
+    return SuiteResult(
+        average=average_by_ties[scoring.ties],
+        groups=groups,
+        subtasks=shares,
+        num_pairs=len(pairs),
+        num_ties=sum(good == bad for good, bad in pairs),
+        average_by_ties=average_by_ties,
+        score=scoring.reduction,
+        ties=scoring.ties,
+        prefix=scoring.has_prefix,
     )

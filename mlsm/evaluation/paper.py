@@ -1,7 +1,7 @@
-"""The numbers that the paper prints, quoted: rows that a results table shows beside its own.
+"""The numbers that the paper prints, as rows that a table shows below our own.
 
-They were measured with the official pipeline on models of other sizes and corpora; nothing here was run.
-"Sizes" are words of the pre-training corpus.
+They were measured by its author with the official pipeline, on models and corpora of other sizes than ours.
+A "size" is the number of words of the pre-training corpus.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ EWOK_TIES_CORRECT = "EWoK, ties correct"
 
 
 def quoted_rows(size: str, columns: Collection[str]) -> dict[str, dict[str, Cell]]:
-    """Rows of Tables 2-5 for a corpus of 10M or 100M words, as far as they have these columns; each name says
-    that it is quoted, and whence.
+    """The rows of Tables 2-5 for a corpus of 10M or 100M words that have any of these columns. The name of a
+    row says that it is quoted, and from which table.
     """
     glue = (*(task.title for task in TASKS.values()), GLUE_AVERAGE)
     tables = {
@@ -107,7 +107,7 @@ def quoted_rows(size: str, columns: Collection[str]) -> dict[str, dict[str, Cell
 
 
 def quoted_compute(size: str) -> dict[str, dict[str, str]]:
-    """A row a phase of Table 1, under the columns of `mlsm.pages.run_facts.compute_row`."""
+    """Table 1, one row per phase, with the columns of `mlsm.pages.run_facts.compute_row`."""
     return {
         f"phase {phase} (quoted: {size} words, Table 1)": {
             "phase": phase,

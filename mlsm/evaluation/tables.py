@@ -1,14 +1,20 @@
-"""Results as people read them: a table on the screen, the same in Markdown, and a picture."""
+"""Tables of results as aligned text, Markdown and HTML, and the figures that evaluate.py draws.
+
+Names and texts may come from other people's files, so every cell is made printable.
+"""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from mlsm.checkpoint import write_whole
+from mlsm.figures import new_figure
 from mlsm.log import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Spread(NamedTuple):
@@ -21,21 +27,26 @@ class Spread(NamedTuple):
 
 
 Cell = float | Spread
-Rows = Mapping[str, Mapping[str, Cell | str]]  # row name -> column name -> value
+Row = Mapping[str, Cell | str]  # values by the name of their column
+Rows = Mapping[str, Row]
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD for every control and formatting character, which a terminal would obey."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def columns_of(rows: Rows) -> list[str]:
     """All columns in the order in which they first appear."""
-    return list(dict.fromkeys(name for values in rows.values() for name in values))
+    return list(dict.fromkeys(name for row in rows.values() for name in row))
 
 
-def _cell(value: Cell | str | None) -> str:
+def _shown(value: Cell | str | None) -> str:
+    """A cell as printable text; empty for None."""
     if value is None:
         return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        return str(value)
+    if isinstance(value, str | int):
+        return printable(str(value))
     if isinstance(value, Spread):
         if not value.num_seeds:
             return f"failed ({len(value.failed)})"
@@ -45,12 +56,30 @@ def _cell(value: Cell | str | None) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
+class _Lines(NamedTuple):
+    cells: list[list[str]]  # the names of the columns, then a line for each row
+    is_text: list[bool]  # of each column, whether it goes to the left
+
+
+def _lines(rows: Rows | Sequence[Row]) -> _Lines:
+    """All cells as text. The names of `Rows` become a first column without a name. A column goes to the left
+    if it has a text that does not begin with a digit.
+    """
+    listed = [{"": name, **row} for name, row in rows.items()] if isinstance(rows, Mapping) else rows
+    columns = list(dict.fromkeys(name for row in listed for name in row))
+    is_text = [
+        number == 0
+        or any(isinstance(text := row.get(column), str) and text and not text[0].isdigit() for row in listed)
+        for number, column in enumerate(columns)
+    ]
+    cells = [[_shown(row.get(column)) for column in columns] for row in listed]
+    return _Lines([[printable(column) for column in columns], *cells], is_text)
+
+
 def as_text(rows: Rows, title: str) -> str:
-    """Columns aligned for a terminal: numbers to the right, text to the left."""
-    lines = [["", *columns_of(rows)]]
-    is_text = [True, *(any(isinstance(r.get(c), str) for r in rows.values()) for c in lines[0][1:])]
-    lines += [[name, *(_cell(values.get(c)) for c in lines[0][1:])] for name, values in rows.items()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    """A table for a terminal, with aligned columns."""
+    lines, is_text = _lines(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = [
         "  ".join(
             cell.ljust(width) if left else cell.rjust(width)
@@ -61,84 +90,79 @@ def as_text(rows: Rows, title: str) -> str:
     return "\n".join([title, shown[0], "-" * max(map(len, shown)), *shown[1:]])
 
 
-def as_markdown(rows: Rows) -> str:
-    """The same as a Markdown table."""
-    columns = columns_of(rows)
-    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
-    for name, values in rows.items():
-        lines.append(f"| {name} | " + " | ".join(_cell(values.get(c)) for c in columns) + " |")
-    return "\n".join(lines) + "\n"
+def as_markdown(rows: Rows | Sequence[Row]) -> str:
+    """A Markdown table that ends with a line break. A sequence of rows has no column of names."""
+    (head, *body), is_text = _lines(rows)
+    marks = ["---" if left else "---:" for left in is_text]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in (head, marks, *body)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def as_html(rows: Rows, caption: str, quoted: Collection[str] = ()) -> str:
-    """The same as an HTML table, "" without rows; rows that are `quoted` have that class."""
+    """An HTML table, "" without rows; rows that are `quoted` have that class."""
     if not rows:
         return ""
-    columns = columns_of(rows)
+    (head, *body), _ = _lines(rows)
 
     def line(cells: Iterable[str], kind: str) -> str:
         return "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells)
 
-    body = "".join(
-        f"<tr{' class=quoted' if name in quoted else ''}><th scope=row>{html.escape(name)}</th>"
-        + line((_cell(values.get(column)) for column in columns), "td")
-        + "</tr>\n"
-        for name, values in rows.items()
+    shown = "".join(
+        f"<tr{' class=quoted' if name in quoted else ''}><th scope=row>{html.escape(cells[0])}</th>"
+        f"{line(cells[1:], 'td')}</tr>\n"
+        for name, cells in zip(rows, body, strict=True)
     )
-    head = f"<thead><tr><td></td>{line(columns, 'th')}</tr></thead>"
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f"<div class=scroll><table>{title}{head}<tbody>\n{body}</tbody></table></div>"
+    columns = f"<thead><tr><td></td>{line(head[1:], 'th')}</tr></thead>"
+    return f"<div class=scroll><table>{title}{columns}<tbody>\n{shown}</tbody></table></div>"
 
 
 def draw(path: Path, runs: Mapping[str, Path], rows: Mapping[str, Mapping[str, float]]) -> None:
-    """One picture: the loss of each run (by its name) over its updates, and the accuracy of minimal pairs by
+    """Draw the loss of each run (by its name) over its updates, and the accuracy of minimal pairs by
     phenomenon.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (curves, bars) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    _draw_losses(curves, runs)
-    draw_grammar(bars, rows)
-    write_whole(path, lambda p: figure.savefig(p, format="png", dpi=150))
-    pyplot.close(figure)
+    with new_figure(path, 11, 4.6) as figure:
+        curves, bars = figure.subplots(1, 2)
+        _draw_losses(curves, runs)
+        draw_grammar(bars, rows)
 
 
-def _draw_losses(axes: Any, runs: Mapping[str, Path]) -> None:
+def _draw_losses(axes: Axes, runs: Mapping[str, Path]) -> None:
     styles = ["-", "--", ":", "-."]
     for number, (title, run) in enumerate(runs.items()):
-        metrics = [m for m in read_metrics(run) if "cross_entropy" in m or "concept_kl" in m]
-        measure = "concept_kl" if any("concept_kl" in m for m in metrics) else "cross_entropy"
+        metrics = read_metrics(run)
+        measure = "concept_kl" if any("concept_kl" in line for line in metrics) else "cross_entropy"
         name = "KL to the concepts" if measure == "concept_kl" else "cross-entropy of words"
-        shown = [(m["step"], m[measure]) for m in metrics if measure in m]
-        if shown:
+        if points := [(line["step"], line[measure]) for line in metrics if measure in line]:
             style = styles[number % len(styles)]
-            axes.plot(*zip(*shown, strict=True), style, color="black", label=f"{title}: {name}")
+            label = f"{printable(title)}: {name}"
+            axes.plot(*zip(*points, strict=True), style, color="black", label=label)
     axes.set(xlabel="update", ylabel="training loss (nats per token)", title="Learning")
     _legend_below(axes)
 
 
-def draw_grammar(axes: Any, rows: Rows) -> None:
-    """Accuracy of minimal pairs by phenomenon (columns "pairs: ..."), a bar a row that has them."""
+def draw_grammar(axes: Axes, rows: Rows) -> None:
+    """Draw the accuracy of minimal pairs by phenomenon (columns "pairs: ..."), a bar for each row that has
+    them.
+    """
     greys = ["0.15", "0.45", "0.65", "0.8"]
-    phenomena = [c for c in columns_of(rows) if c.startswith("pairs: ")]
-    named = [name for name in rows if any(p in rows[name] for p in phenomena)]
-    height = 0.8 / max(1, len(named))
-    for number, name in enumerate(named):
+    phenomena = [column for column in columns_of(rows) if column.startswith("pairs: ")]
+    names = [name for name, row in rows.items() if not row.keys().isdisjoint(phenomena)]
+    height = 0.8 / max(1, len(names))
+    for number, name in enumerate(names):
         places = [i + number * height for i in range(len(phenomena))]
-        values = [rows[name].get(p, 0.0) for p in phenomena]
-        axes.barh(places, values, height, color=greys[number % len(greys)], edgecolor="black", label=name)
+        values = [rows[name].get(phenomenon, 0.0) for phenomenon in phenomena]
+        grey = greys[number % len(greys)]
+        axes.barh(places, values, height, color=grey, edgecolor="black", label=printable(name))
     axes.axvline(0.5, color="black", linewidth=0.8)
-    axes.set_yticks([i + 0.4 - height / 2 for i in range(len(phenomena))])
-    axes.set_yticklabels([p.removeprefix("pairs: ").replace("_", " ") for p in phenomena])
+    labels = [printable(phenomenon.removeprefix("pairs: ").replace("_", " ")) for phenomenon in phenomena]
+    axes.set_yticks([i + 0.4 - height / 2 for i in range(len(phenomena))], labels)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="share of minimal pairs right (chance: 0.5)", title="Grammar")
     _legend_below(axes)
 
 
-def _legend_below(axes: Any) -> None:
-    """Where no curve can cross it."""
+def _legend_below(axes: Axes) -> None:
+    """Put the legend below the axes, where it covers no curve."""
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14))

@@ -1,10 +1,11 @@
-"""A text as a teacher and its student read it: the concepts at each position, and how far the two agree.
+"""The concepts at each position of a text, as teacher and student read it, and how far the two agree.
 
-The teacher's codes are kept whole. A student's prediction is dense; kept is what it gives a hundredth or more
-(so at most 100 concepts a position), while agreement is measured on all of it. Memory: 10 bytes a kept
-weight.
+All weights of the teacher's codes are stored. A student's prediction is dense: of it, probabilities of at
+least 0.01 are stored, at most 100 for each position, while the agreement is measured on the whole prediction.
+Memory: 20 bytes for each stored weight.
 
-Legend: N selected positions, M weights kept, K concepts, C strongest concepts of a position.
+Legend: N selected positions, K concepts, C strongest concepts of a position, L tokens of a sentence, T tokens
+of a text.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mlsm.data import MicroBatch, Selection
-from mlsm.model import LanguageModel
-from mlsm.pages.concept_use import Codes, codes_by_concept
-from mlsm.targets import Teacher
-from mlsm.tokenizer import CLS_ID, SEP_ID
+from mlsm.coding.targets import Teacher
+from mlsm.evaluation.heldout import KLSums
+from mlsm.model.language_model import LanguageModel
+from mlsm.pages.concept_use import Codes
+from mlsm.text.batches import MicroBatch, Selection
+from mlsm.text.tokenizer import CLS_ID, SEP_ID
 
-LEAST_PROBABILITY = 0.01  # of a concept that counts as predicted
-NUM_COMPARED = 5  # strongest concepts of a position that teacher and student are compared by
+LEAST_PROBABILITY = 0.01  # of a student's concept that is stored
+NUM_COMPARED = 5  # strongest concepts of a position by which teacher and student are compared
 
 
 class Readers(NamedTuple):
-    """Who reads: at least one of the two; of the same tokenizer and, if both, of the same concepts."""
+    """A teacher, a student, or both, with the same tokenizer and the same concepts."""
 
     teacher: Teacher | None
     student: LanguageModel | None
@@ -41,181 +43,152 @@ class Readers(NamedTuple):
         return next(model.parameters()).device
 
     def distributions(self, micro: MicroBatch) -> dict[str, Tensor]:
-        """Over concepts (N, K), float32: codes of L1 norm 1 (or zero), and predicted probabilities."""
-        found = {}
+        """Distributions over concepts (N, K), float32, of "teacher", "student" or both: codes of L1 norm 1
+        (or zero), and predicted probabilities.
+        """
+        micro = micro.to(self.device)
+        distributions = {}
         if self.teacher:
-            found["teacher"] = self.teacher.targets(micro).distribution_NK
+            distributions["teacher"] = self.teacher.targets(micro).distribution_NK
         if self.student:
             hidden_ND = self.student.hidden_at(micro.inputs, micro.selected_N)
-            found["student"] = self.student.concept_logits(hidden_ND).float().softmax(-1)
-        return found
+            distributions["student"] = self.student.concept_logits(hidden_ND).float().softmax(-1)
+        return distributions
 
 
 class Agreement(NamedTuple):
-    """How a student's predictions meet its teacher's codes, as means over the positions."""
+    """How well a student's predictions fit its teacher's codes, as means over the positions."""
 
     kl: float  # KL(teacher || student), nats
-    constant_kl: float  # of the best prediction that does not look at the text: the mean code
+    constant_kl: float  # KL of the best prediction that does not depend on the text: the mean code
     overlap: float  # share of the teacher's five strongest concepts among as many of the student's
-    constant_overlap: float  # the same of the mean code
+    constant_overlap: float  # the overlap of the mean code
     shared: float  # weight that both give to the same concepts: 1 - total variation distance
     shared_K: np.ndarray  # for each concept, the share of its teacher's weight that the student gives it too
 
 
 class Reading(NamedTuple):
-    """What was read, and the concepts at each position."""
+    """A text and the concepts at its selected positions."""
 
-    stream: np.ndarray  # ids of all sequences, one after the other
-    places_N: np.ndarray  # of the selected positions in the stream
-    sequence_starts: np.ndarray  # in the stream
+    ids_T: np.ndarray  # all sequences, one after the other
+    places_N: np.ndarray  # indices of the selected positions in ids_T
+    sequence_starts: np.ndarray  # indices in ids_T
     codes: dict[str, Codes]  # of "teacher", "student" or both
-    kept: dict[str, float]  # mean weight of a position that is in the codes
-    agreement: Agreement | None
+    agreement: Agreement | None  # with both only
 
     @property
     def ids_N(self) -> np.ndarray:
-        return self.stream[self.places_N]
+        """The tokens at the selected positions."""
+        return self.ids_T[self.places_N]
 
     @property
     def sequences_N(self) -> np.ndarray:
+        """The number of the sequence of each position, from 1."""
         return np.searchsorted(self.sequence_starts, self.places_N, side="right")
 
 
-class _Sums:
-    """Agreement, added up over micro-batches in float64."""
+class _AgreementSums:
+    """Sums over micro-batches from which the agreement is computed."""
 
-    def __init__(self) -> None:
-        self.kl = self.negative_entropy = self.overlap = 0.0
-        self.target_K = self.shared_K = torch.zeros((), dtype=torch.float64)
-        self.strongest: list[Tensor] = []  # of the teacher, -1 where it has fewer
+    def __init__(self, num_concepts: int) -> None:
+        self.kl = KLSums(num_concepts)
+        self.shared_K = torch.zeros(num_concepts, dtype=torch.float64)
+        self.strongest: list[Tensor] = []  # (N, C) of the teacher, -1 where it has fewer concepts
+        self.predicted: list[Tensor] = []  # (N, C) of the student
 
     def add(self, teacher_NK: Tensor, student_NK: Tensor) -> None:
-        negative_entropy = torch.xlogy(teacher_NK, teacher_NK).sum(dtype=torch.float64)
-        self.negative_entropy += float(negative_entropy)
-        log_student_NK = student_NK.clamp_min(torch.finfo(student_NK.dtype).tiny).log()
-        self.kl += float(negative_entropy - (teacher_NK * log_student_NK).sum(dtype=torch.float64))
-        self.target_K = self.target_K + teacher_NK.sum(0, dtype=torch.float64).cpu()
-        self.shared_K = (
-            self.shared_K + torch.minimum(teacher_NK, student_NK).sum(0, dtype=torch.float64).cpu()
-        )
-        count = min(NUM_COMPARED, teacher_NK.shape[1])
-        weights_NC, strongest_NC = teacher_NK.topk(count)
-        predicted_NC = student_NK.topk(count).indices
-        strongest_NC = strongest_NC.masked_fill(weights_NC == 0, -1)
-        self.overlap += float(_overlap_N(strongest_NC, predicted_NC).sum())
-        self.strongest.append(strongest_NC.to("cpu", torch.int32))
+        self.kl.add(teacher_NK, student_NK.clamp_min(torch.finfo(torch.float32).tiny).log())
+        self.shared_K += torch.minimum(teacher_NK, student_NK).sum(0, dtype=torch.float64).cpu()
+        weights_NC, strongest_NC = teacher_NK.topk(min(NUM_COMPARED, teacher_NK.shape[1]))
+        self.strongest.append(strongest_NC.masked_fill(weights_NC == 0, -1).cpu())
+        self.predicted.append(student_NK.topk(strongest_NC.shape[1]).indices.cpu())
 
     def means(self) -> Agreement:
         """Raises ValueError if every code of the teacher is zero."""
-        if not self.target_K.sum() > 0:
+        target_K, strongest_NC = self.kl.target_K, torch.cat(self.strongest)
+        if not target_K.sum() > 0:
             raise ValueError(
                 "all codes of the teacher are zero: its dictionary explains nothing in this text"
             )
-        strongest_NC = torch.cat(self.strongest)
-        num_positions, count = strongest_NC.shape
-        share_K = self.target_K / self.target_K.sum()
-        constant_kl = self.negative_entropy - float(torch.xlogy(self.target_K, share_K).sum())
-        constant_C = share_K.topk(count).indices.to(torch.int32)
-        constant_overlap = float(_overlap_N(strongest_NC, constant_C.expand_as(strongest_NC)).sum())
+        num_positions, num_compared = strongest_NC.shape
+        constant_NC = target_K.topk(num_compared).indices.expand_as(strongest_NC)
         return Agreement(
-            self.kl / num_positions,
-            constant_kl / num_positions,
-            self.overlap / num_positions,
-            constant_overlap / num_positions,
+            *self.kl.means(num_positions),
+            _overlap(strongest_NC, torch.cat(self.predicted)),
+            _overlap(strongest_NC, constant_NC),
             float(self.shared_K.sum()) / num_positions,
-            (self.shared_K / self.target_K.clamp_min(1e-300)).numpy(),
+            (self.shared_K / target_K.clamp_min(1e-300)).numpy(),
         )
 
 
-def _overlap_N(strongest_NC: Tensor, predicted_NC: Tensor) -> Tensor:
-    """Share of a position's strongest concepts among as many predicted ones; 0 where there are none."""
+def _overlap(strongest_NC: Tensor, predicted_NC: Tensor) -> float:
+    """Mean share of a position's strongest concepts that are among as many predicted ones; 0 without any."""
     num_N = (strongest_NC >= 0).sum(1)
-    is_counted_NC = torch.arange(predicted_NC.shape[1], device=num_N.device) < num_N[:, None]
+    is_counted_NC = torch.arange(predicted_NC.shape[1]) < num_N[:, None]
     is_same_NCC = (strongest_NC[:, :, None] == predicted_NC[:, None, :]) & is_counted_NC[:, None, :]
-    return is_same_NCC.sum((1, 2)) / num_N.clamp_min(1)
+    return float((is_same_NCC.sum((1, 2)) / num_N.clamp_min(1)).mean(dtype=torch.float64))
 
 
 @torch.no_grad()
-def read(readers: Readers, micro_batches: Iterable[MicroBatch], bar: tqdm) -> Reading:
-    """The concepts at every selected position. Raises ValueError if there is none."""
-    streams: list[np.ndarray] = []
-    places: list[np.ndarray] = []
-    starts: list[np.ndarray] = []
-    parts: dict[str, list[tuple[np.ndarray, ...]]] = {}
-    kept: dict[str, float] = {}
-    sums = _Sums() if readers.teacher and readers.student else None
-    num_concepts = num_positions = num_streamed = 0
+def read_text(readers: Readers, micro_batches: Iterable[MicroBatch], bar: tqdm) -> Reading:
+    """The concepts at every selected position. Raises ValueError if no position is selected, or all codes of
+    the teacher are zero where a student is compared with it.
+    """
+    ids, places, starts = [], [], []
+    blocks: dict[str, list[Tensor]] = {}
+    sums: _AgreementSums | None = None
+    num_tokens = 0
     for micro in micro_batches:
-        streams.append(micro.text.ids_T.numpy().astype(np.int32))
-        places.append(micro.selected_N.numpy() + num_streamed)
-        starts.append(micro.text.first_B.numpy() + num_streamed)
-        num_streamed += len(streams[-1])
+        ids.append(micro.text.ids_T)
+        places.append(micro.selected_N + num_tokens)
+        starts.append(micro.text.first_B + num_tokens)
+        num_tokens += len(micro.text.ids_T)
         if not len(micro.selected_N):
             continue
-        found = readers.distributions(micro.to(readers.device))
-        for name, weights_NK in found.items():
-            num_concepts = weights_NK.shape[1]
-            least = LEAST_PROBABILITY if name == "student" else torch.finfo(torch.float32).tiny
-            rows_M, concepts_M = (weights_NK >= least).nonzero(as_tuple=True)
-            weights_M = weights_NK[rows_M, concepts_M].cpu().numpy()
-            concept_type = np.uint16 if num_concepts < 1 << 16 else np.int32
-            positions_M = (rows_M.cpu() + num_positions).numpy().astype(np.int32)
-            concepts = concepts_M.cpu().numpy().astype(concept_type)
-            parts.setdefault(name, []).append((positions_M, concepts, weights_M))
-            kept[name] = kept.get(name, 0.0) + float(weights_M.sum(dtype=np.float64))
-        if sums:
-            sums.add(found["teacher"], found["student"])
-        num_positions += len(micro.selected_N)
+        distributions = readers.distributions(micro)
+        for name, weights_NK in distributions.items():
+            least = LEAST_PROBABILITY if name == "student" else 0
+            stored_NK = weights_NK.where(weights_NK >= least, 0).to_sparse().cpu()
+            blocks.setdefault(name, []).append(stored_NK)
+        if len(distributions) == 2:
+            sums = sums or _AgreementSums(weights_NK.shape[1])
+            sums.add(distributions["teacher"], distributions["student"])
         bar.update(len(micro.selected_N))
-    if not num_positions:
+    if not blocks:
         raise ValueError("the text has no token to read concepts at; give more of it")
-    codes = {}
-    for name in list(parts):
-        columns = zip(*parts.pop(name), strict=True)
-        codes[name] = codes_by_concept(
-            *(np.concatenate(column) for column in columns),
-            num_positions=num_positions,
-            num_concepts=num_concepts,
-        )
+    ids_T, places_N, sequence_starts = (torch.cat(parts).numpy() for parts in (ids, places, starts))
     return Reading(
-        np.concatenate(streams),
-        np.concatenate(places),
-        np.concatenate(starts),
-        codes,
-        {name: weight / num_positions for name, weight in kept.items()},
+        ids_T,
+        places_N,
+        sequence_starts,
+        {name: Codes.from_sparse(torch.cat(parts)) for name, parts in blocks.items()},
         sums.means() if sums else None,
     )
 
 
 class Sentence(NamedTuple):
-    """One text and the concepts of each of its tokens."""
+    """A text and the concepts of each of its tokens."""
 
     ids: list[int]
-    weights: dict[str, np.ndarray]  # of "teacher", "student" or both: (tokens, K)
+    weights: dict[str, np.ndarray]  # (L, K) of "teacher", "student" or both
 
 
 @torch.no_grad()
-def read_sentence(readers: Readers, ids: list[int], longest: int, token_budget: int) -> Sentence:
-    """Concepts of every token; a student that learnt from masked tokens has each of them masked once.
-
-    Raises ValueError for a text without tokens, or of more than `longest` with the two at its ends.
+def read_sentence(readers: Readers, ids: list[int], *, longest: int, token_budget: int) -> Sentence:
+    """The concepts of every token. For a student that learns from masked tokens, one token at a time is
+    masked. Raises ValueError for a text without tokens, or of more than `longest` with [CLS] and [SEP].
     """
     if not ids:
         raise ValueError("--text has no tokens")
     if len(ids) + 2 > longest:
         raise ValueError(f"--text has {len(ids)} tokens, the model reads {longest - 2} at most")
     row = torch.tensor([CLS_ID, *ids, SEP_ID])
-    places = list(range(1, len(ids) + 1))
-    # a position at a time where tokens are masked, so that every other one is seen
-    at_once = max(1, token_budget // len(row)) if readers.selection.is_masked else 1
-    groups = [[p] for p in places] if readers.selection.is_masked else [places]
-    parts: dict[str, list[np.ndarray]] = {}
-    for first in range(0, len(groups), at_once):
-        chosen = groups[first : first + at_once]
-        selected = [
-            torch.zeros(len(row), dtype=torch.bool).index_fill(0, torch.tensor(g), True) for g in chosen
-        ]
-        micro = MicroBatch.of([row] * len(chosen), selected, readers.selection)
-        for name, weights_NK in readers.distributions(micro.to(readers.device)).items():
-            parts.setdefault(name, []).append(weights_NK.cpu().numpy())
-    return Sentence(ids, {name: np.concatenate(blocks) for name, blocks in parts.items()})
+    is_selected = torch.eye(len(row), dtype=torch.bool)[1:-1]  # a copy of the text for each token
+    if not readers.selection.is_masked:
+        is_selected = is_selected.any(0, keepdim=True)  # one copy for all tokens
+    blocks: dict[str, list[np.ndarray]] = {}
+    for copies in is_selected.split(max(1, token_budget // len(row))):
+        micro = MicroBatch.of([row] * len(copies), list(copies), readers.selection)
+        for name, weights_NK in readers.distributions(micro).items():
+            blocks.setdefault(name, []).append(weights_NK.cpu().numpy())
+    return Sentence(ids, {name: np.concatenate(parts) for name, parts in blocks.items()})

@@ -1,311 +1,333 @@
-"""What is told about concepts: from readings and statistics to one JSON object, which the page embeds, the
-pictures draw and concepts.json keeps.
+"""The report on concepts: what the page shows, the figures draw and concepts.json holds.
 
-Columns instead of objects keep it small: `share[3]` belongs to concept 3, `tokens[3]` alternates piece and
-share. All text in it is printable, so that no terminal obeys what a corpus holds.
+Lists have an entry for each concept unless they say otherwise. Texts are printable, because they come from
+the corpus. Shares, cosines and bits are rounded to three digits, which keeps the page small.
 
-Legend: N positions, K concepts, V labels, D width of the teacher's states, L tokens of a sentence.
+Legend: N positions, K concepts, J concepts of another dictionary, V token types, D width of the teacher's
+states, L tokens of a sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from mlsm.evaluation.tables import Rows
+from mlsm.evaluation.tables import Cell, Rows, printable
 from mlsm.pages import concept_use as use
 from mlsm.pages.concept_reading import Reading, Sentence
 from mlsm.seeds import seed_for
-from mlsm.tokenizer import CLS_ID, SEP_ID, Tokenizer
+from mlsm.text.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
-NUM_TOKENS, NUM_NEIGHBOURS, NUM_TOKEN_CONCEPTS = 12, 5, 6  # listed of each concept; of each token
-NUM_STRONGEST, NUM_TYPICAL = 5, 3  # contexts listed
+NUM_TOKENS, NUM_NEIGHBOURS = 12, 5  # listed for each concept
+NUM_STRONGEST, NUM_TYPICAL = 5, 3  # contexts listed for each concept
+NUM_TOKEN_CONCEPTS = 6  # listed for each token type
 CONTEXT_TOKENS = 10  # on each side
 NUM_SHUFFLES = 3
-LEAST_SHARE = 0.005  # of a token that is listed for a concept, or the other way round
-SENTENCE_CONCEPTS, FEWEST_CONCEPTS = 40, 3  # columns of a heat map: at most, at least
-SENTENCE_STRONGEST = 4  # concepts listed of each token of a sentence
-LEAST_PEAK = 0.03  # weight that earns a concept a column
-FOUND_AGAIN = 0.9  # cosine of an atom that counts as the same
+LEAST_SHARE = 0.005  # of an item that is listed
+SENTENCE_CONCEPTS, FEWEST_CONCEPTS = 40, 3  # columns of the heat map of a sentence: at most, at least
+LEAST_PEAK = 0.03  # largest weight in the sentence of a concept with a column
+SENTENCE_STRONGEST = 4  # concepts listed for each token of a sentence
+SAME_ATOM = 0.9  # cosine of two atoms that count as the same
 TOKENS_PER_BLOCK = 4096
 
 MEANINGS = {
     "concepts used": "concepts with weight anywhere in the text",
-    "dead concepts": "concepts without",
-    "dense concepts": f"used at more than {use.DENSE_ACTIVITY:.0%} of the positions",
-    "concepts per token": "concepts a position uses, on average (of a student: those it gives 1 % or more)",
-    "effective concepts": "2 to the entropy of the shares: as many, equally used, would be as diverse",
-    "weight counted": "mean weight of a position in the concepts it uses; a student's other predictions, "
-    "each below 1 %, count as no concept",
-    "bits about the token": "mutual information of concept and token, less what shuffled tokens give",
-    "bits by chance": "what shuffled tokens give",
-    "share of the token's bits": "bits about the token out of all there are; 1: the concept gives the token "
-    "away, 0: it says nothing",
-    "bits about the tag": "the same for the tags of the tagged file",
-    "tag's bits by chance": "what shuffled tags give",
-    "share of the tag's bits": "the same for tags",
-    "KL": "KL(teacher || student), nats a position; 0 is perfect",
-    "overlap": "of the teacher's five strongest concepts, the share among the student's five strongest",
+    "dead concepts": "concepts without weight in the text",
+    "dense concepts": f"concepts used at more than {use.DENSE_ACTIVITY:.0%} of the positions",
+    "concepts per token": "mean number of concepts at a position; of a student, those with 1 % or more",
+    "effective concepts": "2 to the entropy of the shares: so many concepts of equal use have that entropy",
+    "weight counted": "mean weight of a position in the concepts counted; a student's predictions below 1 % "
+    "are not counted",
+    "bits about the token": "mutual information of concept and token, minus that with shuffled tokens",
+    "bits by chance": "mutual information of concept and shuffled tokens",
+    "share of the token's bits": "bits about the token as a share of the largest possible value; 1: the "
+    "concept determines the token, 0: it says nothing about the token",
+    "KL": "KL(teacher || student), nats per position; 0 is perfect",
+    "overlap": "share of the teacher's five strongest concepts that are among the student's five strongest",
     "weight shared": "weight that both give to the same concepts; 1 is perfect",
     "mean cosine": "of each atom and its partner in the other dictionary, paired one to one, closest first",
-    "found again": f"share of the atoms whose partner has a cosine of {FOUND_AGAIN} or more",
-    "mutually nearest": "share of the atoms that are the nearest of their nearest",
+    "found again": f"share of the atoms whose partner has a cosine of {SAME_ATOM} or more",
+    "mutually nearest": "share of the atoms that are the nearest atom of their nearest atom",
 }
 
-
-def printable(text: str) -> str:
-    """The text with a replacement mark for every control and formatting character."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+Listed = list[tuple[int, float]]  # items and their values, in decreasing order
+Table = dict[str, dict[str, float]]  # values by measure and column
 
 
-def report(
+@dataclass(frozen=True)
+class About:
+    """What was read."""
+
+    run: str
+    corpus: list[str]
+    layer: int
+    lam: float
+    k: int  # number of concepts
+    seed: int
+    positions: int
+    types: int  # different tokens at these positions
+
+
+class Context(NamedTuple):
+    """A position that uses a concept, and the text around it."""
+
+    before: str
+    token: str
+    after: str
+    weight: float
+    is_drawn: bool  # at random by weight; otherwise it is one of the strongest
+
+
+@dataclass(frozen=True)
+class ConceptUse:
+    """What one reader, the teacher or the student, uses each concept for."""
+
+    share: list[float]  # of all weight
+    active: list[float]  # share of the positions
+    entropy: list[float]  # over token types, bits
+    bits: list[float]  # information about the token, beyond chance
+    tokens: list[Listed]  # token types by their share of the concept
+    near: list[Listed]  # concepts by the cosine of their tokens
+    contexts: list[list[Context]]
+    token_concepts: list[Listed]  # for each token type, concepts by their share of its weight
+
+
+@dataclass(frozen=True)
+class SentenceConcepts:
+    """The concepts of a text that the user gave."""
+
+    tokens: list[str]
+    concepts: list[int]  # columns of the heat map
+    weights: dict[str, list[list[float]]]  # for each reader the heat map, a row for each token
+    strongest: dict[str, list[Listed]]  # for each reader and token
+
+
+@dataclass(frozen=True)
+class ConceptReport:
+    """Everything about the concepts of a run in a text."""
+
+    about: About
+    tables: dict[str, Table]  # by title
+    pieces: list[str]  # token types
+    counts: list[int]  # of the token types in the text
+    sources: dict[str, ConceptUse]  # of "teacher", "student" or both
+    near_atoms: list[Listed] | None  # concepts by the cosine of their atoms; None without a dictionary
+    shared: list[float] | None  # share of the teacher's weight that the student gives it too
+    again: Listed | None  # partner in another dictionary (-1: none) and its cosine
+    sentence: SentenceConcepts | None
+
+    def to_json(self) -> str:
+        """Compact JSON without "<", so that it can be embedded in a page."""
+        content = vars(self) | {"meanings": MEANINGS}
+        text = json.dumps(content, default=vars, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.replace("<", "\\u003c")
+
+    def by_share(self, reader: str) -> list[int]:
+        """The concepts in decreasing order of their share of the reader's weight."""
+        share = self.sources[reader].share
+        return sorted(range(len(share)), key=lambda k: -share[k])
+
+
+def build_report(
     reading: Reading,
     tokenizer: Tokenizer,
-    atoms_KD: np.ndarray | None,
+    about: About,
+    bar: tqdm,
     *,
-    about: dict[str, Any],
-    seed: int,
-    advance: Callable[[], object] = lambda: None,
-) -> dict[str, Any]:
-    """Everything but comparison, tags and a sentence, which `add_...` put in. `advance` is called for each of
-    `num_stages` steps.
+    atoms_KD: np.ndarray | None = None,
+    others_JD: np.ndarray | None = None,
+    sentence: Sentence | None = None,
+) -> ConceptReport:
+    """The report of a reading; with `others_JD` also a comparison of two dictionaries. The bar is updated
+    once for each reader.
     """
     types_V, labels_N, counts_V = np.unique(reading.ids_N, return_inverse=True, return_counts=True)
-    tables: dict[str, Rows] = {"Use": {}}
-    sources = {}
-    for name, codes in reading.codes.items():
-        draw = np.random.default_rng(seed_for("concept statistics", seed))
-        sources[name], measures = _source(reading, codes, labels_N, len(types_V), tokenizer, draw, advance)
-        _add_column(tables["Use"], name, measures | {"weight counted": reading.kept[name]})
-    if reading.agreement:
-        told = reading.agreement
-        tables["Agreement with the teacher"] = {
-            "KL": {"student": told.kl, "mean code": told.constant_kl},
-            "overlap": {"student": told.overlap, "mean code": told.constant_overlap},
-            "weight shared": {"student": told.shared},
-        }
-    near_atoms = None if atoms_KD is None else _pairs(use.nearest(atoms_KD, NUM_NEIGHBOURS), 0.0)
-    return {
-        "about": about | {"positions": len(labels_N), "types": len(types_V)},
-        "tables": tables,
-        "meanings": MEANINGS,
-        "pieces": [printable(tokenizer.piece(int(i))) for i in types_V],
-        "counts": counts_V.tolist(),
-        "sources": sources,
-        "near_atoms": near_atoms,
-        "shared": _rounded(reading.agreement.shared_K) if reading.agreement else None,
-        "again": None,
-        "sentence": None,
-    }
+    sources, measures = {}, {}
+    for reader, codes in reading.codes.items():
+        generator = np.random.default_rng(seed_for("concept statistics", about.seed))
+        sources[reader], measures[reader] = _use(reading, codes, labels_N, counts_V, tokenizer, generator)
+        bar.update()
+    tables = {"Use": _table(measures)}
+    if agreement := reading.agreement:
+        tables["Agreement with the teacher"] = _table(
+            {
+                "student": {
+                    "KL": agreement.kl,
+                    "overlap": agreement.overlap,
+                    "weight shared": agreement.shared,
+                },
+                "mean code": {"KL": agreement.constant_kl, "overlap": agreement.constant_overlap},
+            }
+        )
+    again = None
+    if atoms_KD is not None and others_JD is not None:
+        generator = np.random.default_rng(seed_for("lookalikes", about.seed))
+        matching = use.match(atoms_KD, others_JD)
+        chance = use.match(atoms_KD, use.random_atoms_like(others_JD, generator))
+        columns = {"other dictionary": _match_measures(matching), "chance": _match_measures(chance)}
+        tables["Stability"] = _table(columns)
+        again = [*zip(matching.partner_K.tolist(), _rounded(matching.cosine_K), strict=True)]
+    return ConceptReport(
+        about,
+        tables,
+        [printable(tokenizer.piece(int(i))) for i in types_V],
+        counts_V.tolist(),
+        sources,
+        None if atoms_KD is None else _listed(use.nearest(atoms_KD, NUM_NEIGHBOURS), 0.0),
+        _rounded(agreement.shared_K) if agreement else None,
+        again,
+        _sentence_concepts(sentence, tokenizer) if sentence else None,
+    )
 
 
-def num_stages(reading: Reading) -> int:
-    """How often `report` calls `advance`."""
-    return len(reading.codes) * (NUM_SHUFFLES + 3)
-
-
-def _source(
+def _use(
     reading: Reading,
     codes: use.Codes,
     labels_N: np.ndarray,
-    num_labels: int,
+    counts_V: np.ndarray,
     tokenizer: Tokenizer,
-    draw: np.random.Generator,
-    advance: Callable[[], object],
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Columns of one reader's concepts, and its measures."""
-    told = use.usage(codes)
-    profile_KV = use.profile(codes, labels_N, num_labels)
-    found = use.information(profile_KV, np.bincount(labels_N, minlength=num_labels))
-    advance()
-    chance = use.shuffled_information(
-        codes, labels_N, num_labels, draw, num_shuffles=NUM_SHUFFLES, advance=advance
+    generator: np.random.Generator,
+) -> tuple[ConceptUse, dict[str, float]]:
+    """What a reader uses concepts for, and the measures of it."""
+    usage, profile_KV = use.usage(codes), use.profile(codes, labels_N, len(counts_V))
+    measured = use.information(profile_KV, counts_V)
+    chance = use.shuffled_information(codes, labels_N, len(counts_V), generator, num_shuffles=NUM_SHUFFLES)
+    token_concepts: list[Listed] = []
+    for first in range(0, len(counts_V), TOKENS_PER_BLOCK):
+        block_VK = np.ascontiguousarray(profile_KV[:, first : first + TOKENS_PER_BLOCK].T)
+        token_concepts += _listed(use.largest(use.in_shares(block_VK), NUM_TOKEN_CONCEPTS))
+    concept_use = ConceptUse(
+        share=_rounded(usage.share_K, 6),
+        active=_rounded(usage.activity_K, 6),
+        entropy=_rounded(measured.entropy_K),
+        bits=_rounded(measured.bits_K - chance.bits_K),
+        tokens=_listed(use.largest(use.in_shares(profile_KV), NUM_TOKENS)),
+        near=_listed(use.nearest(profile_KV, NUM_NEIGHBOURS)),
+        contexts=_contexts(reading, codes, tokenizer, generator),
+        token_concepts=token_concepts,
     )
-    columns = {
-        "share": _rounded(told.share_K, 6),
-        "active": _rounded(told.activity_K, 6),
-        "entropy": _rounded(found.entropy_K, 3),
-        "bits": _rounded(found.bits_K - chance.bits_K, 3),
-        "tokens": _pairs(use.largest(use.in_shares(profile_KV), NUM_TOKENS), LEAST_SHARE),
-        "near": _pairs(use.nearest(profile_KV, NUM_NEIGHBOURS), LEAST_SHARE),
-        "token_concepts": _token_concepts(profile_KV),
-    }
-    advance()
-    columns["contexts"] = _contexts(reading, codes, tokenizer, draw)
-    advance()
-    num_used = int((told.activity_K > 0).sum())
-    measures = {
+    num_used = int((usage.activity_K > 0).sum())
+    return concept_use, {
         "concepts used": num_used,
         "dead concepts": codes.num_concepts - num_used,
-        "dense concepts": int((told.activity_K > use.DENSE_ACTIVITY).sum()),
-        "concepts per token": told.concepts_per_position,
-        "effective concepts": told.effective_concepts,
-        "bits about the token": found.bits - chance.bits,
+        "dense concepts": int((usage.activity_K > use.DENSE_ACTIVITY).sum()),
+        "concepts per token": usage.concepts_per_position,
+        "effective concepts": usage.effective_concepts,
+        "bits about the token": measured.bits - chance.bits,
         "bits by chance": chance.bits,
-        "share of the token's bits": use.adjusted(found, chance),
+        "share of the token's bits": use.adjusted(measured, chance),
+        "weight counted": usage.weight_per_position,
     }
-    return columns, measures
 
 
-def add_tags(
-    told: dict[str, Any], reading: Reading, labels_N: np.ndarray, names: Sequence[str], seed: int
-) -> None:
-    """What concepts say about the tags of a tagged text, of which this is the reading."""
-    for name, codes in reading.codes.items():
-        draw = np.random.default_rng(seed_for("tag statistics", seed))
-        profile_KV = use.profile(codes, labels_N, len(names))
-        found = use.information(profile_KV, np.bincount(labels_N, minlength=len(names)))
-        chance = use.shuffled_information(codes, labels_N, len(names), draw, num_shuffles=NUM_SHUFFLES)
-        told["sources"][name]["tags"] = _pairs(use.largest(use.in_shares(profile_KV), 3), LEAST_SHARE)
-        measures = {
-            "bits about the tag": found.bits - chance.bits,
-            "tag's bits by chance": chance.bits,
-            "share of the tag's bits": use.adjusted(found, chance),
-        }
-        _add_column(told["tables"]["Use"], name, measures)
-    told["tags"] = [printable(name) for name in names]
-
-
-def add_comparison(told: dict[str, Any], atoms_KD: np.ndarray, others_JD: np.ndarray, seed: int) -> None:
-    """Which atoms another dictionary has too, and which an imitation without concepts has."""
-    draw = np.random.default_rng(seed_for("lookalikes", seed))
-    found = use.match(atoms_KD, others_JD)
-    chance = use.match(atoms_KD, use.lookalikes(others_JD, draw))
-    rows: Rows = {
-        "mean cosine": {
-            "other dictionary": float(found.cosine_K.mean()),
-            "chance": float(chance.cosine_K.mean()),
-        },
-        "found again": {
-            "other dictionary": float((found.cosine_K >= FOUND_AGAIN).mean()),
-            "chance": float((chance.cosine_K >= FOUND_AGAIN).mean()),
-        },
-        "mutually nearest": {"other dictionary": found.mutual_share, "chance": chance.mutual_share},
+def _match_measures(matching: use.Matching) -> dict[str, float]:
+    return {
+        "mean cosine": float(matching.cosine_K.mean()),
+        "found again": float((matching.cosine_K >= SAME_ATOM).mean()),
+        "mutually nearest": matching.mutual_share,
     }
-    told["tables"]["Stability"] = rows
-    told["again"] = [
-        [int(partner), round(float(cosine), 3)]
-        for partner, cosine in zip(found.partner_K, found.cosine_K, strict=True)
-    ]
 
 
-def add_sentence(told: dict[str, Any], sentence: Sentence, tokenizer: Tokenizer) -> None:
-    """A heat map: the concepts that matter most in the sentence, by the token where they are strongest."""
+def _table(columns: Mapping[str, Mapping[str, float]]) -> Table:
+    """Values by measure and column, from values by column and measure."""
+    measures = dict.fromkeys(measure for column in columns.values() for measure in column)
+    return {
+        measure: {name: column[measure] for name, column in columns.items() if measure in column}
+        for measure in measures
+    }
+
+
+def _sentence_concepts(sentence: Sentence, tokenizer: Tokenizer) -> SentenceConcepts:
+    """The concepts of the largest weight in the sentence, ordered by the token where they are strongest."""
     strength_LK = np.max(list(sentence.weights.values()), axis=0)
     peak_K = strength_LK.max(0)
     order = np.argsort(-peak_K, kind="stable")[:SENTENCE_CONCEPTS].tolist()
     chosen = [k for rank, k in enumerate(order) if rank < FEWEST_CONCEPTS or peak_K[k] >= LEAST_PEAK]
     chosen.sort(key=lambda k: (int(strength_LK[:, k].argmax()), -peak_K[k]))
-    told["sentence"] = {
-        "tokens": [printable(tokenizer.piece(i)) for i in sentence.ids],
-        "concepts": chosen,
-        "weights": {name: _rounded(w_LK[:, chosen], 3) for name, w_LK in sentence.weights.items()},
-        "strongest": {
-            name: _pairs(use.largest(w_LK, SENTENCE_STRONGEST), LEAST_SHARE)
-            for name, w_LK in sentence.weights.items()
-        },
-    }
-
-
-def concept_rows(told: dict[str, Any], source: str, count: int) -> Rows:
-    """The concepts of the largest share as rows of a table."""
-    columns = told["sources"][source]
-    order = sorted(range(len(columns["share"])), key=lambda k: -columns["share"][k])
-    rows: dict[str, dict[str, Any]] = {}
-    for k in order[:count]:
-        row = rows[f"#{k}"] = {
-            "share %": 100 * columns["share"][k],
-            "active %": 100 * columns["active"][k],
-            "entropy": columns["entropy"][k],
-            "bits": columns["bits"][k],
-        }
-        if told["shared"]:
-            row["shared"] = told["shared"][k]
-        if told["again"]:
-            row["again"] = told["again"][k][1]
-        if "tags" in columns:
-            row["tag"] = told["tags"][columns["tags"][k][0]] if columns["tags"][k] else ""
-        row["tokens"] = " ".join(named_shares(columns["tokens"][k], told["pieces"])[:6])
-    return rows
-
-
-def sentence_rows(told: dict[str, Any]) -> Rows:
-    """The strongest concepts of each token of the sentence as rows of a table."""
-    sentence, numbers = told["sentence"], [f"#{k}" for k in range(told["about"]["k"])]
-    return {
-        f"{place + 1} {token}": {
-            name: "  ".join(named_shares(pairs[place], numbers))
-            for name, pairs in sentence["strongest"].items()
-        }
-        for place, token in enumerate(sentence["tokens"])
-    }
-
-
-def named_shares(pairs: Sequence[float], names: Sequence[str]) -> list[str]:
-    """Of a list that alternates index and share: the name of each, and its percentage."""
-    return [f"{names[int(i)]} {share:.0%}" for i, share in zip(pairs[::2], pairs[1::2], strict=True)]
+    weights = sentence.weights.items()
+    return SentenceConcepts(
+        [printable(tokenizer.piece(i)) for i in sentence.ids],
+        chosen,
+        {reader: _rounded(weights_LK[:, chosen]) for reader, weights_LK in weights},
+        {reader: _listed(use.largest(weights_LK, SENTENCE_STRONGEST)) for reader, weights_LK in weights},
+    )
 
 
 def _contexts(
-    reading: Reading, codes: use.Codes, tokenizer: Tokenizer, draw: np.random.Generator
-) -> list[list[list[Any]]]:
-    """For each concept its strongest places and then some drawn by weight: text before, token, text after,
-    weight, and whether it was drawn.
-    """
+    reading: Reading, codes: use.Codes, tokenizer: Tokenizer, generator: np.random.Generator
+) -> list[list[Context]]:
+    """For each concept the strongest positions, and then some drawn by weight."""
     sequences_N = reading.sequences_N
-    stops = np.append(reading.sequence_starts, len(reading.stream))
-    pieces: dict[int, str] = {CLS_ID: "", SEP_ID: " ¶"}
+    bounds = np.append(reading.sequence_starts, len(reading.ids_T))
+    pieces = {int(i): printable(tokenizer.piece(int(i))).replace("▁", " ") for i in np.unique(reading.ids_T)}
+    pieces |= {CLS_ID: "", SEP_ID: " ¶"}
 
-    def text(ids: np.ndarray) -> str:
-        for i in ids.tolist():
-            if i not in pieces:
-                pieces[i] = printable(tokenizer.piece(i)).replace("▁", " ")
-        return "".join(pieces[i] for i in ids.tolist())
+    def text(start: int, stop: int) -> str:
+        return "".join(pieces[i] for i in reading.ids_T[start:stop].tolist())
 
-    def context(entry: int, is_drawn: bool) -> list[Any]:
+    def context(entry: int, is_drawn: bool) -> Context:
         position = codes.positions_M[entry]
         place, sequence = int(reading.places_N[position]), int(sequences_N[position])
-        first = max(place - CONTEXT_TOKENS, int(stops[sequence - 1]))
-        last = min(place + 1 + CONTEXT_TOKENS, int(stops[sequence]))
-        window = reading.stream[first:last]
-        here = place - first
-        before, token, after = text(window[:here]), text(window[here : here + 1]), text(window[here + 1 :])
+        before = text(max(place - CONTEXT_TOKENS, int(bounds[sequence - 1])), place)
+        token = text(place, place + 1)
+        after = text(place + 1, min(place + 1 + CONTEXT_TOKENS, int(bounds[sequence])))
         space = " " if token.startswith(" ") else ""
         weight = round(float(codes.weights_M[entry]), 3)
-        return [before.lstrip(" ¶") + space, token.lstrip(), after.removesuffix(" ¶"), weight, int(is_drawn)]
+        return Context(
+            before.lstrip(" ¶") + space, token.lstrip(), after.removesuffix(" ¶"), weight, is_drawn
+        )
 
-    told = []
+    contexts = []
     for concept in range(codes.num_concepts):
         strongest = use.strongest(codes, sequences_N, concept, NUM_STRONGEST)
-        typical = [i for i in use.typical(codes, concept, NUM_TYPICAL, draw) if i not in strongest]
-        told.append([*(context(i, False) for i in strongest), *(context(i, True) for i in typical)])
-    return told
+        typical = [i for i in use.typical(codes, concept, NUM_TYPICAL, generator) if i not in strongest]
+        contexts.append([*(context(i, False) for i in strongest), *(context(i, True) for i in typical)])
+    return contexts
 
 
-def _token_concepts(profile_KV: np.ndarray) -> list[list[float]]:
-    """For each token the concepts that have most of its weight, alternating with their share of it."""
-    told: list[list[float]] = []
-    for first in range(0, profile_KV.shape[1], TOKENS_PER_BLOCK):
-        block_VK = np.ascontiguousarray(profile_KV[:, first : first + TOKENS_PER_BLOCK].T)
-        told += _pairs(use.largest(use.in_shares(block_VK), NUM_TOKEN_CONCEPTS), LEAST_SHARE)
-    return told
+def concept_rows(report: ConceptReport, reader: str, count: int) -> Rows:
+    """The concepts of the largest share, as rows of a table."""
+    columns = report.sources[reader]
+    rows: dict[str, dict[str, Cell | str]] = {}
+    for k in report.by_share(reader)[:count]:
+        row = rows[f"#{k}"] = {
+            "share %": 100 * columns.share[k],
+            "active %": 100 * columns.active[k],
+            "entropy": columns.entropy[k],
+            "bits": columns.bits[k],
+        }
+        if report.shared:
+            row["shared"] = report.shared[k]
+        if report.again:
+            row["again"] = report.again[k][1]
+        row["tokens"] = " ".join(f"{report.pieces[i]} {share:.0%}" for i, share in columns.tokens[k][:6])
+    return rows
 
 
-def _pairs(listing: use.Listing, least: float) -> list[list[float]]:
-    """Rows that alternate item and value, without values below `least`."""
-    values = listing.values.astype(np.float64).round(3).tolist()
+def sentence_rows(sentence: SentenceConcepts) -> Rows:
+    """The strongest concepts of each token of the sentence, as rows of a table."""
+    return {
+        f"{place + 1} {token}": {
+            reader: "  ".join(f"#{k} {share:.0%}" for k, share in listed[place])
+            for reader, listed in sentence.strongest.items()
+        }
+        for place, token in enumerate(sentence.tokens)
+    }
+
+
+def _listed(listing: use.Listing, least: float = LEAST_SHARE) -> list[Listed]:
+    """For each row the items with values above 0 and not below `least`."""
     return [
-        [x for pair in zip(items, row, strict=True) if pair[1] > 0 and pair[1] >= least for x in pair]
-        for items, row in zip(listing.items.tolist(), values, strict=True)
+        [(item, value) for item, value in zip(items, values, strict=True) if value > 0 and value >= least]
+        for items, values in zip(listing.items.tolist(), _rounded(listing.values), strict=True)
     ]
 
 
-def _rounded(values: np.ndarray, digits: int = 3) -> list[Any]:
+def _rounded(values: np.ndarray, digits: int = 3) -> list:
+    """Nested lists of Python numbers."""
     return np.round(values.astype(np.float64), digits).tolist()
-
-
-def _add_column(rows: Any, column: str, values: dict[str, float]) -> None:
-    for name, value in values.items():
-        rows.setdefault(name, {})[column] = value

@@ -1,56 +1,50 @@
-"""What the files of a run tell about how it was made: the rows of the report of `mlsm.report`.
+"""The rows of the report of `mlsm.report`, from the files of runs.
 
-Nothing is computed anew: settings come from config.json, everything that was measured from metrics.jsonl, so
-that a run that is still training, or whose weights are gone, can be reported too.
+Nothing is measured here: settings come from config.json and measurements from metrics.jsonl and results.json,
+so that the report also takes runs that are still training, or whose weights are gone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from mlsm.checkpoint import MODEL_FILE
-from mlsm.dictionary import Dictionary
+from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.minimal_pairs import SUITES
-from mlsm.evaluation.summary import read_results
+from mlsm.evaluation.results import Results, read_results
+from mlsm.evaluation.tables import printable
 from mlsm.log import read_metrics
-from mlsm.run import run_config
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.record import RunRecord, read_record
+from mlsm.training.objectives import find_objective
 
-PHASES = {"mlm": "1", "token-head": "3"}
-LATENT = "2"  # every other objective
-ASKED_FOR = ("preset", "data", "model", "train")  # parts of config.json that a user sets
-FOUND = ("corpus", "concepts", "versions", "tokenizer")  # and what a run found where it was made
+SETTINGS_PARTS = ("preset", "data", "model", "train")  # parts of config.json that a user sets
+ENVIRONMENT_PARTS = ("corpus", "concepts", "versions", "tokenizer")  # parts that a run records
 
 
 class RunFacts(NamedTuple):
-    """A run as its files tell of it."""
+    """What the files of a run hold."""
 
     name: str
-    config: dict[str, Any]  # config.json
-    training: list[dict[str, float]]  # lines of metrics.jsonl but the held-out one
-    heldout: dict[str, float]  # the held-out one; empty for a run that is not finished
-    results: dict[str, Any]  # results.json; empty for a run that was not evaluated
-    sizes: dict[str, int]  # weights by the name of their tensor; empty without a model
+    record: RunRecord
+    training: list[dict[str, float]]  # lines of metrics.jsonl without held-out values
+    heldout: dict[str, float]  # held-out values; empty while the run is training
+    results: Results  # empty for a run that was not evaluated
+    sizes: dict[str, int]  # number of weights by the name of their tensor; empty without a model
 
 
 def read_facts(run: Path, name: str) -> RunFacts:
     """Raises ValueError if `run` is no run, or one of its files is damaged."""
-    config, metrics = run_config(run), read_metrics(run)
+    record, metrics = read_record(run), read_metrics(run)
     heldout = {key: value for line in metrics for key, value in line.items() if key.startswith("heldout_")}
-    training = [line for line in metrics if not any(key.startswith("heldout_") for key in line)]
-    return RunFacts(
-        name,
-        config,
-        training,
-        heldout,
-        read_results(run),
-        _sizes(run / MODEL_FILE),
-    )
+    training = [line for line in metrics if line.keys().isdisjoint(heldout)]
+    return RunFacts(printable(name), record, training, heldout, read_results(run), _sizes(run / MODEL_FILE))
 
 
 def _sizes(path: Path) -> dict[str, int]:
@@ -64,16 +58,15 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 def compute_row(run: RunFacts) -> dict[str, str]:
-    """What the run took, as in Table 1 of the paper. What its metrics lack stays empty."""
-    train = run.config["train"]
-    objective = train["objective"]
-    last = run.training[-1] if run.training else {"step": 0}
-    step, planned = last["step"], train["num_steps"]
-    row: dict[str, str] = {
-        "phase": PHASES.get(objective, LATENT),
-        "objective": objective,
-        "updates": f"{step:,}" if step == planned else f"{step:,} of {planned:,}",
-        "sequences per update": f"{train['batch_size']:,}",
+    """What the run took, under the columns of the paper's Table 1, as far as its files tell."""
+    train, last = run.record.train, run.training[-1] if run.training else {"step": 0}
+    objective = find_objective(train.objective)
+    is_finished = last["step"] == train.num_steps
+    row = {
+        "phase": str(objective.phase),
+        "objective": train.objective,
+        "updates": f"{last['step']:,}" if is_finished else f"{last['step']:,} of {train.num_steps:,}",
+        "sequences per update": f"{train.batch_size:,}",
     }
     if "epoch" in last:
         row |= {"epochs": f"{last['epoch']:.3g}", "words seen": f"{last['words_seen']:,}"}
@@ -81,49 +74,45 @@ def compute_row(run: RunFacts) -> dict[str, str]:
         row["tokens seen"] = f"{sum(line['seconds'] * line['tokens_per_s'] for line in run.training):,.0f}"
         row["time"] = duration(sum(line["seconds"] for line in run.training))
     if run.sizes:
-        learning = run.sizes
-        if objective == "token-head":
-            learning = {name: size for name, size in run.sizes.items() if name.startswith("token_head.")}
-        row |= {
-            "parameters": f"{sum(run.sizes.values()):,}",
-            "of them trained": f"{sum(learning.values()):,}",
-        }
+        prefix = "token_head." if objective.trains_only_token_head else ""
+        num_trained = sum(size for name, size in run.sizes.items() if name.startswith(prefix))
+        row |= {"parameters": f"{sum(run.sizes.values()):,}", "of them trained": f"{num_trained:,}"}
     return row
 
 
 def duration(seconds: float) -> str:
-    """As people say it: 35 s, 12 min, 1.5 h."""
+    """A duration in seconds, minutes or hours: 35 s, 12 min, 1.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def learning_rows(runs: Sequence[RunFacts], titles: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The last value of what `titles` names (title by name), the held-out one below it; a column a run."""
-    rows: dict[str, dict[str, str]] = {}
+    """The last value of each measure that `titles` names (title by name) and the held-out value below it,
+    with a column for each run.
+    """
+    rows = {}
     for name, title in titles.items():
-        for run in runs:
-            last = run.training[-1] if run.training else {}
-            for values, key, row in (
-                (last, name, title),
-                (run.heldout, f"heldout_{name}", f"{title}, held out"),
-            ):
-                if key in values:
-                    rows.setdefault(row, dict.fromkeys((other.name for other in runs), ""))
-                    rows[row][run.name] = _plain(values[key])
+        last = {run.name: run.training[-1].get(name) for run in runs if run.training}
+        heldout = {run.name: run.heldout.get(f"heldout_{name}") for run in runs}
+        for row, values in ((title, last), (f"{title}, held out", heldout)):
+            shown = {run.name: _number(values.get(run.name)) for run in runs}
+            if any(shown.values()):
+                rows[row] = shown
     return rows
 
 
-def _plain(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def dictionary_rows(runs: Iterable[RunFacts]) -> dict[str, dict[str, str]]:
-    """The dictionaries that students learnt from, as far as their files are still there."""
+    """A row for each dictionary that a student learnt from and that is still there."""
     rows: dict[str, dict[str, str]] = {}
     for run in runs:
-        path = Path((run.config["concepts"] or {}).get("dictionary", ""))
-        if not path.is_file():
+        if not (run.record.concepts and (path := Path(run.record.concepts.dictionary)).is_file()):
             continue
         dictionary = Dictionary.load(path)
         rows[str(path)] = {
@@ -141,42 +130,45 @@ def dictionary_rows(runs: Iterable[RunFacts]) -> dict[str, dict[str, str]]:
     return rows
 
 
-def settings_rows(runs: Sequence[RunFacts], parts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """A row a setting, a column a run, of these parts of config.json."""
+def record_rows(runs: Sequence[RunFacts], parts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The fields in these parts of config.json, with a column for each run."""
     rows: dict[str, dict[str, str]] = {}
     for run in runs:
+        record = asdict(run.record)
         for part in parts:
-            if (value := run.config.get(part)) is None:
-                continue
-            for name, inner in value.items() if isinstance(value, dict) else [("", value)]:
-                shown = ", ".join(map(str, inner)) if isinstance(inner, list) else str(inner)
-                rows.setdefault(f"{part} {name}".strip(), {})[run.name] = "" if inner is None else shown
-    return rows
+            fields = record[part] if isinstance(record[part], dict) else {"": record[part]}
+            for name, value in fields.items():
+                shown = ", ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
+                rows.setdefault(f"{part} {name}".strip(), {})[run.name] = shown
+    return {name: row for name, row in rows.items() if any(row.values())}
 
 
 def differing(
     rows: Mapping[str, Mapping[str, str]], runs: Sequence[RunFacts]
 ) -> dict[str, Mapping[str, str]]:
-    """The rows in which the runs are not all alike."""
-    return {name: row for name, row in rows.items() if len({row.get(run.name) for run in runs}) > 1}
+    """The rows in which not all runs have the same value."""
+    return {name: row for name, row in rows.items() if len({row.get(run.name, "") for run in runs}) > 1}
 
 
 def subtask_rows(runs: Sequence[RunFacts]) -> dict[str, dict[str, dict[str, float | str]]]:
-    """By suite, a row a sub-task and a column a run, for the suites that were scored."""
+    """For each suite that was scored, a table with a row for each sub-task and a column for each run."""
     tables: dict[str, dict[str, dict[str, float | str]]] = {}
     for name, suite in SUITES.items():
         for run in runs:
-            for subtask, value in run.results.get(name, {}).get("subtasks", {}).items():
-                tables.setdefault(suite.title, {}).setdefault(subtask, {})[run.name] = value
+            if result := run.results.suites.get(name):
+                for subtask, value in result.subtasks.items():
+                    tables.setdefault(suite.title, {}).setdefault(subtask, {})[run.name] = value
     return tables
 
 
 def glue_rows(runs: Sequence[RunFacts]) -> dict[str, dict[str, float | str]]:
-    """A row a task and seed of fine-tuning, a column a run; a seed that failed says so."""
+    """A row for each task and seed of fine-tuning and a column for each run, with "failed" for a seed without
+    a score.
+    """
     rows: dict[str, dict[str, float | str]] = {}
     for run in runs:
-        for task, result in run.results.get("glue", {}).items():
-            for seed, one in result["seeds"].items():
-                score = "failed" if one["scores"] is None else one["scores"]
+        for task, result in run.results.glue.items():
+            for seed, one in result.seeds.items():
+                score = "failed" if one.score is None else one.score
                 rows.setdefault(f"{TASKS[task].title}, seed {seed}", {})[run.name] = score
     return rows

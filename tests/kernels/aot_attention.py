@@ -5,13 +5,12 @@ They have dropout, which needs more registers.
 """
 
 import torch
-from aot import Spec
+from compiling import AMD, NVIDIA, Spec
 
 from kernels.attention import fused_triton
 from kernels.attention.attend import WIDTHS_FOR_TRITON
 
 NUM_HEADS = 12
-NVIDIA, AMD = ("sm80", "sm86", "sm90", "sm100", "sm120"), ("gfx942",)
 KERNELS = [getattr(fused_triton, f"{name}_kernel") for name in ("forward", "queries", "keys", "distances")]
 
 
@@ -22,20 +21,23 @@ def tensors(kernel, dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {name: special.get(name, dtype) for name in kernel.arg_names if name.endswith("_ptr")}
 
 
-def spec(kernel, dtype: torch.dtype, head_width: int, targets: tuple[str, ...]) -> Spec:
+def spec(
+    kernel, dtype: torch.dtype, head_width: int, targets: tuple[str, ...], dropout_p: float = 0.1
+) -> Spec:
     is_distances = kernel is fused_triton.distances_kernel
     precision = "tf32x3" if targets != AMD and not is_distances else "ieee"
     options = fused_triton.launch_options(kernel, dtype, head_width, 512, is_amd=targets == AMD)
     scalars: dict[str, object] = {
         "T": 16_000, "H": NUM_HEADS, "stride_T": 3 * NUM_HEADS * head_width, "stride_H": 3 * head_width,
-        "max_length": 512, "scale": 0.07, "dropout_p": 0.1, "HAS_DROPOUT": True, "PRECISION": precision,
-        "E": head_width, "BLOCK": options.pop("BLOCK"),
+        "max_length": 512, "scale": 0.07, "dropout_p": dropout_p, "HAS_DROPOUT": dropout_p > 0,
+        "PRECISION": precision, "E": head_width, "BLOCK": options.pop("BLOCK"),
     }  # fmt: skip
+    name = f"{kernel.__name__} {str(dtype).removeprefix('torch.')} E {head_width}"
     return Spec(
         kernel,
         tensors(kernel, dtype) | scalars | ({"B": 32} if is_distances else {}),
         options,
-        f"{kernel.__name__} {str(dtype).removeprefix('torch.')} E {head_width}",
+        name if dropout_p else f"{name} no dropout",
         targets,
     )
 
@@ -47,4 +49,7 @@ ALL = {
 }
 USUAL = (torch.bfloat16, 64)  # every preset trains with these; all combinations take minutes
 SPECS = ALL.pop(USUAL)
+SPECS += [
+    spec(fused_triton.forward_kernel, *USUAL, on, dropout_p=0.0) for on in (NVIDIA, AMD)
+]  # the teacher's
 MORE = [spec for specs in ALL.values() for spec in specs]

@@ -1,13 +1,12 @@
 """Launches of the sparse coder's kernels for the compile check, at the paper's sizes and at the limits."""
 
 import torch
-from aot import Spec
+from compiling import AMD, NVIDIA, Spec
 
 from kernels.lasso import descent_triton
 from kernels.lasso.solve import LARGEST_FOR_TRITON
 
 F32, I32, I64 = torch.float32, torch.int32, torch.int64
-NVIDIA, AMD = ("sm80", "sm86", "sm90", "sm100", "sm120"), ("gfx942",)
 
 SPECS = [
     Spec(
@@ -19,7 +18,7 @@ SPECS = [
         targets,
     )
     for kernel in (descent_triton._residual_kernel, descent_triton._direction_kernel)
-    for precision, targets in (("tf32x3", NVIDIA), ("ieee", NVIDIA + AMD))
+    for precision, targets in (("tf32x3", NVIDIA), ("ieee", AMD))
 ]
 SIZES = [(1, 1), (256, 384), (1500, 128), (1500, 768), (4096, 1024), (LARGEST_FOR_TRITON, 1024)]
 for num_atoms, width in SIZES:

@@ -1,0 +1,1 @@
+"""Sparse coding: the dictionary of concepts, learning it, and targets for students."""

@@ -1,0 +1,188 @@
+"""The dictionary of concepts: its file, its statistics, and the coding of hidden states with it (Eq. 2).
+
+Gram matrix, step size and fingerprint depend on the atoms alone, so they are computed once and kept with
+them. None of them is read from a file, which may be damaged.
+
+Shape suffixes: N signals, D width of a signal, K atoms. float32 throughout; the Gram matrix and the step size
+are computed in float64.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kernels.lasso import LassoResult, gram, largest_step, nonneg_lasso
+from mlsm import distributed
+from mlsm.config import MOST_ATOMS
+from mlsm.files import parse_json, write_tensors
+from mlsm.settings import check_fields
+
+SIGNALS_PER_BLOCK = 4096
+"""Signals coded together when a dictionary is measured: bounds the memory of the codes."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How well a dictionary codes signals that it was not learnt from."""
+
+    objective: float
+    """Eq. 1 as a mean over the signals."""
+    mean_nonzeros: float
+    """Mean number of non-zero coefficients of a code."""
+    explained_share: float
+    """1 - |X - DA|^2 / |X|^2 over all signals."""
+    unused_atoms: int
+    """Number of atoms that no code of these signals uses."""
+    num_signals: int
+    """Number of signals measured."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """Atoms with everything that coding and later phases need to know about them."""
+
+    atoms_DK: Tensor
+    lam: float
+    layer: int
+    """Layer whose states are coded: 0 is the embedding output, as in hidden_states[layer]."""
+    teacher: str
+    """Fingerprint of the teacher whose states are coded."""
+    statistics: Statistics | None = None
+    settings: dict[str, object] | None = None
+    """Settings of fit_dictionary.py from which these atoms were learnt."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        atoms_DK = self.atoms_DK
+        if atoms_DK.ndim != 2 or atoms_DK.dtype != torch.float32:
+            raise ValueError(f"atoms must be a float32 matrix, got {atoms_DK.dtype} {tuple(atoms_DK.shape)}")
+        if not atoms_DK.isfinite().all():
+            raise ValueError("atoms must be finite")
+        if not (self.lam > 0 and self.layer >= 0):
+            raise ValueError(f"lam must be above 0, layer at least 0, got lam {self.lam}, layer {self.layer}")
+
+    @cached_property
+    def step(self) -> float:
+        """1 / L, where L is the largest eigenvalue of D^T D, rounded down."""
+        return largest_step(self.atoms_DK)
+
+    @cached_property
+    def gram_KK(self) -> Tensor:
+        """D^T D."""
+        return gram(self.atoms_DK)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that identify the atoms; a student stores them."""
+        digest = hashlib.sha256(repr(tuple(self.atoms_DK.shape)).encode())
+        digest.update(self.atoms_DK.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same dictionary on a device."""
+        return dataclasses.replace(self, atoms_DK=self.atoms_DK.to(device))
+
+    def code(
+        self, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto", max_steps: int | None = None
+    ) -> LassoResult:
+        """Eq. 2: the codes of unit-norm signals, with their certified gaps."""
+        return nonneg_lasso(
+            signals_ND,
+            self.atoms_DK,
+            self.lam,
+            tol=tol,
+            solver=solver,
+            gram_KK=self.gram_KK,
+            step=self.step,
+            max_steps=max_steps,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the dictionary, whole or not at all: an error leaves the old file as it was."""
+        names = ("step", "lam", "layer", "teacher", "fingerprint", "settings")
+        about = {name: getattr(self, name) for name in names}
+        about["statistics"] = self.statistics and dataclasses.asdict(self.statistics)
+        metadata = {name: json.dumps(value) for name, value in about.items()}
+        write_tensors(Path(path), {"atoms_DK": self.atoms_DK}, metadata)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, teacher: str | None = None, layer: int | None = None
+    ) -> Self:
+        """Read a file of `save`. Raises ValueError if it is damaged, or if it does not belong to the teacher
+        and the layer that are given here.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"no dictionary at {path}: make one with fit_dictionary.py --output {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = {n: parse_json(v.encode(), n) for n, v in (file.metadata() or {}).items()}
+                shape = file.get_slice("atoms_DK").get_shape()
+                if len(shape) != 2 or shape[1] > MOST_ATOMS:  # checked before the atoms take memory
+                    raise ValueError(f"atoms of shape {shape}")
+                atoms_DK = file.get_tensor("atoms_DK")
+            statistics = about["statistics"] and Statistics(**about["statistics"])
+            lam, layer_coded, owner = (about[name] for name in ("lam", "layer", "teacher"))
+            dictionary = cls(atoms_DK, lam, layer_coded, owner, statistics, about.get("settings"))
+            if dictionary.fingerprint != about["fingerprint"]:
+                raise ValueError("the atoms do not match their fingerprint")
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                "not a dictionary file, or a damaged one; "
+                f"remove it and run fit_dictionary.py again, or restore a copy: {path}"
+            ) from error
+        if teacher not in (None, dictionary.teacher):
+            raise ValueError(
+                f"dictionary {path} is of another teacher ({dictionary.teacher}, not {teacher}); "
+                "fit one for this teacher with fit_dictionary.py"
+            )
+        if layer not in (None, dictionary.layer):
+            raise ValueError(
+                f"dictionary {path} is of layer {dictionary.layer}, not {layer}; "
+                f"fit one with fit_dictionary.py --layer {layer}"
+            )
+        return dictionary
+
+
+@torch.no_grad()
+def measure(
+    dictionary: Dictionary, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto"
+) -> Statistics:
+    """Statistics of the codes of these signals. They are moved to the device of the atoms block by block. All
+    ranks have all signals, and each codes a part of them. Raises ValueError without signals.
+    """
+    if not len(signals_ND):
+        raise ValueError("no signals to measure a dictionary on")
+    atoms_DK = dictionary.atoms_DK
+    num_uses_K = torch.zeros(atoms_DK.shape[1], dtype=torch.long, device=atoms_DK.device)
+    error = energy = penalty = 0.0
+    for block_ND in distributed.shard(signals_ND.split(SIGNALS_PER_BLOCK)):
+        block_ND = block_ND.to(atoms_DK.device, torch.float32)
+        codes_NK = dictionary.code(block_ND, tol=tol, solver=solver).codes_NK
+        error += float((block_ND - codes_NK @ atoms_DK.mT).square().sum(dtype=torch.float64))
+        energy += float(block_ND.square().sum(dtype=torch.float64))
+        penalty += float(codes_NK.sum(dtype=torch.float64))
+        num_uses_K += (codes_NK > 0).sum(dim=0)
+    sums = torch.tensor([error, energy, penalty], dtype=torch.float64)
+    distributed.all_reduce_sum_(sums, num_uses_K)
+    error, energy, penalty = sums.tolist()
+    num_signals = len(signals_ND)
+    return Statistics(
+        objective=(0.5 * error + dictionary.lam * penalty) / num_signals,
+        mean_nonzeros=int(num_uses_K.sum()) / num_signals,
+        explained_share=1 - error / energy if energy else 0.0,
+        unused_atoms=int((num_uses_K == 0).sum()),
+        num_signals=num_signals,
+    )

@@ -1,0 +1,104 @@
+"""From a teacher to the targets of its student: hidden states, sparse codes, distributions over latent
+concepts.
+
+Nothing is precomputed: the teacher reads the unmasked text of each micro-batch in eval mode, and only the
+selected positions are coded. Hidden states are divided by their L2 norm, both to learn the dictionary and to
+compute codes. Otherwise the same lambda would be a different penalty in every layer.
+
+Legend: N selected positions, D width of the teacher, K concepts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mlsm import distributed
+from mlsm.coding.dictionary import Dictionary
+from mlsm.device import Precision
+from mlsm.log import Stopwatch, progress
+from mlsm.model.deberta import Encoder
+from mlsm.seeds import generator_for
+from mlsm.text.batches import Corpus, MicroBatch, Selection
+
+EVERY_TOKEN = Selection(share=1.0, is_masked=False)
+
+
+class Targets(NamedTuple):
+    """The distributions that a student learns to predict, and facts about the codes behind them."""
+
+    distribution_NK: Tensor  # codes divided by their L1 norm; a zero code stays zero
+    num_uses_K: Tensor  # number of codes in which a concept is not zero
+    worst_gap: Tensor  # largest duality gap of a code, relative to half the squared norm of its signal
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen encoder and the dictionary of the concepts in one of its layers."""
+
+    encoder: Encoder
+    dictionary: Dictionary
+    precision: Precision
+    tolerance: float = 1e-3  # relative duality gap at which a code is finished
+    solver: str = "auto"
+    max_steps: int | None = None  # steps after which a code is taken as it is, whatever its gap
+    coding_time: Stopwatch = dataclasses.field(default_factory=Stopwatch)
+
+    @torch.no_grad()
+    def targets(self, micro: MicroBatch) -> Targets:
+        """Eq. 2 for every selected position of a micro-batch, L1-normalised."""
+        with self.precision.autocast():
+            states_ND = unit_states(self.encoder, micro, self.dictionary.layer)
+        with self.coding_time.block(states_ND.device):
+            result = self.dictionary.code(
+                states_ND, tol=self.tolerance, solver=self.solver, max_steps=self.max_steps
+            )
+        num_uses_K = (result.codes_NK > 0).sum(0)
+        worst_gap = result.gap_N.max() / 0.5 if len(result.gap_N) else result.gap_N.new_zeros(())
+        return Targets(F.normalize(result.codes_NK, p=1, dim=1), num_uses_K, worst_gap)
+
+
+@torch.no_grad()
+def unit_states(encoder: Encoder, micro: MicroBatch, layer: int) -> Tensor:
+    """Hidden states (N, D) of the unmasked text at the selected positions, float32, of unit L2 norm."""
+    return F.normalize(encoder(micro.text, micro.selected_N, num_layers=layer).float(), dim=1)
+
+
+def sample_states(
+    encoder: Encoder,
+    layer: int,
+    corpus: Corpus,
+    *,
+    num_tokens: int,
+    token_budget: int,
+    seed: int,
+    precision: Precision,
+    device: torch.device,
+) -> Tensor:
+    """Unit-norm states (N, D) of all ordinary tokens of sequences drawn at random, in the order drawn, on the
+    CPU; N is `num_tokens`, or less if the text is smaller. Ranks share the work, and each gets all states.
+    """
+    micro_batches = corpus.sample(
+        [corpus.training],
+        EVERY_TOKEN,
+        num_selected=num_tokens,
+        token_budget=token_budget,
+        generator=generator_for("sample", seed),
+    )
+    blocks: list[Tensor] = []
+    with progress(num_tokens, "hidden states", unit="token") as bar:
+        for number, micro in enumerate(micro_batches):
+            if distributed.is_mine(number):
+                with precision.autocast():
+                    block_ND = unit_states(encoder, micro.to(device), layer).cpu()
+            else:
+                block_ND = torch.zeros(len(micro.selected_N), encoder.token_embedding.embedding_dim)
+            blocks.append(block_ND)
+            bar.update(len(block_ND))
+    sample_ND = torch.cat(blocks)
+    distributed.all_reduce_sum_(sample_ND)
+    return sample_ND

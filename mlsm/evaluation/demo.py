@@ -1,0 +1,71 @@
+"""The demo: measures that need no data beside the corpus of a run. They are the prediction of held-out words
+and concepts, and the minimal pairs of a small grammar.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import NamedTuple
+
+import torch
+
+from mlsm.evaluation.grammar import demo_pairs
+from mlsm.evaluation.heldout import MASKED, score_concepts, score_unigram, score_words
+from mlsm.evaluation.minimal_pairs import (
+    EncodedPair,
+    encode,
+    num_scored_tokens,
+    pair_accuracy,
+    score_pairs,
+)
+from mlsm.log import progress
+from mlsm.runs.run import Run
+from mlsm.runs.teacher import teacher_of, text_of
+from mlsm.text.batches import Corpus
+from mlsm.training.objectives import find_objective
+
+TOKEN_BUDGET = 8192  # tokens of a batch
+
+
+class DemoScores(NamedTuple):
+    """Numbers by the title of their column, of a run and of what needs no training."""
+
+    row: dict[str, float]
+    baseline: dict[str, float]
+
+
+def score_demo(run: Run, device: torch.device) -> DemoScores:
+    """Measure a run. Minimal pairs are scored only if its objective trains the prediction of words. Raises
+    ValueError if too little text was held out, or if the teacher of a student is missing or has changed.
+    """
+    record = run.record
+    corpus = Corpus(text_of(record, {}), run.tokenizer)
+    words, unigram = score_words(run.model, corpus, TOKEN_BUDGET), score_unigram(corpus, TOKEN_BUDGET)
+    row = {"word accuracy": words.accuracy, "word perplexity": words.perplexity}
+    baseline = {"word accuracy": unigram.accuracy, "word perplexity": unigram.perplexity}
+    if record.concepts:
+        teacher = teacher_of(record.concepts, record.train, device)
+        selection = find_objective(record.concepts.objective).selection(MASKED.share)
+        concepts = score_concepts(run.model, teacher, corpus, selection, TOKEN_BUDGET)
+        row["concept KL"], baseline["concept KL"] = concepts.kl, concepts.constant_kl
+    if find_objective(record.train.objective).predicts_words:
+        shares = score_grammar(run)
+        row["minimal pairs"], baseline["minimal pairs"] = statistics.fmean(shares.values()), 0.5
+        row |= {f"pairs: {name}": share for name, share in shares.items()}
+    return DemoScores(row, baseline)
+
+
+def score_grammar(run: Run) -> dict[str, float]:
+    """The share of minimal pairs that are right, by phenomenon; ties count half. A score is the sum of log p,
+    which makes a model that knows nothing but the frequency of words right in exactly half of the pairs.
+    """
+    pairs = {
+        name: [EncodedPair(0, *(encode(run.tokenizer, "", sentence) for sentence in pair)) for pair in these]
+        for name, these in demo_pairs(run.tokenizer).items()
+    }
+    everything = [pair for these in pairs.values() for pair in these]
+    with progress(num_scored_tokens(everything), f"{run.directory.name}: minimal pairs", unit="token") as bar:
+        scores = iter(score_pairs(run.model, everything, TOKEN_BUDGET, bar))
+    return {
+        name: pair_accuracy([next(scores) for _ in these], "sum", "half") for name, these in pairs.items()
+    }

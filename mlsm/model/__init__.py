@@ -1,0 +1,1 @@
+"""Models: the DeBERTa encoders, the language model on them, and its loss."""

@@ -1,0 +1,190 @@
+"""DeBERTa v1 (He et al. 2021), the encoder alone: token ids in, hidden states out.
+
+The weights have the layout of the published checkpoints (queries, keys and values interleaved per head), so
+that renaming is enough to exchange them. Sequences are flat, one after another, without padding. The heads on
+the hidden states are in `mlsm.model.language_model`.
+
+Legend: T tokens of all sequences, N of them selected, D width, H heads, E = D / H, R relative distances.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from kernels.attention import disentangled_attention
+from kernels.dropout import dropout
+from mlsm.config import ModelConfig
+from mlsm.text.sequences import Sequences
+
+LAYER_NORM_EPS = 1e-7  # as in the published configuration
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in float32 at least, and returned in the dtype of the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype in (torch.float32, torch.float64):
+            return super().forward(x)
+        return super().forward(x.float()).to(x.dtype)
+
+
+class Dropout(nn.Module):
+    """Dropout in training mode, with a cheaper mask than PyTorch's on CPUs."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def probability(self) -> float:
+        return self.p if self.training else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.probability())
+
+
+class Attention(nn.Module):
+    """Disentangled self-attention; `out` is its output projection, which the layer applies."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.dropout = Dropout(config.dropout)
+        self.in_proj = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.pos_k = nn.Linear(width, width, bias=False)
+        self.pos_q = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def _in_bias(self) -> Tensor:
+        """The bias of `in_proj` in its order (q, k, v for each head), with zeros for the keys."""
+        q_HE = self.q_bias.view(self.num_heads, 1, -1)
+        v_HE = self.v_bias.view(self.num_heads, 1, -1)
+        return torch.cat([q_HE, torch.zeros_like(q_HE), v_HE], dim=1).flatten()
+
+    def _heads(self, table_RD: Tensor) -> Tensor:
+        """The table split by heads (H, R, E)."""
+        return table_RD.view(table_RD.shape[0], self.num_heads, -1).transpose(0, 1)
+
+    def forward(self, x_TD: Tensor, table_RD: Tensor, sequences: Sequences) -> Tensor:
+        """The attention output of each token (T, D), before the output projection."""
+        num_tokens, width = x_TD.shape
+        qkv_TX = F.linear(x_TD, self.in_proj.weight, self._in_bias())
+        q_THE, k_THE, v_THE = qkv_TX.view(num_tokens, self.num_heads, 3, -1).unbind(2)
+        table_RD = self.dropout(table_RD)
+        mixed_THE = disentangled_attention(
+            q_THE,
+            k_THE,
+            v_THE,
+            self._heads(self.pos_k(table_RD)),
+            self._heads(self.pos_q(table_RD)),
+            sequences.cu_seqlens,
+            sequences.max_length,
+            dropout_p=self.dropout.probability(),
+        )
+        return mixed_THE.reshape(num_tokens, width)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward block, each followed by dropout, residual and LayerNorm (post-LN)."""
+
+    attention_type: type[Attention] = Attention
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = self.attention_type(config)
+        self.attention_norm = LayerNorm(config.width)
+        self.up = nn.Linear(config.width, config.ffn_width)
+        self.down = nn.Linear(config.ffn_width, config.width)
+        self.ffn_norm = LayerNorm(config.width)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(
+        self, x_TD: Tensor, table_RD: Tensor, sequences: Sequences, at_N: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states of all tokens (T, D), or (N, D) of those at the flat positions `at_N`. After the
+        attention nothing is computed for other tokens.
+        """
+        mixed_TD = self.attention(x_TD, table_RD, sequences)
+        if at_N is not None:
+            x_TD, mixed_TD = x_TD[at_N], mixed_TD[at_N]
+        x_TD = self.attention_norm(x_TD + self.dropout(self.attention.out(mixed_TD)))
+        return self.ffn_norm(x_TD + self.dropout(self.down(F.gelu(self.up(x_TD)))))
+
+
+class Encoder(nn.Module):
+    """Word embeddings and `depth` layers that share one table of relative positions. There are no absolute
+    positions.
+    """
+
+    layer_type: type[Layer] = Layer
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.max_positions = config.max_positions
+        self.recomputes_layers = False  # whether the backward pass recomputes them, to save memory
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding_norm = LayerNorm(config.width)
+        self.relative_embedding = nn.Embedding(2 * config.max_positions, config.width)
+        self.layers = nn.ModuleList(self.layer_type(config) for _ in range(config.depth))
+        self.dropout = Dropout(config.dropout)
+
+    def forward(
+        self, sequences: Sequences, at_N: Tensor | None = None, num_layers: int | None = None
+    ) -> Tensor:
+        """Hidden states after `num_layers` layers (default: all; 0: the embeddings), of all tokens (T, D) or
+        at flat positions (N, D). Raises ValueError for sequences longer than the table of relative positions.
+        """
+        if sequences.max_length > self.max_positions:
+            raise ValueError(
+                f"sequences of {sequences.max_length} tokens, "
+                f"but the model was built for {self.max_positions}"
+            )
+        table_RD = self._table(sequences.max_length)
+        x_TD = self.dropout(self.embedding_norm(self.token_embedding(sequences.ids_T)))
+        layers = self.layers[:num_layers]
+        for layer in layers[:-1]:
+            x_TD = self._run(layer, x_TD, table_RD, sequences)
+        if layers:
+            return self._run(layers[-1], x_TD, table_RD, sequences, at_N)
+        return x_TD if at_N is None else x_TD[at_N]
+
+    def _run(self, layer: nn.Module, *inputs: Tensor | Sequences | None) -> Tensor:
+        """The output of a layer, whose inner states are kept for the backward pass or recomputed in it."""
+        if self.recomputes_layers and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+    def compile_layers_(self, backend: str = "inductor") -> None:
+        """Compile the layers for sequences of any length; all layers share a few graphs. Raises ValueError on
+        a CPU without a C++ compiler.
+        """
+        if self.token_embedding.weight.device.type == "cpu" and not (
+            shutil.which("g++") or shutil.which("clang++")
+        ):
+            raise ValueError("compiling for a CPU needs a C++ compiler (g++ or clang++); leave out --compile")
+        for layer in self.layers:
+            layer.compile(dynamic=True, fullgraph=True, backend=backend)
+
+    def _table(self, length: int) -> Tensor:
+        """The rows (R, D) of the distances from -length to length - 1."""
+        middle = self.max_positions
+        return self.relative_embedding.weight[middle - length : middle + length]
+
+
+def init_weights_(module: nn.Module, std: float, generator: torch.Generator) -> None:
+    """Draw the weights of Linear and Embedding from Normal(0, std), and zero the biases of Linear."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std, generator=generator)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,226 @@
+"""The model card of a run: what it is, how it was trained, what it scored, what it cannot do, how to use it.
+
+Everything comes from the files of the run and of the runs that it was made from. What is not there, such as a
+run that was removed or results that were never measured, is left out. Paths are cut to their last part.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlsm.config import EMBEDDED_CORPUS
+from mlsm.evaluation import summary
+from mlsm.evaluation.results import read_results
+from mlsm.evaluation.tables import Row, as_markdown, printable
+from mlsm.files import read_json
+from mlsm.log import read_metrics
+from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, fingerprint
+from mlsm.runs.record import ConceptsRecord, RunRecord, read_record
+from mlsm.runs.run import Run
+from mlsm.training.objectives import find_objective
+
+PUBLIC_DOMAIN = """license: other
+license_name: public-domain-text
+language: en
+datasets:
+- world-english-bible"""
+UNKNOWN = "license: unknown  # set license, language and datasets before you publish this model"
+
+
+def model_card(run: Run) -> str:
+    """README.md of an exported run: Markdown with the header of the Hugging Face hub."""
+    record, directories = run.record, training_runs(run.directory)
+    is_public_domain = _has_only_embedded_text(directories)
+    pipeline = ["pipeline_tag: fill-mask"] if _predicts_words(record) else []
+    metadata = [PUBLIC_DOMAIN if is_public_domain else UNKNOWN, "library_name: transformers", *pipeline]
+    sections = [
+        "\n".join(["---", *metadata, "tags:\n- deberta\n- mlsm\n---"]),
+        f"# {full_name(run.directory)}",
+        _summary(run),
+        "## Training",
+        as_markdown([_training_row(directory) for directory in directories]).rstrip(),
+    ]
+    if record.source is None:
+        sections.append(_text(record))
+    if record.concepts:
+        sections.append(_concepts(record.concepts))
+    sections += [
+        "## Results",
+        _results(run.directory) or "There are no results in the directory of the run.",
+        "## Limits",
+        _limits(record),
+        "## Licence",
+        "All text that the model learnt from is in the public domain. Set `license` above to the licence "
+        "under which you publish the weights."
+        if is_public_domain
+        else "Unknown: set `license` above. It may depend on the text that the model learnt from.",
+        "## Use",
+        _use(run),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def full_name(directory: Path) -> str:
+    """The name of a run; of a checkpoint, with the name of its run."""
+    directory = directory.resolve()
+    is_checkpoint = directory.parent.name == "checkpoints"
+    name = f"{directory.parent.parent.name}, checkpoint {directory.name}" if is_checkpoint else directory.name
+    return printable(name)
+
+
+def training_runs(run: Path) -> list[Path]:
+    """The run and what it was made from, oldest first, each once. Runs that were removed are left out, and a
+    teacher whose weights have changed since.
+    """
+    record = read_record(run)
+    expected = {Path(origin.teacher): origin.teacher_fingerprint} if (origin := record.concepts) else {}
+    available = [
+        parent
+        for parent in _parents(record)
+        if (parent / MODEL_FILE).exists() and expected.get(parent) in (None, fingerprint(parent))
+    ]
+    earlier = [directory for parent in available for directory in training_runs(parent)]
+    return list(dict.fromkeys([*earlier, run]))
+
+
+def _parents(record: RunRecord) -> list[Path]:
+    """The teacher and the run whose weights training started from, as far as there are any."""
+    teacher = [record.concepts.teacher] if record.concepts else []
+    start = [record.train.init] if record.train.init not in ("random", "teacher") else []
+    return [Path(name) for name in dict.fromkeys(teacher + start)]
+
+
+def _has_only_embedded_text(directories: list[Path]) -> bool:
+    """Whether these runs were trained on the embedded corpus only, and all that they were made from are
+    among them.
+    """
+    records = [read_record(directory) for directory in directories]
+    return all(
+        record.source is None
+        and record.data.corpus == (EMBEDDED_CORPUS,)
+        and set(_parents(record)) <= {*directories}
+        for record in records
+    )
+
+
+def _predicts_words(record: RunRecord) -> bool:
+    return find_objective(record.train.objective).predicts_words
+
+
+def _summary(run: Run) -> str:
+    shape, record = run.record.model, run.record
+    num_weights = sum(weight.numel() for weight in run.model.parameters())
+    text = (
+        f"A language model (DeBERTa v1, {shape.depth} layers of width {shape.width}, {shape.vocab_size:,} "
+        f"pieces, {num_weights / 1e6:.1f}M parameters with all heads), "
+    )
+    if record.source:
+        return text + "converted from another checkpoint."
+    return (
+        f"{text}trained {find_objective(record.train.objective).learns}, after "
+        "[MLSM](https://github.com/SzegedAI/MLSM) (Berend, BabyLM 2024)."
+    )
+
+
+def _training_row(directory: Path) -> Row:
+    record = read_record(directory)
+    train, objective = record.train, find_objective(record.train.objective)
+    if record.source:
+        start = printable(Path(record.source.directory).name)
+        return {"": full_name(directory), "learns": "converted from another checkpoint", "start": start}
+    if (directory / STATE_FILE).exists():
+        progress = read_json(directory / STATE_FILE)
+    else:
+        progress = next((line for line in reversed(read_metrics(directory)) if "words_seen" in line), {})
+    return {
+        "": full_name(directory),
+        "objective": f"`{train.objective}`",
+        "learns": objective.learns,
+        "start": Path(train.init).name,
+        "updates": f"{progress.get('step', train.num_steps):,} of {train.batch_size:,} sequences",
+        "words seen": f"{progress['words_seen']:,}" if "words_seen" in progress else "",
+        "seed": train.seed,
+    }
+
+
+def _text(record: RunRecord) -> str:
+    data, train, corpus = record.data, record.train, record.corpus
+    names = [
+        "the World English Bible (public domain)" if name == EMBEDDED_CORPUS else f"`{Path(name).name}`"
+        for name in data.corpus
+    ]
+    size = f" ({corpus.words:,} words, {corpus.lines:,} lines)" if corpus else ""
+    masked = f", {train.mask_share:.0%} masked" if find_objective(train.objective).is_masked else ""
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    return printable(
+        f"Text: {', '.join(names)}{size}, as {data.sequence_mode} of lines, at most {data.max_length} "
+        f"tokens{masked}. AdamW at {train.learning_rate:g}, warm-up {train.warmup_share:.0%} of the "
+        f"updates, weight decay {train.weight_decay:g}." + (f" Versions: {versions}." if versions else "")
+    )
+
+
+def _concepts(origin: ConceptsRecord) -> str:
+    return printable(
+        f"Concepts: {origin.k} atoms of a dictionary learnt from the unit-norm hidden states of layer "
+        f"{origin.layer} of the teacher `{Path(origin.teacher).name}` (fingerprint "
+        f"{origin.teacher_fingerprint}), lambda {origin.lam:g}, dictionary fingerprint "
+        f"{origin.dictionary_fingerprint}. Targets are the sparse codes of Eq. 2 of the paper, divided by "
+        "their L1 norm."
+    )
+
+
+def _results(directory: Path) -> str:
+    """The measurements in the directory of the run; empty without any."""
+    heldout = [line for line in read_metrics(directory) if any(name.startswith("heldout_") for name in line)]
+    sections = []
+    if heldout:
+        values = {
+            name: v for name, v in heldout[-1].items() if name.startswith("heldout_") and "gap" not in name
+        }
+        shown = [f"{name.removeprefix('heldout_').replace('_', ' ')} {v:.4g}" for name, v in values.items()]
+        sections.append(f"Held-out text, by the objective's own measures: {printable(', '.join(shown))}.")
+    if measured := summary.markdown(full_name(directory), read_results(directory)):
+        sections.append(measured.replace("## ", "### ").strip())
+    return "\n\n".join(sections)
+
+
+def _limits(record: RunRecord) -> str:
+    limits = [
+        f"- It reads at most {record.model.max_positions:,} tokens at once. It does not generate text.",
+        "- What it can know comes from the text that it was trained on, with the errors and biases of that "
+        "text. It follows no instructions, and its answers are not checked for truth.",
+    ]
+    if not _predicts_words(record):
+        limits.append(
+            "- **It does not fill in words**: its objective does not train the rows of the vocabulary. "
+            "Fine-tune it, or read its concepts."
+        )
+    return "\n".join(limits)
+
+
+def _use(run: Run) -> str:
+    main, others = "AutoModelForMaskedLM", "AutoModelForSequenceClassification, AutoModel"
+    if not _predicts_words(run.record):
+        main, others = "AutoModel", "AutoModelForSequenceClassification, to be fine-tuned"
+    text = f"""```python
+from transformers import {main}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
+model = {main}.from_pretrained("DIRECTORY")  # or {others}
+```
+
+The texts `[CLS]`, `[SEP]`, `[MASK]`, `<unk>` and `<pad>` become special tokens wherever they stand."""
+    if run.model.config.has_token_head:
+        text += " Words come from concepts: both linear layers are folded into the one decoder."
+    if run.model.concepts is not None:
+        text += """
+
+The concepts are in `concepts.safetensors`, for this project's code:
+
+```python
+import mlsm
+
+model = mlsm.load("DIRECTORY")
+model.concepts("The cat sat.")  # [(token, [(concept, weight), ...]), ...]
+```"""
+    return text

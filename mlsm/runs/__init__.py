@@ -1,0 +1,1 @@
+"""Runs on disk: records, checkpoints, teachers, and Hugging Face's formats."""

@@ -1,0 +1,250 @@
+"""Import of models: a Hugging Face DeBERTa checkpoint becomes a run, which can teach.
+
+    python -m mlsm.runs.hub_import DIRECTORY RUN
+
+The other commands convert a checkpoint themselves where --teacher or --init names its directory; the run is
+then runs/outside-NAME. DeBERTa v1 becomes a whole run, to teach and to start from. Of v2 and v3 the encoder
+is converted, which can teach. A setting that this project does not compute is refused by its name.
+
+Weights are copied in float32. The rows of the vocabulary are put in the order of this project's ids.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlsm import cli
+from mlsm.config import DataConfig, ModelConfig, TrainConfig
+from mlsm.files import file_digest, read_json, read_tensors, write_directory, write_json, write_tensors
+from mlsm.log import say
+from mlsm.model import deberta_v2
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.hub_config import hub_config
+from mlsm.runs.hub_names import RUN_FILE, from_huggingface, from_huggingface_v2
+from mlsm.runs.record import RunRecord, SourceRecord, read_record, record_json
+from mlsm.runs.run import check_fit
+from mlsm.settings import Flags, FlagValue, argument
+from mlsm.text.tokenizer import Tokenizer, renumbered_json, renumbered_sentencepiece
+
+PICKLE_FILE = "pytorch_model.bin"
+EMBEDDINGS = "deberta.embeddings.word_embeddings.weight"
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory holds a model of transformers, whose config.json names a type of model."""
+    path = directory / "config.json"
+    return path.is_file() and "model_type" in _read_object(path)
+
+
+def with_converted_checkpoints(given: Flags, *names: str) -> Flags:
+    """The flags, with the converted run in place of each checkpoint that a flag of these names points to. A
+    directory that this project exported is a run already.
+    """
+    runs: dict[str, FlagValue] = {}
+    for name in names:
+        source = Path(str(given.get(name, "")))
+        if name in given and is_checkpoint(source) and not (source / RUN_FILE).exists():
+            run = Path("runs") / f"outside-{source.resolve().name}"
+            convert(source, run)
+            runs[name] = str(run)
+    return {**given, **runs}
+
+
+def convert(source: Path, run: Path) -> None:
+    """Write the run of a checkpoint, unless it exists. Raises ValueError for a checkpoint that cannot be
+    converted, and if there is something else at `run`.
+    """
+    weights_file = next((source / n for n in (MODEL_FILE, PICKLE_FILE) if (source / n).exists()), None)
+    if weights_file is None:
+        raise ValueError(
+            f"no {MODEL_FILE} and no {PICKLE_FILE} in {source}; weights in several files cannot be read"
+        )
+    origin = SourceRecord(directory=str(source), weights=file_digest(weights_file))
+    if run.exists():
+        converted = read_record(run).source if (run / "config.json").exists() else None
+        if converted is None or converted.weights != origin.weights:
+            raise ValueError(
+                f"{run} is there and not made from {source} as it is now; remove it, or write another: "
+                f"python -m mlsm.runs.hub_import {source} RUN"
+            )
+        return
+    try:
+        config, (tokenizer, their_ids) = (
+            hub_config(_read_object(source / "config.json")),
+            _read_tokenizer(source),
+        )
+        shape, layout, tensors = (
+            config.shape(tokenizer.vocab_size),
+            config.layout,
+            _read_weights(weights_file),
+        )
+        if max(their_ids) >= len(tensors[EMBEDDINGS]):
+            raise ValueError(f"the tokenizer has ids up to {max(their_ids)}, beyond the embedded words")
+        if layout is None:
+            ours = _with_all_heads(
+                shape, _in_our_order(from_huggingface(_with_tied_head(tensors)), their_ids)
+            )
+        else:
+            found = from_huggingface_v2(tensors, shape.num_heads, config.share_att_key)
+            ours = {n.removeprefix("encoder."): w for n, w in _in_our_order(found, their_ids).items()}
+            with torch.device("meta"):
+                check_fit(deberta_v2.Encoder(shape, layout), ours, "the checkpoint")
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be used: {error}") from error
+    record = RunRecord(
+        preset="base",
+        model=shape,
+        data=DataConfig(max_length=min(DataConfig().max_length, shape.max_positions)),
+        train=TrainConfig(),
+        tokenizer=tokenizer.fingerprint,
+        layout=layout,
+        source=origin,
+    )
+
+    def fill(work: Path) -> None:
+        (work / tokenizer.file_name).write_bytes(tokenizer.model)
+        write_tensors(work / MODEL_FILE, ours)
+        write_json(work / "config.json", record_json(record))
+
+    write_directory(run, fill)
+    say(f"{run}: converted from {source}")
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in float32, under names that begin with the encoder's `deberta.`, which an encoder saved
+    alone lacks. Raises ValueError unless they are ordinary tensors with the embeddings of a DeBERTa.
+    """
+    try:
+        is_pickle = path.name == PICKLE_FILE
+        tensors = torch.load(path, "cpu", weights_only=True) if is_pickle else read_tensors(path)
+    except ValueError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(f"{path} is damaged, or holds more than weights") from error
+    if not isinstance(tensors, dict) or not all(_is_named_weight(*item) for item in tensors.items()):
+        raise ValueError(f"{path} holds something else than named weights")
+    prefix = "" if any(name.startswith("deberta.") for name in tensors) else "deberta."
+    tensors = {prefix + name: tensor.float() for name, tensor in tensors.items()}
+    if EMBEDDINGS not in tensors or tensors[EMBEDDINGS].dim() != 2:
+        raise ValueError(f"{path} has no word embeddings of a DeBERTa")
+    return tensors
+
+
+def _is_named_weight(name: object, tensor: object) -> bool:
+    """Whether an entry is a tensor whose numbers can be read, under a name."""
+    if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        return False
+    return tensor.layout == torch.strided and not (
+        tensor.is_meta or tensor.is_quantized or tensor.is_complex()
+    )
+
+
+def _with_tied_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the masked-LM head under one of its two names, or without the head if its decoder is
+    not tied to the embeddings.
+    """
+    renamed = {}
+    for name, tensor in tensors.items():
+        name = name.replace("lm_predictions.lm_head.", "cls.predictions.")
+        renamed[re.sub(r"^(cls\.predictions)\.(dense|LayerNorm)\.", r"\1.transform.\2.", name)] = tensor
+    embeddings = renamed[EMBEDDINGS]
+    decoder = renamed.get("cls.predictions.decoder.weight", embeddings)
+    bias = renamed.get("cls.predictions.bias", embeddings[:, 0])
+    if torch.equal(decoder, embeddings) and len(bias) == len(embeddings):
+        return renamed
+    return {name: tensor for name, tensor in renamed.items() if not name.startswith("cls.")}
+
+
+def _in_our_order(tensors: dict[str, Tensor], their_ids: list[int]) -> dict[str, Tensor]:
+    """The tensors with the rows of the vocabulary in the order of our ids."""
+    by_piece = {"encoder.token_embedding.weight", "decoder_bias"}
+    return {name: tensor[their_ids] if name in by_piece else tensor for name, tensor in tensors.items()}
+
+
+def _with_all_heads(shape: ModelConfig, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with random ones for the parts of a language model's heads that are missing. Raises
+    ValueError if the others do not fit the model.
+    """
+    with torch.device("meta"):
+        model = LanguageModel(shape)
+    missing = {n for n in model.state_dict() if not n.startswith("encoder.")} - found.keys()
+    check_fit(model, found | {n: model.state_dict()[n] for n in missing}, "the checkpoint")
+    if missing:
+        say(f"no masked-LM head tied to the embeddings; random instead: {', '.join(sorted(missing))}")
+        random = LanguageModel(shape).state_dict()
+        found = found | {name: random[name] for name in missing}
+    return found
+
+
+def _read_tokenizer(source: Path) -> tuple[Tokenizer, list[int]]:
+    """The tokenizer, and the id that each of its pieces has in the checkpoint."""
+    file = source / "tokenizer_config.json"
+    settings = _read_object(file) if file.exists() else {}
+    for name in ("do_lower_case", "split_by_punct"):
+        if settings.get(name):
+            raise ValueError(f"its tokenizer asks for {name}")
+    try:
+        if (source / "spm.model").exists():
+            return renumbered_sentencepiece((source / "spm.model").read_bytes())
+        if (source / "tokenizer.json").exists():
+            return renumbered_json((source / "tokenizer.json").read_bytes())
+        if (source / "vocab.json").exists() and (source / "merges.txt").exists():
+            return renumbered_json(_byte_pairs(source, bool(settings.get("add_prefix_space"))))
+    except ValueError as error:
+        raise ValueError(f"its tokenizer: {error}") from error
+    raise ValueError("it has no spm.model, no tokenizer.json, and no vocab.json with merges.txt")
+
+
+def _byte_pairs(source: Path, has_prefix_space: bool) -> bytes:
+    """The byte-level BPE of GPT-2, which DeBERTa v1 uses, as a tokenizer.json."""
+    try:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    except ImportError:
+        raise ValueError("reading it takes the package tokenizers: pip install tokenizers") from None
+    vocabulary = _read_object(source / "vocab.json")
+    if (source / "added_tokens.json").exists():
+        vocabulary |= _read_object(source / "added_tokens.json")
+    lines = (source / "merges.txt").read_text(encoding="utf-8").split("\n")
+    split = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    pairs = [(pair[0], pair[1]) for pair in split if len(pair) == 2]
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    except Exception as error:  # the package raises no narrower one
+        raise ValueError(f"vocab.json and merges.txt do not fit together ({error})") from error
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=has_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer.to_str().encode()
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} does not hold an object")
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is converted, and where the run is written."""
+
+    directory: Path = argument("a checkpoint as transformers saves it", "DIRECTORY")
+    run: Path = argument("directory to write", "RUN")
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line and write the run."""
+    args = cli.parse(Settings, argv, __doc__ or "")
+    if not is_checkpoint(args.directory):
+        raise ValueError(f"no checkpoint in {args.directory}: its config.json names no model_type")
+    convert(args.directory, args.run)
+
+
+if __name__ == "__main__":
+    cli.run(main)

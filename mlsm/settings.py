@@ -1,0 +1,123 @@
+"""How settings are declared: frozen dataclasses whose fields carry a help line, and the checks they share.
+
+`mlsm.cli` turns the fields into flags, and `from_json` reads them from a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any, TypeVar
+
+_PLAIN = (bool, int, float, str, Path)
+LARGEST_NUMBER = 1 << 62  # in a field; a file may be damaged or hostile
+
+T = TypeVar("T")
+FlagValue = str | int | float | bool | Path | tuple[str, ...] | tuple[Path, ...] | None
+Flags = Mapping[str, FlagValue]
+"""The flags that were given on a command line, by the name of their field."""
+
+
+def option(
+    default: Any, help_line: str, choices: tuple[str, ...] | None = None, metavar: str | None = None
+) -> Any:
+    """A dataclass field that is a flag: `metavar` names its value in --help, which also shows the default
+    unless the help line mentions it. A flag whose default is dataclasses.MISSING is required.
+    """
+    return field(default=default, metadata={"help": help_line, "choices": choices, "metavar": metavar})
+
+
+def argument(help_line: str, metavar: str) -> Any:
+    """A dataclass field that is a required argument without a flag."""
+    return field(metadata={"help": help_line, "choices": None, "metavar": metavar, "is_argument": True})
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields by name."""
+    return typing.get_type_hints(cls)
+
+
+def element_type(cls: type, name: str) -> tuple[type, bool]:
+    """The type of one value of a field, without None, and whether the field takes several."""
+    kind = field_types(cls)[name]
+    if isinstance(kind, types.UnionType):
+        [kind] = [part for part in typing.get_args(kind) if part is not types.NoneType]
+    return (typing.get_args(kind)[0], True) if typing.get_origin(kind) is tuple else (kind, False)
+
+
+def _has_type(value: object, kind: Any) -> bool:
+    """Whether a value has a type, or one of the types of a union. A bool is no number; an int is a float."""
+    if isinstance(kind, types.UnionType):
+        return any(_has_type(value, part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(isinstance(part, typing.get_args(kind)[0]) for part in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else typing.get_origin(kind) or kind)
+
+
+def check_fields(config: Any) -> None:
+    """Raise ValueError if a field holds another type than its annotation, a number that is too large or not
+    finite, or a value outside its choices.
+    """
+    for name, kind in field_types(type(config)).items():
+        value = getattr(config, name)
+        if not _has_type(value, kind):
+            raise ValueError(f"{name} must be {kind.__name__ if kind in _PLAIN else kind}, got {value!r}")
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise ValueError(f"{name} must be at most {LARGEST_NUMBER}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+    for f in dataclasses.fields(config):
+        choices, value = f.metadata.get("choices"), getattr(config, f.name)
+        if choices and value is not None and value not in choices:
+            raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raise ValueError for the first named field that is not above zero."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raise ValueError for the first named field that is below zero."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must not be below 0, got {getattr(config, name)}")
+
+
+def from_json(cls: type[T], values: object) -> T:
+    """Settings from the mapping that a JSON file holds. A field that the file lacks gets its default: it is
+    newer than the file, and the default is what was computed before the field existed.
+
+    Raises ValueError for what is no mapping, and naming unknown or required fields.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{cls.__name__} must be an object, got {values!r}")
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    known = {f.name for f in fields}
+    required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    if odd := sorted((values.keys() - known) | (required - values.keys())):
+        raise ValueError(f"{cls.__name__}: fields that are unknown or missing: {', '.join(odd)}")
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def override(config: T, given: Flags) -> T:
+    """The settings with the flags that were given. Raises ValueError for values that are not valid."""
+    names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    values = {name: value for name, value in given.items() if name in names}
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def from_flags(cls: type[T], given: Flags) -> T:
+    """The settings of a command from the flags that were given. Raises ValueError for values that are not
+    valid.
+    """
+    return cls(**given)

@@ -1,0 +1,1 @@
+"""Text: tokenizer, corpora on disk, sequences, micro-batches, masking."""

@@ -1,0 +1,1 @@
+"""Training: objectives, optimiser, plan of a run, updates that diverge."""

@@ -1,0 +1,84 @@
+"""From flags to a run that can start, in three steps: resolve the settings, build what is missing, check a
+resume. What settings and files can be refused for is refused here, before the first update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from mlsm.coding.dictionary import Dictionary
+from mlsm.directory import check_writable
+from mlsm.runs.hub_import import with_converted_checkpoints
+from mlsm.runs.record import ConceptsRecord, RunRecord
+from mlsm.settings import Flags
+from mlsm.text.tokenizer import Tokenizer
+from mlsm.training.objectives import find_objective
+from mlsm.training.prerequisites import find_concepts, find_origin, find_tokenizer
+from mlsm.training.request import Origin, Settings, read_request, resolve
+from mlsm.training.resume import check_same, check_same_text, record_of_work
+from mlsm.version import __version__
+
+
+class Plan(NamedTuple):
+    """A run before it starts: its record, and the parts that are loaded already."""
+
+    directory: Path
+    record: RunRecord
+    tokenizer: Tokenizer
+    dictionary: Dictionary | None  # None: the objective has no teacher
+    start: Path | None  # the run whose weights this run starts from
+    origin: Origin | None  # the run that tokenizer, text and shape come from
+
+
+def make_plan(given: Flags) -> Plan:
+    """The plan of the run that the flags describe; what is missing at its default place is built. Raises
+    ValueError for flags that contradict each other, or a directory or a file.
+    """
+    request = read_request(with_converted_checkpoints(given, "teacher", "init"))
+    check_writable(request.output)
+    before = record_of_work(request.output)
+    if before and not request.resume:
+        raise ValueError(
+            f"{request.output} holds a run: --resume continues it, --output names another directory"
+        )
+    origin = find_origin(request)
+    settings = resolve(request, origin)
+    if before:  # compared before the tokenizer is made, which other text would change too
+        check_same(request.output, before, {"data": settings.data, "train": settings.train})
+        check_same_text(request.output, before, settings.data)
+    tokenizer = find_tokenizer(settings, origin)
+    concepts, dictionary = find_concepts(settings, origin, before)
+    record = make_record(settings, tokenizer, concepts, before)
+    return Plan(request.output, record, tokenizer, dictionary, settings.start, origin)
+
+
+def make_record(
+    settings: Settings, tokenizer: Tokenizer, concepts: ConceptsRecord | None, before: RunRecord | None
+) -> RunRecord:
+    """config.json of the run. A resumed run keeps its precision and number of threads."""
+    has_token_head = find_objective(settings.train.objective).trains_only_token_head
+    num_concepts = settings.model.num_concepts if has_token_head else concepts.k if concepts else 0
+    model = dataclasses.replace(
+        settings.model,
+        vocab_size=tokenizer.vocab_size,
+        num_concepts=num_concepts,
+        has_token_head=has_token_head,
+    )
+    # Before the precision was recorded, runs on a CPU were in float32.
+    unrecorded = "off" if before and not torch.cuda.is_available() else None
+    return RunRecord(
+        preset=settings.preset,
+        model=model,
+        data=settings.data,
+        train=settings.train,
+        tokenizer=tokenizer.fingerprint,
+        concepts=concepts,
+        versions={"mlsm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        precision=(before.precision if before else None) or unrecorded,
+        num_threads=before.num_threads if before else None,
+    )

@@ -1,0 +1,61 @@
+"""The demo of evaluate.py: its table, its files, and its measure of grammar."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from pipeline import nano_teacher, student_flags
+
+import evaluate
+import train
+from mlsm.evaluation.demo import score_grammar
+from mlsm.runs.run import load_run
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nano_teacher(tmp_path_factory.mktemp("evaluation"))
+
+
+def test_evaluate_writes_table_numbers_and_picture(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student, words = teacher.parent / "lsm-random", teacher.parent / "token-head-lsm-random"
+    train.main(student_flags(teacher, "lsm", student))
+    flags = [
+        f for f in student_flags(teacher, "token-head", words) if not f.startswith(("--init", "--teacher"))
+    ]
+    train.main([*flags, f"--init={student}"])
+    evaluate.main([str(teacher), str(student), str(words), "--tasks=demo"])
+    shown = capsys.readouterr().out
+    for name in ("teacher", "lsm-random", "token-head-lsm-random", "baseline"):
+        assert f"\n{name}  " in shown
+    results = json.loads((words / "results.json").read_text())["demo"]
+    assert results["concept KL"] == pytest.approx(
+        json.loads((student / "results.json").read_text())["demo"]["concept KL"], rel=1e-5
+    )
+    assert 0 <= results["minimal pairs"] <= 1
+    of_student = json.loads((student / "results.json").read_text())["demo"]
+    assert "word accuracy" in of_student
+    assert not [name for name in of_student if "pairs" in name]  # its words are not trained
+    assert math.isfinite(results["word perplexity"])
+    assert (words / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert "| token-head-lsm-random |" in (words / "results.md").read_text()
+    elsewhere = teacher.parent / "elsewhere" / "teacher"
+    shutil.copytree(teacher, elsewhere)
+    evaluate.main([str(teacher), str(elsewhere), "--tasks=demo"])
+    shown = capsys.readouterr().out
+    assert f"\n{teacher}  " in shown
+    assert f"\n{elsewhere}  " in shown
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_a_model_of_word_frequencies_is_right_in_half_of_the_pairs(teacher: Path, spread: float) -> None:
+    """A model that predicts the same distribution everywhere; with all words alike, every pair is a tie."""
+    run = load_run(teacher)
+    with torch.no_grad():
+        run.model.transform_norm.weight.zero_()
+        run.model.transform_norm.bias.zero_()
+        run.model.decoder_bias.normal_(generator=torch.Generator().manual_seed(3)).mul_(spread)
+    assert set(score_grammar(run).values()) == {0.5}

@@ -1,0 +1,83 @@
+"""Fine-tuning of one seed: micro-batches, the choice of the epoch, and failure."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import random_run
+from small_text import sentences
+
+from mlsm.evaluation import finetune
+from mlsm.evaluation.finetune import Classifier, EncodedItem, FineTuneSettings, micro_batches
+from mlsm.runs.run import load_run
+from mlsm.text.tokenizer import CLS_ID, SEP_ID
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_run(tmp_path_factory.mktemp("runs") / "mine")
+
+
+def test_micro_batches_hold_every_row_once_with_little_padding() -> None:
+    draw = random.Random(0)
+    rows = [EncodedItem([7] * draw.randrange(3, 128), 0) for _ in range(64)]
+    cut = micro_batches(rows, torch.device("cpu"))
+    assert sorted(i for numbers in cut for i in numbers) == list(range(64))
+    for numbers in cut:
+        lengths = [len(rows[i].ids) for i in numbers]
+        assert min(lengths) >= finetune.SHORTEST_SHARE * max(lengths)
+
+
+def test_micro_batches_do_not_change_an_update(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_run(run)
+    rows = [
+        EncodedItem([CLS_ID, *loaded.tokenizer.encode(s), SEP_ID], i % 2) for i, s in enumerate(sentences(9))
+    ]
+    rows += [EncodedItem(rows[0].ids[:4], 1), EncodedItem(rows[1].ids[:7], 0)]
+    weights = []
+    for shortest_share in (0.0, 1.0):
+        monkeypatch.setattr(finetune, "SHORTEST_SHARE", shortest_share)
+        model = Classifier(loaded.model.encoder, 2, 0.02, seed=12).eval()
+        # no dropout, whose draws depend on the shapes
+        monkeypatch.setattr(model, "train", lambda model=model: model)
+        finetune._update(model, torch.optim.SGD(model.parameters(), lr=1.0), rows, 1e9)
+        weights.append(torch.cat([w.detach().flatten() for w in model.parameters()]))
+    assert torch.allclose(weights[0], weights[1], atol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_is_no_result(run: Path) -> None:
+    model = Classifier(load_run(run).model.encoder, 2, 0.02, seed=12)
+    model.classifier.bias.register_hook(lambda gradient: gradient * float("nan"))
+    rows = [EncodedItem([CLS_ID, 7, SEP_ID], 0), EncodedItem([CLS_ID, 8, SEP_ID], 1)]
+    with finetune.tqdm(disable=True) as bar, pytest.raises(finetune.Diverged, match="gradient nan"):
+        finetune.fine_tune(model, rows, [rows], FineTuneSettings(max_epochs=1), 12, bar)
+
+
+def test_the_best_epoch_and_patience(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.6, 0.6005, 0.55, 0.6008, 0.9])
+    monkeypatch.setattr(finetune, "selecting_metric", lambda *_: next(values))
+    loaded = load_run(run)
+    rows = [EncodedItem([CLS_ID, 7, SEP_ID], 0), EncodedItem([CLS_ID, 8, SEP_ID], 1)]
+    model = Classifier(loaded.model.encoder, 2, 0.02, seed=12)
+    before = torch.random.get_rng_state()
+    with finetune.tqdm(disable=True) as bar:
+        best = finetune.fine_tune(model, rows, [rows], FineTuneSettings(), 12, bar)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    # epochs 3 to 5 do not improve by more than 0.001: stopped before the 0.9, and epoch 5 is the best
+    assert best.epoch == 5
+    assert best.selected_by == [0.5, 0.6, 0.6005, 0.55, 0.6008]
+
+
+def test_the_backbone_of_a_student_is_tuned_without_its_heads(tmp_path: Path) -> None:
+    loaded = load_run(random_run(tmp_path / "student", num_concepts=6))
+    model = Classifier(loaded.model.encoder, 2, 0.02, seed=12)
+    names = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert names == {"encoder", "dense", "classifier"}
+    assert all(w.requires_grad for w in model.parameters())
+    assert model.encoder is not loaded.model.encoder
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="max_epochs must be above 0, got 0"):
+        FineTuneSettings(max_epochs=0)

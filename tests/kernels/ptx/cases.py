@@ -1,0 +1,123 @@
+"""The project's GPU operations, run through their host code, and what they must give, in float64.
+
+This is the only file of the package that knows the project's kernels.
+
+Legend: T tokens of all sequences, H heads, E width of a head, L tokens of a sequence, N signals, D their
+dimension, K atoms.
+"""
+
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.attention import disentangled_attention, fused_triton, reference
+from kernels.lasso import descent_triton, nonneg_lasso
+from kernels.lasso.solve import LassoResult
+
+NAMES = ("out", "q", "k", "v", "rel_k", "rel_q")
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+"""Of the worst row, relative to the largest; some six units in the last place of a number."""
+
+
+class Attention(NamedTuple):
+    dtype: torch.dtype
+    head_width: int
+    lengths: tuple[int, ...]
+    dropout_p: float = 0.0
+    num_heads: int = 1
+    padding: int = 0
+    """Unused elements before each head's, which leave no pointer and no stride a multiple of 16 bytes."""
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        dropout, padded = "-dropout" * bool(self.dropout_p), "-padded" * bool(self.padding)
+        return f"{dtype}-{self.head_width}-{'-'.join(map(str, self.lengths))}{dropout}{padded}"
+
+    def sequences(self) -> tuple[Tensor, int]:
+        """cu_seqlens and max_length."""
+        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32), max(self.lengths)
+
+    def tensors(self) -> list[Tensor]:
+        """q, k, v (T, H, E), slices of one tensor, and rel_k, rel_q (H, R, E), transposed."""
+        generator = torch.Generator().manual_seed(sum(self.lengths))
+        width = self.padding + self.head_width
+        qkv = torch.randn(sum(self.lengths), self.num_heads, 3, width, generator=generator).to(self.dtype)
+        shape = (2, 2 * max(self.lengths), self.num_heads, self.head_width)
+        tables = torch.randn(shape, generator=generator).to(self.dtype)
+        return [*qkv[..., self.padding :].unbind(2), *tables.transpose(1, 2)]
+
+    def run(self) -> list[Tensor]:
+        """The output and the five gradients."""
+        torch.manual_seed(7)  # of the dropout
+        inputs = [x.detach().requires_grad_() for x in self.tensors()]
+        out = disentangled_attention(
+            *inputs, *self.sequences(), dropout_p=self.dropout_p, implementation="triton"
+        )
+        return [out.detach(), *torch.autograd.grad(out, inputs, self.gradient())]
+
+    def gradient(self) -> Tensor:
+        """Of the output (T, H, E)."""
+        shape = (sum(self.lengths), self.num_heads, self.head_width)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(self.dtype)
+
+    def expected(self) -> list[Tensor]:
+        """The same from the definition, with the dropout of the kernels."""
+        inputs = [x.detach().double().requires_grad_() for x in self.tensors()]
+        masks = iter(self.kept_weights() if self.dropout_p else [])
+
+        def dropout(weights_HLL: Tensor, dropout_p: float) -> Tensor:
+            return weights_HLL * next(masks) / (1 - dropout_p) if dropout_p else weights_HLL
+
+        with mock.patch.object(F, "dropout", dropout):
+            out = reference.disentangled_attention(*inputs, *self.sequences(), dropout_p=self.dropout_p)
+        return [out.detach(), *torch.autograd.grad(out, inputs, self.gradient().double())]
+
+    def kept_weights(self) -> list[Tensor]:
+        """Which weights (H, L, L) the fused dropout keeps. With equal scores and one-hot values the output is
+        the kept weights themselves, so no sequence may be longer than a head is wide."""
+        zeros = [torch.zeros_like(x) for x in self.tensors()]
+        sequences = self.sequences()
+        for first, last in pairwise(sequences[0].tolist()):
+            zeros[2][first:last, :, : last - first] = torch.eye(last - first)[:, None].to(self.dtype)
+        torch.manual_seed(7)
+        out = fused_triton.disentangled_attention(*zeros, *sequences, dropout_p=self.dropout_p)
+        shares = [
+            part[..., :length].transpose(0, 1).double() * length * (1 - self.dropout_p)
+            for part, length in zip(out.split(self.lengths), self.lengths, strict=True)
+        ]
+        assert all(((share - share.round()).abs() < 0.02).all() for share in shares)
+        return [share.round() for share in shares]
+
+    def worst_rows(self, got: list[Tensor], want: list[Tensor]) -> dict[str, float]:
+        """For each result the error of its worst row over 1 + the norm of its largest row."""
+        return {
+            name: float((own.double() - true).norm(dim=-1).max() / (1 + true.norm(dim=-1).max()))
+            for name, own, true in zip(NAMES, got, want, strict=True)
+        }
+
+
+def solve(signals_ND: Tensor, dictionary_DK: Tensor, lam: float) -> LassoResult:
+    return nonneg_lasso(signals_ND, dictionary_DK, lam, solver="triton")
+
+
+def residual_and_direction(
+    signals_ND: Tensor, codes_NK: Tensor, dictionary_DK: Tensor, lam_N: Tensor, rows_R: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sparse coder's two products, x - D a (R, D) and D^T (x - D a) - lam (R, K), of signals rows_R."""
+    num_rows, (width, num_atoms) = len(rows_R), dictionary_DK.shape
+    residual_RD, c_RK = torch.empty(num_rows, width), torch.empty(num_rows, num_atoms)
+    shape = {"R": num_rows, "D": width, "K": num_atoms, "PRECISION": "tf32x3"}
+    shape |= descent_triton.PRODUCT_TILE | descent_triton.PRODUCT_OPTIONS
+    descent_triton._residual_kernel[descent_triton._product_grid(num_rows, width)](
+        signals_ptr=signals_ND, codes_ptr=codes_NK, atoms_ptr=dictionary_DK.mT.contiguous(), rows_ptr=rows_R,
+        residual_ptr=residual_RD, **shape,
+    )  # fmt: skip
+    descent_triton._direction_kernel[descent_triton._product_grid(num_rows, num_atoms)](
+        residual_ptr=residual_RD, dictionary_ptr=dictionary_DK, lam_ptr=lam_N, rows_ptr=rows_R, c_ptr=c_RK,
+        **shape,
+    )  # fmt: skip
+    return residual_RD, c_RK

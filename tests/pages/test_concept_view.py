@@ -1,0 +1,277 @@
+"""The page of concepts: well formed, closed to what a corpus holds, and working in a browser.
+
+The browser is a headless Chromium that prints the document after its scripts. What a user would do is done by
+a script that a test adds to a copy of the page.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlsm.log import progress
+from mlsm.pages import concept_view
+from mlsm.pages.concept_reading import Agreement, Reading, Sentence
+from mlsm.pages.concept_report import About, ConceptReport, build_report
+from mlsm.pages.concept_use import Codes
+from mlsm.text.tokenizer import CLS_ID, SEP_ID
+
+HOSTILE = [
+    "</script><script>document.title='ran'</script>",
+    "<img src=x onerror=\"document.title='ran'\">",
+    "<!--<script>",
+    "'\"><svg onload=document.title='ran'>",
+    "$\\frac{$",
+    "&lt;b&gt;",
+    "\x1b[31m",
+    "\u202e▁abc",
+]
+PIECES = ["[CLS]", "[SEP]", "<unk>", "<pad>", "[MASK]", "▁king", "▁queen", "s", *HOSTILE]
+NUM_CONCEPTS = 260  # more than the page shows at once
+VOID = {"meta", "link", "input", "br", "img"}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)")
+
+
+class Pieces:
+    def piece(self, number: int) -> str:
+        return PIECES[number]
+
+
+def small_report() -> ConceptReport:
+    """A student and its teacher on a random text: concept 7 is "▁king" and nothing else."""
+    draw = np.random.default_rng(0)
+    words = draw.integers(5, len(PIECES), size=(40, 8))
+    stream = np.concatenate([np.full((40, 1), CLS_ID), words, np.full((40, 1), SEP_ID)], 1)
+    places_N = np.flatnonzero(stream.ravel() > SEP_ID)
+    ids_N = stream.ravel()[places_N]
+    drawn_N = draw.integers(8, NUM_CONCEPTS - 1, size=len(ids_N))  # the last one stays dead
+    concepts_N = np.where(ids_N == PIECES.index("▁king"), 7, drawn_N)
+    entries = torch.from_numpy(np.stack([np.arange(len(ids_N)), concepts_N]))
+    codes = Codes.from_sparse(
+        torch.sparse_coo_tensor(
+            entries, torch.ones(len(ids_N)), (len(ids_N), NUM_CONCEPTS), check_invariants=True
+        )
+    )
+    agreement = Agreement(1.0, 2.0, 0.5, 0.1, 0.6, draw.random(NUM_CONCEPTS))
+    starts = np.flatnonzero(stream.ravel() == CLS_ID)
+    reading = Reading(stream.ravel(), places_N, starts, {"teacher": codes, "student": codes}, agreement)
+    about = About(
+        run="runs/<b>bold</b>", corpus=["text.txt"], layer=12, lam=0.05, k=NUM_CONCEPTS, seed=0,
+        positions=len(ids_N), types=len(PIECES) - 5,
+    )  # fmt: skip
+    atoms_KD = draw.standard_normal((NUM_CONCEPTS, 5))
+    weights_LK = draw.dirichlet(np.full(NUM_CONCEPTS, 0.02), 3)
+    sentence = Sentence([5, 8, 9], {"teacher": weights_LK, "student": weights_LK})
+    pieces: Any = Pieces()
+    with progress(2, "") as bar:
+        return build_report(
+            reading, pieces, about, bar, atoms_KD=atoms_KD, others_JD=atoms_KD[::-1], sentence=sentence
+        )
+
+
+@pytest.fixture(scope="module")
+def report() -> ConceptReport:
+    return small_report()
+
+
+@pytest.fixture(scope="module")
+def page(report: ConceptReport) -> str:
+    return concept_view.concept_page(report)
+
+
+class Outline(HTMLParser):
+    """Every start tag with its attributes; fails where an element is not closed by its own end tag."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_of_one_file(page: str) -> None:
+    outline = Outline(page)
+    identifiers = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    assert [tag for tag, _ in outline.tags].count("script") == 2
+    loaded = [a.get("src") or a.get("href") for _, a in outline.tags if a.get("src") or a.get("href")]
+    assert loaded == ["data:,", "#list"]
+    assert "http" not in concept_view.TEMPLATE.read_text().replace("http-equiv", "")
+    labelled = {attributes.get("for") for tag, attributes in outline.tags if tag == "label"}
+    assert labelled == {"search", "source", "sort"}
+
+
+def test_the_policy_names_the_page_s_own_script_and_style(page: str) -> None:
+    for kind in ("script", "style"):
+        inner = re.search(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
+        assert inner
+        digest = base64.b64encode(hashlib.sha256(inner[1].encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in page
+    assert "default-src 'none'" in page
+
+
+def test_what_is_embedded_is_the_report(page: str, report: ConceptReport) -> None:
+    embedded = re.search(r'<script type="application/json" id="report">(.*?)</script>', page, re.DOTALL)
+    assert embedded
+    assert "<" not in embedded[1]
+    assert json.loads(embedded[1]) == json.loads(report.to_json())
+    assert "▁</script><script>" not in page
+    assert HOSTILE[0] in report.pieces
+    assert json.loads(embedded[1])["sources"]["teacher"]["tokens"][7] == [[report.pieces.index("▁king"), 1.0]]
+    assert embedded[1].isprintable()
+    assert not re.search(r"\\u00[0189]", embedded[1].replace("\\u003c", ""))  # escaped control characters
+
+
+def test_pictures_take_any_text(report: ConceptReport, tmp_path: Path) -> None:
+    concept_view.draw_concepts(tmp_path / "concepts.png", report)
+    concept_view.draw_sentence(tmp_path / "sentence.png", report)
+    for name in ("concepts.png", "sentence.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def browse(page: str, folder: Path, state: str = "", script: str = "") -> str:
+    """The document after its scripts ran, at an address that ends in `state`; `script` runs last."""
+    if script:  # the page's own policy would refuse it
+        page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+        page = page.replace("</body>", f"<script>{script}</script></body>")
+    path = folder / "concepts.html"
+    path.write_text(page, encoding="utf-8")
+    return dump(f"{path.as_uri()}#{state}", folder)
+
+
+def dump(address: str, folder: Path) -> str:
+    """What a headless browser makes of a file."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    flags += ["--virtual-time-budget=3000", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
+    command = [str(CHROMIUM), *flags, address]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def text_of(document: str, identifier: str) -> str:
+    """The text of the element with this id, which must not hold another of the same tag."""
+    element = re.search(rf'<(\w+)[^>]*id="{identifier}".*?</\1>', document, re.DOTALL)
+    assert element, identifier
+    return html.unescape(re.sub(r"<[^>]*>", "", element[0]))
+
+
+def shown_concepts(document: str) -> list[int]:
+    rows = re.search(r'<tbody id="rows">(.*?)</tbody>', document, re.DOTALL)
+    assert rows
+    return [int(number) for number in re.findall(r">#(\d+)</a>", rows[1])]
+
+
+@needs_browser
+def test_the_browser_shows_the_concepts_and_runs_nothing_of_the_corpus(page: str, tmp_path: Path) -> None:
+    document = browse(page, tmp_path)
+    assert text_of(document, "title") == text_of(document, "title").strip() == "Concepts of runs/<b>bold</b>"
+    assert "<title>Concepts of runs/&lt;b&gt;bold&lt;/b&gt;</title>" in document
+    assert not re.search(r"<(img|svg|b|i)[ >]", document)
+    assert len(shown_concepts(document)) == 200
+    assert text_of(document, "more") == "Show 60 more"
+    assert text_of(document, "status") == "260 concepts"
+    for title in ("Use", "Agreement with the teacher", "Stability"):
+        assert f"<h3>{title}</h3>" in document
+    assert document.count("<tbody>") > 4
+
+
+@needs_browser
+def test_the_address_holds_the_state(page: str, report: ConceptReport, tmp_path: Path) -> None:
+    document = browse(page, tmp_path, "search=KING&sort=-concept&concept=7&source=teacher")
+    assert shown_concepts(document) == [7]
+    assert text_of(document, "status") == "1 of 260 concepts match “KING”"
+    assert "<title>#7: Concepts" in document
+    assert text_of(document, "heading") == "Concept #7"
+    assert "100.0 %" in document
+    assert html.escape(HOSTILE[0], quote=False) in document  # in a context
+    assert not re.search(r"<(img|svg|b|i)[ >]", document)
+    document = browse(page, tmp_path, "sort=shared")
+    shown = shown_concepts(document)
+    assert shown == sorted(range(NUM_CONCEPTS), key=lambda k: (report.shared[k], k))[:200]
+
+
+@needs_browser
+def test_a_wrong_address_is_no_error(page: str, tmp_path: Path) -> None:
+    document = browse(page, tmp_path, "concept=99999&sort=nothing&source=nobody&search=%3Cimg%20src=x%3E")
+    assert text_of(document, "status").startswith("0 of 260") or shown_concepts(document)
+    assert "<title>Concepts of" in document
+    assert "<img" not in document
+
+
+KEYS = """
+const done = [];
+const wait = () => new Promise(resolve => setTimeout(resolve, 50));
+const press = key => document.activeElement.dispatchEvent(
+  new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
+const note = () => { const at = document.activeElement; done.push(at.id || at.textContent.slice(0, 20)); };
+(async () => {
+  document.body.focus(); press("/"); note();
+  const search = document.getElementById("search");
+  search.value = "queen"; search.dispatchEvent(new Event("input")); await wait(); done.push(location.hash);
+  press("ArrowDown"); note(); press("ArrowDown"); note(); press("ArrowUp"); note();
+  document.activeElement.click(); await wait(); note();
+  press("Escape"); await wait(); note();
+  press("Escape"); note();
+  search.value = ""; search.dispatchEvent(new Event("input")); await wait();
+  document.querySelector("#heads button").click(); await wait();
+  done.push(document.querySelector("#heads th").getAttribute("aria-sort"), document.activeElement.id);
+  document.getElementById("more").click(); done.push(document.querySelectorAll("#rows tr").length); note();
+  const keys = Object.assign(document.createElement("pre"), {id: "keys", textContent: JSON.stringify(done)});
+  document.body.append(keys);
+})();
+"""
+
+
+@needs_browser
+def test_the_keyboard_reaches_everything(page: str, tmp_path: Path) -> None:
+    document = browse(page, tmp_path, script=KEYS)
+    steps = json.loads(text_of(document, "keys"))
+    assert steps[:2] == ["search", "#search=queen"]
+    first, second, back = steps[2:5]
+    assert first == back != second
+    assert re.fullmatch(r"#\d+", first)
+    assert steps[5] == "heading"  # the concept that was opened
+    assert steps[6:8] == [first, "search"]
+    assert steps[8] == "ascending"
+    assert steps[10:] == [260, "#200"]
+
+
+@needs_browser
+@pytest.mark.parametrize("state", ["", "concept=7", "search=king"])
+def test_nothing_sticks_out_on_a_phone(page: str, tmp_path: Path, state: str) -> None:
+    frame = """<!doctype html><iframe id="phone" width="390" height="800" style="border: 0"></iframe><script>
+      phone.onload = () => {
+        const page = phone.contentDocument.documentElement, rows = page.querySelectorAll("#rows tr");
+        document.title = [page.scrollWidth, page.clientWidth, rows.length].join();
+      };
+      phone.src = "concepts.html" + location.hash;
+    </script>"""
+    (tmp_path / "concepts.html").write_text(page, encoding="utf-8")
+    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
+    document = dump(f"{(tmp_path / 'frame.html').as_uri()}#{state}", tmp_path)
+    title = re.search(r"<title>(\d+),(\d+),(\d+)</title>", document)
+    assert title, document
+    width, available, num_rows = map(int, title.groups())
+    assert width == available <= 390
+    assert num_rows > 0
