@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-# The first import of triton decides whether a process interprets or compiles.
+# One process interprets or compiles; decided by the first import of triton.
 os.environ["TRITON_INTERPRET"] = "0"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the specifications import the kernels
 

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for the GPUs we support, without spills and within their shared memory, and
+"""Every Triton kernel compiles for every target, without spills and within its shared memory, and
 takes no more than results/gpu-counts.md says.
 """
 

@@ -44,7 +44,7 @@ def test_a_directory_without_a_record_is_no_run(tmp_path: Path) -> None:
         ({"layout": {}}, r"config.json: Layout: fields that are unknown or missing: is_table_normed"),
         (
             {"layout": {"num_buckets": 0, "max_distance": 0, "is_table_normed": True}},
-            "config.json: no layout",
+            "config.json: not a layout",
         ),
         ({"corpus": {"lines": "x"}}, "config.json: lines must be int"),
         ({"source": {}}, "config.json: SourceRecord: fields that are unknown or missing: directory, weights"),
