@@ -71,16 +71,16 @@ def parser(
     """A parser with one flag for each field of the settings classes, which are the groups by their titles.
     `choices` adds the values of fields whose settings class cannot know them.
     """
-    made = _Parser(
+    command_line = _Parser(
         prog=_program(),
         description=description,
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--version", action="version", version=f"mlsm {__version__}")
-    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command_line.add_argument("--version", action="version", version=f"mlsm {__version__}")
+    command_line.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if has_presets:
-        made.add_argument(
+        command_line.add_argument(
             "--preset",
             choices=PRESETS,
             default=argparse.SUPPRESS,
@@ -89,11 +89,11 @@ def parser(
         )
     default = _preset_defaults if has_presets else _default
     for title, cls in groups.items():
-        group = made.add_argument_group(title, inspect.getdoc(cls))
+        group = command_line.add_argument_group(title, inspect.getdoc(cls))
         for field in dataclasses.fields(cls):
             if field.metadata.get("help"):
                 _add_flag(group, cls, field, default, (choices or {}).get(field.name))
-    return made
+    return command_line
 
 
 def _add_flag(
@@ -154,9 +154,9 @@ def _preset_defaults(cls: type, field: dataclasses.Field[FlagValue]) -> str:
     return f" (default{of}: {shown[0] if len(set(shown)) == 1 else each})"
 
 
-def parse_flags(made: argparse.ArgumentParser, argv: Sequence[str]) -> Flags:
+def parse_flags(command_line: argparse.ArgumentParser, argv: Sequence[str]) -> Flags:
     """The flags that were given, without those that every command has. Raises ValueError for a mistake."""
-    values = vars(made.parse_args(argv))
+    values = vars(command_line.parse_args(argv))
     del values["debug"]
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
 

@@ -228,7 +228,7 @@ def test_a_cache_folder_that_a_config_names_is_not_written_to(
     monkeypatch.chdir(tmp_path)
     saved = RunRecord("tiny", ModelConfig(), DataConfig(), TrainConfig(), "")
     (tmp_path / "mine").mkdir()
-    for outside in ("/nowhere/at/all", "../escaped", str(tmp_path.parent)):
+    for outside in ("/nowhere/at/all", "../escaped", str(tmp_path.parent), "", ".", "mine/.."):
         saved = dataclasses.replace(saved, data=DataConfig(cache_dir=outside))
         assert text_of(saved, {}).cache_dir == "corpora"
         assert text_of(saved, {"cache_dir": outside}).cache_dir == outside

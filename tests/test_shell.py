@@ -19,11 +19,11 @@ import fit_dictionary
 import train
 from mlsm import __version__, cli
 
-# The modules whose `main` takes the words of a command line.
+# Modules with a main(argv). `mlsm` runs the others, and experiments/miniature.py the module behind it.
 COMMANDS = sorted(
-    name
+    name.replace("experiments.miniature", "study_run")
     for name, path in modules().items()
-    if "\ndef main(argv: list[str])" in path.read_text() and not name.startswith("benchmarks.")
+    if '__name__ == "__main__"' in path.read_text() and not name.startswith(("benchmarks.", "mlsm.__main__"))
 )
 
 

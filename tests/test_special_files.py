@@ -87,7 +87,7 @@ def replace(place: Path, kind: str, outside: Path) -> None:
 
 
 def make_outside(folder: Path) -> dict[str, bytes | None]:
-    """What must stay as it is."""
+    """Files and folders that no command may change; returns them as `contents`."""
     for name in ("folder/step-999", "folder/blimp", "folder/glue", "folder/random-weights"):
         (folder / name).mkdir(parents=True)
     for name in ("file", "folder/results.json", "folder/step-999/model.safetensors", "folder/state.json"):

@@ -18,6 +18,8 @@ from mlsm.config import ModelConfig
 from mlsm.model import deberta
 from mlsm.settings import check_fields
 
+MAX_DISTANCE = 1 << 20  # tokens between two positions; a file may be damaged or hostile
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -31,6 +33,8 @@ class Layout:
         check_fields(self)
         if self.num_buckets < 0 or self.max_distance < 1:
             raise ValueError(f"not a layout of positions: {self}")
+        if max(self.num_buckets, self.max_distance) > MAX_DISTANCE:
+            raise ValueError(f"num_buckets and max_distance must be at most {MAX_DISTANCE}: {self}")
 
     @property
     def span(self) -> int:

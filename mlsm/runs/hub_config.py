@@ -6,11 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 
 from mlsm.config import ModelConfig
-from mlsm.model.deberta_v2 import Layout
+from mlsm.model.deberta_v2 import MAX_DISTANCE, Layout
 from mlsm.settings import check_fields, check_positive, from_json
 
 MODEL_TYPES = ("deberta", "deberta-v2")  # transformers calls v3 deberta-v2, too
-MAX_DISTANCE = 1 << 20  # tokens between two positions; a file may be damaged or hostile
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from mlsm.settings import Flags, FlagValue, argument
 from mlsm.text.tokenizer import Tokenizer, renumbered_json, renumbered_sentencepiece
 
 PICKLE_FILE = "pytorch_model.bin"
+MOST_PIECES = 1 << 22  # of a vocabulary; the package tokenizers allocates memory up to the largest id
 EMBEDDINGS = "deberta.embeddings.word_embeddings.weight"
 
 
@@ -223,6 +224,8 @@ def _byte_pairs(source: Path, has_prefix_space: bool) -> bytes:
     vocabulary = _read_object(source / "vocab.json")
     if (source / "added_tokens.json").exists():
         vocabulary |= _read_object(source / "added_tokens.json")
+    if not all(type(number) is int and 0 <= number < MOST_PIECES for number in vocabulary.values()):
+        raise ValueError(f"vocab.json must number its pieces from 0 to {MOST_PIECES - 1} at most")
     lines = read_text(source / "merges.txt").split("\n")
     split = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     pairs = [(pair[0], pair[1]) for pair in split if len(pair) == 2]

@@ -339,6 +339,8 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ("v1", with_code, "is damaged, or holds more than weights"),
     ("v1", lambda folder: (folder / MODEL_FILE).unlink(), "no model.safetensors and no pytorch_model.bin"),
     ("v1", write(MODEL_FILE, b"junk"), "model.safetensors is damaged"),
+    ("v1", write("vocab.json", b'{"a": 4000000000}'), "vocab.json must number its pieces from 0 to 4194303"),
+    ("v1", write("vocab.json", b'{"a": "x"}'), "vocab.json must number its pieces from 0"),
     ("v1", write("vocab.json", b'{"a": 0}'), "vocab.json and merges.txt do not fit together"),
     ("v1", write("tokenizer.json", b"{}"), "not a tokenizer.json"),
     (

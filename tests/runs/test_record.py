@@ -46,6 +46,10 @@ def test_a_directory_without_a_record_is_no_run(tmp_path: Path) -> None:
             {"layout": {"num_buckets": 0, "max_distance": 0, "is_table_normed": True}},
             "config.json: not a layout",
         ),
+        (
+            {"layout": {"num_buckets": 0, "max_distance": 1 << 61, "is_table_normed": True}},
+            "config.json: num_buckets and max_distance must be at most",
+        ),
         ({"corpus": {"lines": "x"}}, "config.json: lines must be int"),
         ({"source": {}}, "config.json: SourceRecord: fields that are unknown or missing: directory, weights"),
         ({"versions": {"mlsm": 1}}, "config.json: versions must be texts"),
