@@ -1,4 +1,4 @@
-# Everything runs from a virtual environment in .venv, made on first use from the pinned requirements.
+# Everything runs in a virtual environment in .venv, which the first use creates from the pinned requirements.
 PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs/teacher runs/lsm-random runs/token-head-lsm-random
@@ -18,7 +18,7 @@ lint: .venv/for-developing  ## formatting, common mistakes, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/for-benchmarks  ## ours against its peers, into results/
+bench: .venv/for-benchmarks  ## this project against other packages, into results/
 	$(BIN)/python -m pytest benchmarks/bench_lasso.py benchmarks/bench_dictionary.py benchmarks/bench_scoring.py --benchmark-enable
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_training.py
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_attention.py

@@ -23,7 +23,7 @@ from mlsm.directory import check_writable
 from mlsm.log import say
 from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.hub_import import with_converted_checkpoints
-from mlsm.runs.record import RunRecord, read_record
+from mlsm.runs.record import read_record
 from mlsm.runs.run import load_encoder
 from mlsm.runs.teacher import text_of
 from mlsm.seeds import generator_for
@@ -60,8 +60,10 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
         say(f"{path} exists, learnt with these settings")
         return path
     corpus = Corpus(data, tokenizer)
-    if leak := corpus.leak(f"the teacher {directory}", _text_digest(record), record.data.heldout_share):
-        say(leak)
+    if record.corpus and record.corpus.digest:
+        name = f"the teacher {directory}"
+        if leak := corpus.leak(name, record.corpus.digest, record.data.heldout_share):
+            say(leak)
     sample_ND = sample_states(
         encoder,
         layer,
@@ -98,14 +100,6 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
         f"{statistics.unused_atoms} atoms unused by {statistics.num_signals} held-out states"
     )
     return path
-
-
-def _text_digest(record: RunRecord) -> str:
-    """The digest of the text that a run names; "" if its files are gone."""
-    try:
-        return corpus_digest(text_of(record, {}))
-    except ValueError:
-        return ""
 
 
 def _changed_settings(before: dict[str, object], now: dict[str, object]) -> str:

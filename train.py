@@ -26,7 +26,14 @@ from mlsm.evaluation.heldout import MASKED, heldout_metrics, predictions
 from mlsm.files import write_tensors
 from mlsm.log import Meter, RunLog, progress, say
 from mlsm.model.language_model import LanguageModel
-from mlsm.runs.checkpoint import MODEL_FILE, Checkpoint, TrainingState, save_checkpoint, save_milestone
+from mlsm.runs.checkpoint import (
+    MODEL_FILE,
+    Checkpoint,
+    TrainingState,
+    save_checkpoint,
+    save_milestone,
+    shortened,
+)
 from mlsm.runs.record import read_record
 from mlsm.runs.run import init_from_, load_weights, load_weights_
 from mlsm.runs.teacher import load_teacher
@@ -36,9 +43,10 @@ from mlsm.text.batches import Corpus, Update
 from mlsm.training.divergence import DivergenceMonitor, record_update
 from mlsm.training.objectives import OBJECTIVES, find_objective
 from mlsm.training.optim import (
-    adamw,
-    load_optimizer_,
+    WeightAverage,
+    load_optimizers_,
     load_scaler_,
+    make_optimizers,
     optimizer_tensors,
     set_learning_rate_,
     step_,
@@ -55,7 +63,6 @@ def train(plan: Plan) -> None:
     width, before = plan.record.model.width, plan.record.precision
     precision = choose_precision(config.amp, device, width, before=before)
     corpus = Corpus(plan.record.data, plan.tokenizer)
-    selection = objective.selection(config.mask_share)
     record = dataclasses.replace(plan.record, leak=find_leak(plan, corpus))
     checkpoint = open_run(plan.directory, record, plan.tokenizer, corpus, precision.name)
     if (plan.directory / MODEL_FILE).exists():
@@ -66,17 +73,17 @@ def train(plan: Plan) -> None:
     teacher = None
     if plan.dictionary is not None:
         teacher = load_teacher(Path(config.teacher), plan.dictionary, config, device)
-    optimizer = adamw(model, config)
+    optimizers, average = make_optimizers(model, config), WeightAverage(model, config)
     state = {"words_seen": 0, "skipped_updates": 0}
     if checkpoint is not None:
-        load_optimizer_(optimizer, model, checkpoint.optimizer)
+        load_optimizers_(optimizers, average, model, checkpoint.optimizer)
         load_scaler_(precision.scaler, checkpoint.state.scaler)
         state = {name: getattr(checkpoint.state, name) for name in state}
         say(f"resuming {plan.directory} after update {checkpoint.step}")
     start = distributed.equal_on_all_ranks(checkpoint.step if checkpoint else 0, "newest checkpoint")
 
     def save(step: int) -> None:
-        tensors = optimizer_tensors(optimizer, model)
+        tensors = optimizer_tensors(optimizers, model) | average.tensors()
         facts = TrainingState(**state, scaler=precision.scaler.state_dict())
         checkpoint = Checkpoint(step, model.state_dict(), tensors, facts)
         with distributed.rank_zero_first():
@@ -89,7 +96,8 @@ def train(plan: Plan) -> None:
         progress(config.num_steps, plan.directory.name, done=start, unit="update") as bar,
     ):
         for step in range(start, config.num_steps):
-            rate = set_learning_rate_(optimizer, step, config)
+            rate = set_learning_rate_(optimizers, step, config)
+            selection = objective.selection(config.mask_share.at(step, config.num_steps))
             update = corpus.update(step, config.batch_size, config.token_budget, selection, config.seed)
             if step == start:
                 _say_if_ranks_have_no_work(update)
@@ -101,7 +109,9 @@ def train(plan: Plan) -> None:
                 meter.add(outcome.parts)
             stop = distributed.all_reduce_max(signals.received or 0)
             distributed.sum_gradients_(model.parameters())
-            norm = step_(optimizer, precision.scaler, config.clip_norm)
+            norm = step_(optimizers, precision.scaler, config.clip_norm)
+
+            average.add(step)
 
             done = step + 1
             state["skipped_updates"] += monitor.add(norm)
@@ -109,7 +119,11 @@ def train(plan: Plan) -> None:
             for words in config.word_counts():
                 if 0 <= state["words_seen"] - words < update.num_words:
                     save_milestone(
-                        plan.directory, words, done, model.state_dict(), TrainingState(**state, scaler={})
+                        plan.directory,
+                        f"words-{shortened(words)}",
+                        done,
+                        model.state_dict(),
+                        TrainingState(**state, scaler={}),
                     )
             meter.add_counts(update.num_selected, update.num_tokens)
             if problem := monitor.problem(precision.scaler):
@@ -140,6 +154,11 @@ def train(plan: Plan) -> None:
                 shown = predictions(model, plan.tokenizer, corpus, MASKED.share)
                 log.write_text("predictions", shown, config.num_steps)
             heldout = f"held-out {_headline(values)}"
+        if average.mean:
+            weights = model.state_dict() | average.mean
+            save_milestone(
+                plan.directory, "average", config.num_steps, weights, TrainingState(**state, scaler={})
+            )
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
     say(f"finished {plan.directory}: {heldout}")
 

@@ -3,8 +3,8 @@
     PYTHONPATH=. python benchmarks/bench_attention.py                  writes results/attention.md
 
 Twelve heads of 64, dropout 0.1; bf16 and time on a GPU, float32 and processor time on a CPU, where the fused
-kernels do not run. Beside them torch's attention on the padded rectangle without position terms: it computes
-less, and shows what those cost. All take turns on the same tensors.
+kernels do not run. They are compared with torch's attention without position terms on the padded rectangle,
+which computes less and so shows what the position terms cost. All are timed in turns on the same tensors.
 """
 
 import itertools
@@ -28,14 +28,14 @@ CLOCK = time.perf_counter if DEVICE == "cuda" else time.process_time  # other wo
 
 
 def pairs_of_lines() -> list[int]:
-    """Lengths as in a corpus: log-normal, 30 tokens on average, at most 128."""
+    """Lengths like those of a corpus: log-normal, 30 tokens on average, at most 128."""
     generator = torch.Generator().manual_seed(0)
     length = (torch.randn(TOKENS // 30, generator=generator) * 0.6 + 3.2).exp().clamp(4, 128)
     return length.int().tolist()
 
 
 def middle_of_a_sorted_update() -> list[int]:
-    """What is cut from the middle of 1,024 pairs sorted by length."""
+    """Lengths of a micro-batch from the middle of 1,024 pairs that were sorted by length."""
     return [24 + 2 * i // (TOKENS // 25) for i in range(TOKENS // 25)]
 
 
@@ -77,7 +77,7 @@ def without_positions(lengths: list[int]) -> Callable[..., Tensor]:
 
 
 def seconds(attend: Callable[..., Tensor], tensors: list[Tensor], gradient_THE: Tensor) -> float:
-    """Of one forward and backward pass."""
+    """The time of one forward and backward pass."""
     synchronize = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
     synchronize()
     started = CLOCK()
@@ -88,7 +88,7 @@ def seconds(attend: Callable[..., Tensor], tensors: list[Tensor], gradient_THE: 
 
 
 def measure(lengths: list[int]) -> dict[str, float]:
-    """Seconds of each side, medians of turns."""
+    """The median time of each implementation in seconds."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -117,7 +117,7 @@ def main() -> None:
         for name, taken in measure(lengths).items():
             shape = f"{len(lengths)} x {min(lengths)} to {max(lengths)}"
             rows.append([setting, shape, name, f"{1e3 * taken:.1f}", f"{sum(lengths) / taken:,.0f}"])
-    gpu = "" if DEVICE == "cuda" else "No GPU took part: the fused kernels are not timed yet.\n"
+    gpu = "" if DEVICE == "cuda" else "Measured without a GPU, so the fused kernels are not timed.\n"
     clock = "Time" if DEVICE == "cuda" else "Processor time"
     settings = f"{NUM_HEADS} heads of {HEAD_WIDTH}, dropout {DROPOUT_P}, {DTYPE}"
     text = f"""# Disentangled attention, forward and backward

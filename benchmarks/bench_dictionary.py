@@ -1,11 +1,12 @@
-"""Dictionary learning against SPAMS trainDL, and the designs that lost: seconds, and Eq. 1 on other signals.
+"""Dictionary learning against SPAMS trainDL and against other designs: seconds, and Eq. 1 on held-out
+signals.
 
     pytest benchmarks/bench_dictionary.py --benchmark-enable        writes results/dictionary.md
 
-SPAMS is what the paper used. Both see the same signals, draw the same number and use the same threads; SPAMS
-gets float32, in which it is faster. The objective is that of converged codes (tol 1e-5) of 6,000 signals that
-nobody learnt from. Each run is made once: it is long, and chance moves the objective by about 0.1 % (the rows
-with other seeds).
+The paper used SPAMS. Both learners get the same signals, draw the same number of them and use the same
+threads; SPAMS gets float32, in which it is faster. The objective is that of converged codes (tol 1e-5) of
+6,000 held-out signals. Each learner runs once, because a run is long; other seeds change the objective by
+about 0.1 % (see the rows with other seeds).
 """
 
 import functools
@@ -41,7 +42,7 @@ class Row(NamedTuple):
     name: str
     seconds: float
     cpu_seconds: float
-    """Of all threads: tells a run that waited for a busy machine from one that worked."""
+    """Processor time of all threads, which other work on the machine disturbs less."""
     statistics: Statistics
 
 
@@ -178,8 +179,8 @@ def _text() -> str:
 
 Written by the command below. Real signals (states of a small public encoder) of unit norm, {NUM_SAMPLE:,} to
 learn from; lambda {LAM}. The objective is Eq. 1 as a mean over {NUM_HELDOUT:,} other signals, with converged
-codes. Each run is made once. CPU seconds are those of all threads; the wall shows how busy the machine was,
-and compares two rows only where it is close to the CPU seconds over the threads.
+codes. Each learner runs once. CPU seconds are those of all threads. Wall seconds can be compared only where
+they are close to the CPU seconds divided by the number of threads, that is, on an idle machine.
 
 {result_page.circumstances("pytest benchmarks/bench_dictionary.py --benchmark-enable")}
 

@@ -2,10 +2,10 @@
 
     pytest benchmarks/bench_scoring.py --benchmark-enable        writes results/scoring.md
 
-Presets `tiny` and `small` with random weights (the time does not depend on them); minimal pairs of our
-grammar, which is what is scored in practice, and lines of the embedded corpus, both at equal distances.
-minicons scores the exported model through transformers, one sentence per call or 16:
-it makes a batch of the masked copies of one sentence and computes the logits of every position.
+Presets `tiny` and `small` with random weights (the time does not depend on them). The sentences are every
+n-th minimal pair of our grammar, as in practice, and every n-th line of the embedded corpus. minicons scores
+the exported model through transformers, with one sentence per call or 16. It makes a batch of the masked
+copies of each sentence and computes the logits of every position.
 """
 
 import dataclasses
@@ -44,14 +44,14 @@ class Row(NamedTuple):
     num_sentences: int
     seconds: float
     difference: float
-    """Largest, of a score, to ours."""
+    """The largest difference of a score from ours."""
 
 
 rows: list[Row] = []
 
 
 def sentences(kind: str, num: int, config: DataConfig, tokenizer: Tokenizer) -> list[str]:
-    """Of minimal pairs, good and bad ones in turn."""
+    """Evenly spaced sentences of a kind; of minimal pairs, good and bad ones in turn."""
     if kind == "minimal pairs":
         pairs = [pair for these in demo_pairs(tokenizer).values() for pair in these]
         return [sentence for pair in pairs[:: 2 * len(pairs) // num] for sentence in pair][:num]

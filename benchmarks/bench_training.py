@@ -2,13 +2,13 @@
 
     PYTHONPATH=. python benchmarks/bench_training.py [--corpus FILES ...]       writes results/training.md
 
-All sides of a model make the same updates: forward and backward passes over the same pairs of lines, AdamW.
-"Random" is the paper's way: micro-batches of 64 sequences as they come, padded to the longest; "sorted" is
-ours. Each side runs in a process of its own, one after another, so that its peak memory is its own; the
-rounds go around the sides. Tokens are real ones, without padding.
+All sides of a model make the same updates: forward and backward passes over the same pairs of lines, and
+AdamW. "Random" is the order of the paper: micro-batches of 64 sequences in random order, padded to the
+longest. "Sorted" is ours. Sides run one after another, each in a process of its own, which measures its peak
+memory; a round runs every side once. Padding does not count as tokens.
 
-On a GPU updates are larger, everything runs in its autocast precision, memory is the GPU's, and the share of
-the card's peak that the model's matrix products reach is told too.
+On a GPU updates are larger, everything runs in its autocast precision, and memory is the GPU's. The share of
+the card's peak that the model's matrix products reach is measured too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from mlsm.seeds import generator_for
 from mlsm.text.batches import Corpus, MicroBatch, Selection, Update
 from mlsm.text.corpus import corpus_tokenizer
 from mlsm.training.objectives import OBJECTIVES
-from mlsm.training.optim import adamw
+from mlsm.training.optim import make_optimizers
 
 SEQUENCES, SEQUENCES_ON_A_GPU, SEQUENCES_A_RANDOM_BATCH = 128, 1024, 64
 SEQUENCES_TO_WARM_UP = 16
@@ -64,7 +64,7 @@ Loss = Callable[[MicroBatch], Tensor]
 
 
 class Side(NamedTuple):
-    """One way to make an update: a model and its loss summed over a micro-batch of a CPU's memory."""
+    """One way to make an update: a model, and its loss summed over a micro-batch that lies in CPU memory."""
 
     objective: str
     name: str
@@ -74,7 +74,9 @@ class Side(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RealSignals(Dictionary):
-    """Codes as many real signals as it is given states: those of an untrained teacher would not be sparse."""
+    """A dictionary that codes real signals in place of the states it is given: those of an untrained teacher
+    have no sparse codes.
+    """
 
     signals_ND: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
@@ -151,11 +153,11 @@ def run_side(
     """
     device = choose_device("auto")
     precision = choose_precision("auto", device)
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
     before = _peak_mib(device)
     torch.manual_seed(0)
     model, loss = side.build(config, device)
-    optimizer = adamw(model.train(), TrainConfig())
+    [optimizer] = make_optimizers(model.train(), TrainConfig())
     speeds, processor_s, operations = [], [], []
     sizes = [SEQUENCES_TO_WARM_UP] + [SEQUENCES] * rounds
     if device.type == "cuda":  # a smaller update would leave kernels to choose and memory to reserve
@@ -181,9 +183,9 @@ def run_side(
 
 
 def model_operations(side: Side, config: ModelConfig, update: Update) -> float:
-    """Multiplications and additions that an update cannot do without: linear layers of the encoder on the
-    real tokens and the last layer's logits where they are read, three times (forward, and backward for inputs
-    and weights), and for LSM the teacher's once. Attention's own products are left out, as is all padding.
+    """Multiplications and additions that an update needs at least: the encoder's linear layers on all tokens
+    and the logits of selected tokens, three times (forward, and backward for inputs and weights), and for LSM
+    the teacher's encoder once. The products within attention are left out, as is all padding.
     """
     layer = 4 * config.width**2 + 2 * config.width * config.ffn_width
     encoder = 2 * config.depth * layer * update.num_tokens
@@ -198,7 +200,7 @@ def _finish(device: torch.device) -> None:
 
 
 def _peak_mib(device: torch.device) -> float:
-    """Most memory that was in use since the peak was forgotten: on the GPU, or resident of this process."""
+    """Peak memory since the counter was reset: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,8 +1,8 @@
-"""The paper's recipe with the parts it was run with: Hugging Face's eager DeBERTa, logits at every position,
-sequences as they come, and a dense FISTA of 100 steps.
+"""The paper's recipe: Hugging Face's eager DeBERTa, logits at every position, sequences in random order, and
+a dense FISTA of 100 steps.
 
-What a user would train with who has no code of ours. BERT with PyTorch's fused attention stands beside it, as
-the model of the same size that is best supported.
+This is what a user without this project would train with. BERT with PyTorch's fused attention is added as the
+model of the same size that is best supported.
 
 Legend: B sequences, L positions (padded), N selected positions, D width, V vocabulary, K concepts.
 """
@@ -61,7 +61,7 @@ class Padded(NamedTuple):
 
 
 def padded(micro: MicroBatch) -> Padded:
-    """The same sequences in a rectangle; on a CPU, as a data loader makes it."""
+    """The same sequences as padded tensors on the CPU, as a data loader makes them."""
     lengths = micro.text.cu_seqlens.diff().tolist()
     selected_T = torch.zeros_like(micro.text.ids_T, dtype=torch.bool)
     selected_T[micro.selected_N] = True
@@ -74,7 +74,7 @@ def padded(micro: MicroBatch) -> Padded:
 
 
 def deberta_config(config: ModelConfig) -> DebertaConfig:
-    """The model of ours in transformers' words."""
+    """The configuration of transformers for the same model."""
     return DebertaConfig.from_dict(huggingface_config(config))
 
 
@@ -113,7 +113,7 @@ def concept_loss(
     """KL to the L1-normalised codes, summed over the selected tokens. The concepts are K columns more of the
     student's vocabulary, whose logits are computed everywhere.
 
-    The dense solver takes the same time for any signal; it is given real ones, which ours gets too.
+    The dense solver takes the same time for any signal. It codes the real signals that ours codes too.
     """
     batch = padded(micro).to(student.device)
     with torch.no_grad():

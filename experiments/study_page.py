@@ -16,7 +16,8 @@ from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.circumstances import circumstances
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.tables import Cell, as_markdown
-from mlsm.files import read_json, write_text, write_whole
+from mlsm.figures import new_figure
+from mlsm.files import read_json, write_text
 from mlsm.pages.run_facts import compute_row, duration
 
 Row = dict[str, Cell | str]
@@ -161,21 +162,18 @@ def _coding_cells(findings: Findings, name: str) -> Row:
 
 def draw(findings: Findings, path: Path) -> None:
     """Draw what the six students learn, and the words learnt from their concepts, over updates."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
     styles = {"mlsm": ":", "lsm15": "--", "lsm": "-"}
-    for student in findings.commands.main_students:
-        colour = "0.0" if student.init == "random" else "0.55"
-        curves = ((left, student.name, "concept_kl"), (right, f"{student.name}-words", "token_accuracy"))
-        for axes, name, key in curves:
-            run = findings.runs.get(name)
-            points = [(line["step"], line[key]) for line in run.training if key in line] if run else []
-            steps, values = zip(*points, strict=True) if points else ((), ())
-            style = {"color": colour, "label": _title(student), "linewidth": 1.2}
-            axes.plot(steps, values, styles[student.objective], **style)
-    left.set(xlabel="update of phase 2", ylabel="KL to the teacher's concepts, nats")
-    right.set(xlabel="update of phase 3", ylabel="accuracy of masked words")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    write_whole(path, lambda p: figure.savefig(p, format="png", dpi=120))
+    with new_figure(path, 11, 3.4) as figure:
+        left, right = figure.subplots(1, 2)
+        for student in findings.commands.main_students:
+            curves = ((left, student.name, "concept_kl"), (right, f"{student.name}-words", "token_accuracy"))
+            for axes, name, key in curves:
+                lines = findings.runs[name].training if name in findings.runs else []
+                points = [(line["step"], line[key]) for line in lines if key in line]
+                (curve,) = axes.plot(
+                    *zip(*points, strict=True) if points else ([], []), styles[student.objective]
+                )
+                curve.set(color="0.0" if student.init == "random" else "0.55", label=_title(student))
+        left.set(xlabel="update of phase 2", ylabel="KL to the teacher's concepts, nats")
+        right.set(xlabel="update of phase 3", ylabel="accuracy of masked words")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)

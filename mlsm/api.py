@@ -3,9 +3,9 @@
     import mlsm
 
     model = mlsm.load("runs/token-head-lsm-random")
-    model.concepts("The cat sat.")            # [("▁The", [(17, 0.31), (904, 0.22), ...]), ...]
-    model.predict("The [MASK] sat.", top=3)   # [[("▁man", 0.08), ("▁king", 0.05), ("▁child", 0.03)]]
-    model.score(["The cat sat.", "The cat sit."])
+    model.concepts("The cat sat.")                  # [(piece, [(concept, weight), ...]), ...]
+    model.predict("The [MASK] sat.", top=3)         # [[(piece, probability), ...]]
+    model.score(["The cat sat.", "The cat sit."])   # [nats per token, ...]
 
 [MASK] in a text is the mask: it replaces one piece, with the space before it, as
 `Tokenizer.encode_with_masks` defines. Every other text that spells a special token is ordinary text.
@@ -54,8 +54,10 @@ class Model:
         Raises ValueError, with what is wrong, for a directory or a device that cannot be used.
         """
         path, self._device = Path(directory), choose_device(device)
-        load = load_encoder if read_record(path).layout else load_run
-        self.run: Run | EncoderRun = load(path, self._device)
+        is_encoder = read_record(path).layout is not None
+        self.run: Run | EncoderRun = (
+            load_encoder(path, self._device) if is_encoder else load_run(path, self._device)
+        )
         self._dictionary = None if dictionary is None else Path(dictionary)
         if self._dictionary and self._has_concept_head:
             raise ValueError(f"{directory} predicts concepts itself; dictionary is for teachers")

@@ -27,7 +27,7 @@ from kernels.backend import logger as kernels_logger
 from mlsm import distributed
 from mlsm.config import PRESETS
 from mlsm.log import Screen, printable, say
-from mlsm.settings import Flags, FlagValue, element_type, from_flags
+from mlsm.settings import Flags, FlagValue, Line, element_type, from_flags
 from mlsm.version import __version__
 
 EXIT_MISTAKE = 2
@@ -118,7 +118,7 @@ def _add_flag(
     choices = choices or field.metadata["choices"]
     group.add_argument(
         flag,
-        type=kind,
+        type=Line.parse if kind is Line else kind,
         nargs=nargs,
         choices=choices,
         required=field.default is dataclasses.MISSING,

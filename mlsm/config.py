@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kernels.lasso import SOLVERS
-from mlsm.settings import check_fields, check_not_negative, check_positive, option
+from mlsm.settings import Line, check_fields, check_not_negative, check_positive, option
 
 EMBEDDED_CORPUS = "embedded"
 DEFAULT_TEACHER = "runs/teacher"
@@ -119,11 +119,28 @@ class TrainConfig:
     num_steps: int = option(100_000, "updates")
     batch_size: int = option(1024, "sequences per update")
     token_budget: int = option(16_384, "tokens a micro-batch holds at most, padding included")
-    learning_rate: float = option(1e-4, "peak learning rate of AdamW")
+    optimizer: str = option(
+        "adamw", "adamw, or muon for the matrices of the layers and adamw for the rest", ("adamw", "muon")
+    )
+    learning_rate: float = option(1e-4, "peak learning rate")
+    schedule: str = option(
+        "linear",
+        "fall of the learning rate: linear, cosine, or wsd (only over the last --decay-share)",
+        ("linear", "cosine", "wsd"),
+    )
+    decay_share: float = option(0.2, "share of the updates in which the learning rate of wsd falls")
     warmup_share: float = option(0.01, "share of the updates in which the learning rate rises")
-    weight_decay: float = option(0.01, "weight decay of AdamW")
+    weight_decay: float = option(0.01, "weight decay")
     clip_norm: float = option(1.0, "largest norm of the gradient of an update")
-    mask_share: float = option(0.15, "share of the tokens that masked objectives and lsm15 select")
+    mask_share: Line = option(
+        Line(0.15),
+        "share of the tokens that masked objectives and lsm15 select; 0.4:0.15 goes in a line from the "
+        "first update to the last",
+        metavar="SHARE",
+    )
+    average_last: float = option(
+        0.0, "share of the updates, the last ones, whose weights are averaged into RUN/checkpoints/average"
+    )
     mlm_weight: float = option(1.0, "weight of the masked-LM loss in mlm+mlsm")
     code_tolerance: float = option(
         1e-3, "duality gap of a code, relative to half the squared norm of its signal"
@@ -162,8 +179,13 @@ class TrainConfig:
         check_not_negative(self, "weight_decay", "mlm_weight")
         if self.code_steps is not None:
             check_positive(self, "code_steps")
-        if not 0 < self.mask_share <= 1:
+        first, last = self.mask_share
+        if not (0 < first <= 1 and 0 < (first if last is None else last) <= 1):
             raise ValueError(f"mask_share must be in (0, 1], got {self.mask_share}")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"decay_share must be in (0, 1], got {self.decay_share}")
+        if not 0 <= self.average_last <= 1:
+            raise ValueError(f"average_last must be in [0, 1], got {self.average_last}")
         if not 0 <= self.warmup_share <= 1:
             raise ValueError(f"warmup_share must be in [0, 1], got {self.warmup_share}")
         self.word_counts()
@@ -244,9 +266,9 @@ def tiny() -> Preset:
         model=ModelConfig(vocab_size=4_000, width=128, num_heads=2, ffn_width=512, dropout=0.0),
         data=DataConfig(max_length=64),
         dictionary=DictionaryConfig(num_tokens=60_000, num_updates=60),
-        teacher=replace(train, num_steps=550, mask_share=0.4),
+        teacher=replace(train, num_steps=550, mask_share=Line(0.4)),
         student=replace(train, num_steps=220),
-        token_head=replace(train, num_steps=150, mask_share=0.4, batch_size=32),
+        token_head=replace(train, num_steps=150, mask_share=Line(0.4), batch_size=32),
     )
 
 

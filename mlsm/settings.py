@@ -12,13 +12,47 @@ import typing
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 _PLAIN = (bool, int, float, str, Path)
 LARGEST_NUMBER = 1 << 62  # in a field; a file may be damaged or hostile
 
 T = TypeVar("T")
-FlagValue = str | int | float | bool | Path | tuple[str, ...] | tuple[Path, ...] | None
+
+
+class Line(NamedTuple):
+    """A value that goes in a straight line from the first update of a run to its last."""
+
+    first: float
+    last: float | None = None  # None: it stays at the first
+
+    def at(self, step: int, num_steps: int) -> float:
+        """The value of update `step`, from 0."""
+        if self.last is None or step == 0:
+            return self.first
+        share = step / (num_steps - 1)
+        return (1 - share) * self.first + share * self.last
+
+    def __str__(self) -> str:
+        return f"{self.first:g}" if self.last is None else f"{self.first:g}:{self.last:g}"
+
+    @classmethod
+    def parse(cls, value: Any) -> Line:
+        """A line from a number, its text, or two numbers as "0.4:0.15" or as a list. Raises ValueError for
+        anything else.
+        """
+        parts = value.split(":") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        try:
+            first, *rest = (None if part is None else float(part) for part in parts)
+            [last] = rest or [None]
+            if first is None:
+                raise ValueError
+        except (TypeError, ValueError):
+            raise ValueError(f"a number, or two as 0.4:0.15, is needed; got {value!r}") from None
+        return cls(first, last)
+
+
+FlagValue = str | int | float | bool | Path | Line | tuple[str, ...] | tuple[Path, ...] | None
 Flags = Mapping[str, FlagValue]
 """The flags that were given on a command line, by the name of their field."""
 
@@ -108,7 +142,14 @@ def from_json(cls: type[T], values: object) -> T:
     required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     if odd := sorted((values.keys() - known) | (required - values.keys())):
         raise ValueError(f"{cls.__name__}: fields that are unknown or missing: {', '.join(odd)}")
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    return cls(**{name: _from_json(field_types(cls)[name], value) for name, value in values.items()})
+
+
+def _from_json(kind: Any, value: object) -> object:
+    """A value of a field as the field's type has it: JSON knows neither lines nor tuples."""
+    if kind is Line:
+        return Line.parse(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def override(config: T, given: Flags) -> T:

@@ -29,7 +29,7 @@ def heldout(flags: list[str]) -> None:
     assert concepts is not None
     corpus = Corpus(run.record.data, run.tokenizer)
     teacher = teacher_of(concepts, config, torch.device("cpu"))
-    selection = OBJECTIVES[config.objective].selection(config.mask_share)
+    selection = OBJECTIVES[config.objective].selection(config.mask_share.first)
     words = score_words(run.model, corpus, 96)
     kl = score_concepts(run.model, teacher, corpus, selection, 96)
     write_json(run.directory / "heldout.json", [*words, *kl])

@@ -20,7 +20,7 @@ from mlsm.config import (
     base,
     tiny,
 )
-from mlsm.settings import from_json
+from mlsm.settings import Line, from_json
 from mlsm.training import plan
 
 SET_ELSEWHERE = {"num_concepts", "has_token_head"}
@@ -59,7 +59,7 @@ def test_the_papers_settings() -> None:
     )
     teacher = preset.train_for(1)
     assert (teacher.num_steps, teacher.batch_size, teacher.learning_rate) == (100_000, 1024, 1e-4)
-    assert (teacher.mask_share, teacher.warmup_share, teacher.clip_norm) == (0.15, 0.01, 1.0)
+    assert (teacher.mask_share.first, teacher.warmup_share, teacher.clip_norm) == (0.15, 0.01, 1.0)
     assert preset.train_for(2).num_steps == preset.train_for(3).num_steps == 10_000
 
 
@@ -83,7 +83,7 @@ def test_configurations_survive_json(preset: str, part: str) -> None:
         (DataConfig, {"max_length": 3}, "max_length must be at least 4"),
         (DataConfig, {"heldout_share": 1.0}, "heldout_share must be in"),
         (TrainConfig, {"num_steps": True}, "num_steps must be int"),
-        (TrainConfig, {"mask_share": 0.0}, "mask_share must be in"),
+        (TrainConfig, {"mask_share": Line(0.0)}, "mask_share must be in"),
         (TrainConfig, {"learning_rate": -1.0}, "learning_rate must be above 0"),
         (TrainConfig, {"weight_decay": -1.0}, "weight_decay must not be below 0, got -1.0"),
         (TrainConfig, {"mlm_weight": -1.0}, "mlm_weight must not be below 0"),

@@ -301,7 +301,7 @@ def test_an_export_is_a_run_again(pair: tuple[Path, Path], tmp_path: Path) -> No
         assert all(torch.equal(weights[name], w) for name, w in ours.model.state_dict().items())
 
 
-def test_a_tokenizer_from_outside_is_exported_too(tmp_path: Path) -> None:
+def test_an_imported_tokenizer_is_exported_too(tmp_path: Path) -> None:
     """Byte-pair pieces, as DeBERTa v1 has them, come and go as a tokenizer.json."""
     made = ByteLevelBPETokenizer()
     special = [*SPECIAL_PIECES]

@@ -46,3 +46,16 @@ def test_an_existing_dictionary_is_compared_by_the_content_of_its_text(teacher: 
     with pytest.raises(ValueError, match=r"exists; students may .* \(it was learnt with another text\)"):
         fit_dictionary.main([*flags, f"--corpus={text}"])
     assert path.read_bytes() == before
+
+
+def test_text_that_changed_since_the_teacher_was_trained_is_announced(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = teacher.parent.parent / "text.txt"
+    before = text.read_text()
+    text.write_text(before.replace("The cat", "The dog", 1))
+    try:
+        fit_dictionary.main([f"--teacher={teacher}", *SETTINGS, f"--output={tmp_path / 'new.safetensors'}"])
+    finally:
+        text.write_text(before)
+    assert f"the teacher {teacher} read another text" in capsys.readouterr().err

@@ -83,6 +83,19 @@ def test_quoted_measurements_are_those_of_the_results() -> None:
             assert any(quoted <= row for row in rows), f"{line} is not in {name}: quote what it says now"
 
 
+def test_the_readme_quotes_the_outputs_of_the_tutorial() -> None:
+    shown = PAGES["tutorial.md"]
+    table = re.findall(
+        r"^    ((?:teacher|lsm-random|token-head-lsm-random|baseline) .*)$", README, re.MULTILINE
+    )
+    assert len(table) == 4
+    assert [row for row in table if row not in shown] == []
+    outputs = re.findall(r"^    model\..*?# ?(.*)$", README, re.MULTILINE)
+    numbers = [number for output in outputs for number in re.findall(r"-?\d+(?:\.\d+)?", output)]
+    assert len(numbers) == 9
+    assert [number for number in numbers if not re.search(rf"(?<![\d.]){number}(?![\d.])", shown)] == []
+
+
 def test_pages_and_pictures_are_there_and_linked_from_the_readme() -> None:
     pages = [str(path.relative_to(ROOT)) for path in PATHS if path.name != "README.md"]
     assert [page for page in pages if f"`{page}`" not in README] == []

@@ -55,7 +55,8 @@ def test_students_learn_the_concepts(objective: str, teacher: Path, tmp_path: Pa
     enough = ["--num-steps=100", "--batch-size=16", "--mask-share=0.5", "--learning-rate=0.01"]
     train.main([*flags, *enough])
     metrics = [line for line in read_metrics(tmp_path / "run") if "concept_kl" in line]
-    assert metrics[-1]["concept_kl"] < 0.9 * metrics[0]["concept_kl"]
+    # The sentences are drawn at random, so a masked token says little about its concepts.
+    assert metrics[-1]["concept_kl"] < 0.95 * metrics[0]["concept_kl"]
     assert all(line["gap_max"] <= 1e-3 * 1.01 for line in metrics)
     assert ("cross_entropy" in metrics[0]) == (objective == "mlm+mlsm")
     concepts = read_json(tmp_path / "run" / "config.json")["concepts"]

@@ -123,7 +123,9 @@ def masked_scores(
 @triton.jit
 def dropout_factor(seed_ptr, sequence, head, i, j, dropout_p, HAS_DROPOUT: tl.constexpr):
     """1 / (1 - p) for a weight (i, j) that is kept, 0 for one that is dropped; i and j broadcast."""
-    if not HAS_DROPOUT:
-        return 1.0
-    bits, _, _, _ = tl.philox(tl.load(seed_ptr), j, i, head, sequence, PHILOX_ROUNDS)
-    return tl.where(tl.uint_to_uniform_float(bits) >= dropout_p, 1.0 / (1.0 - dropout_p), 0.0)
+    if HAS_DROPOUT:
+        bits, _, _, _ = tl.philox(tl.load(seed_ptr), j, i, head, sequence, PHILOX_ROUNDS)
+        factor = tl.where(tl.uint_to_uniform_float(bits) >= dropout_p, 1.0 / (1.0 - dropout_p), 0.0)
+    else:
+        factor = 1.0
+    return factor

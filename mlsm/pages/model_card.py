@@ -140,7 +140,8 @@ def _text(record: RunRecord) -> str:
         for name in data.corpus
     ]
     size = f" ({corpus.words:,} words, {corpus.lines:,} lines)" if corpus else ""
-    masked = f", {train.mask_share:.0%} masked" if find_objective(train.objective).is_masked else ""
+    is_masked = find_objective(train.objective).is_masked
+    masked = f", share of masked tokens {train.mask_share}" if is_masked else ""
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     return printable(
         f"Text: {', '.join(names)}{size}, as {data.sequence_mode} of lines, at most {data.max_length} "

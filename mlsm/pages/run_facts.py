@@ -53,7 +53,7 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 def compute_row(run: RunFacts) -> dict[str, str]:
-    """What the run took, under the columns of the paper's Table 1, as far as its files tell."""
+    """What the run took, under the columns of the paper's Table 1, as far as its files hold it."""
     train, last = run.record.train, run.training[-1] if run.training else {"step": 0}
     objective = find_objective(train.objective)
     is_finished = last["step"] == train.num_steps

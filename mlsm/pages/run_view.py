@@ -62,7 +62,7 @@ def run_page(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows, quoted_c
     sections = [
         f"<h1>{names}</h1>",
         "<p>Rows in italics are quoted from the paper (Berend 2024): DeBERTa base on the text of BabyLM. "
-        "Other sizes of model and other text do not compare with them.</p>",
+        "They do not compare with models of another size or on other text.</p>",
         "<h2>Compute</h2>",
         as_html({**compute, **quoted_compute}, "", quoted_compute),
         "<h2>Learning</h2>",

@@ -102,9 +102,9 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return final
 
 
-def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], state: TrainingState) -> None:
-    """Write checkpoints/words-N (words-10M), which is never removed. It has no optimizer, because training
-    does not resume from it.
+def save_milestone(run: Path, name: str, step: int, model: dict[str, Tensor], state: TrainingState) -> None:
+    """Write checkpoints/NAME, which is never removed. It has no optimizer, because training does not resume
+    from it.
     """
 
     def fill(work: Path) -> None:
@@ -112,8 +112,12 @@ def save_milestone(run: Path, words: int, step: int, model: dict[str, Tensor], s
         write_tensors(work / MODEL_FILE, model)
         _seal(work, step, state)
 
-    name = f"{words // 1_000_000}M" if words % 1_000_000 == 0 else str(words)
-    write_directory(_folder(run) / f"words-{name}", fill)
+    write_directory(_folder(run) / name, fill)
+
+
+def shortened(words: int) -> str:
+    """A number of words as names of checkpoints have it: 10M, or 2500."""
+    return f"{words // 1_000_000}M" if words % 1_000_000 == 0 else str(words)
 
 
 def _folder(run: Path) -> Path:

@@ -171,7 +171,8 @@ def main(argv: list[str]) -> None:
     if objective.needs_teacher and record.concepts:
         teacher = teacher_of(record.concepts, config, device)
     corpus = Corpus(text_of(record, {}), load_tokenizer(run, record))
-    selection = objective.selection(config.mask_share)
+    mask_share = config.mask_share.at(skipped.step - 1, config.num_steps)
+    selection = objective.selection(mask_share)
     update = corpus.update(skipped.step - 1, config.batch_size, config.token_budget, selection, config.seed)
     findings = examine(skipped, model, update, teacher, config, precision)
     for index, finding in enumerate(findings):

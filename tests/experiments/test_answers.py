@@ -61,6 +61,6 @@ def test_differences_within_the_noise_are_none(tmp_path: Path, monkeypatch: pyte
     found = nothing_yet(tmp_path, 1000)
     values = {"lsm-random": 0.6, "seed-13": 0.601, "tol-0.01": 0.6015, "fista-25": 0.55}
     monkeypatch.setattr(found, "value", lambda name, what: values.get(name.removesuffix("-words")))
-    said = answers.cheaper_codes(found)
+    said = answers.QUESTIONS["Would cheaper codes do?"](found)
     assert "**tolerance 0.01, no difference that we can see**" in said
     assert "**25 FISTA steps, a difference**" in said

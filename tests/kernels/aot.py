@@ -4,10 +4,10 @@
     python tests/kernels/aot.py --targets all --write results/gpu-counts.md
     python tests/kernels/aot.py --compare results/gpu-counts.md
 
-A specification file (aot_*.py) defines SPECS: for each kernel one launch as the program makes it. What takes
-too long for every test can wait in MORE. The interpreter accepts much that the compiler refuses, so every
-kernel has a specification. Exit status 1 if a kernel does not compile, spills registers, does not fit on a
-multiprocessor, or is more than 5 % worse than the table that it is compared with.
+A specification file (aot_*.py) defines SPECS: for each kernel one launch as the program makes it. Launches
+that take too long for every test stand in MORE. The interpreter accepts much that the compiler refuses, so
+every kernel has a specification. The exit status is 1 if a kernel does not compile, spills registers, does
+not fit on a multiprocessor, or is more than 5 % worse than the table that it is compared with.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument(
         "--targets", default=",".join(USUAL), help="comma-separated, or all (default: %(default)s)"
     )
-    parser.add_argument("--more", action="store_true", help="also what the files leave out of the tests")
+    parser.add_argument("--more", action="store_true", help="also the launches in MORE")
     parser.add_argument("--write", type=Path, help="write the table of counts to this file")
     parser.add_argument("--compare", type=Path, help="fail if a kernel is worse than in this table")
     arguments = parser.parse_args()
@@ -65,7 +65,7 @@ def main() -> int:
                 try:
                     kernel = compile_kernel(spec.kernel, spec.arguments, spec.options, target)
                     results[key] = count(kernel, target)
-                except Exception as error:  # whatever the compiler raises is the finding
+                except Exception as error:  # whatever the compiler raises is a problem of the kernel
                     last_line = (str(error).strip().splitlines() or [""])[-1]
                     found = [f"{type(error).__name__}: {last_line}"]
                 else:

@@ -56,8 +56,8 @@ _AMD = {
 
 
 def count(kernel: Any, target: str) -> Counts:
-    """Of a kernel as `compiling.compile_kernel` gives it. Raises RuntimeError for output that says less than
-    expected."""
+    """Of a kernel as `compiling.compile_kernel` gives it. Raises RuntimeError for output without
+    what is counted."""
     return (_count_nvidia if TARGETS[target].backend == "cuda" else _count_amd)(kernel, target)
 
 
@@ -123,13 +123,13 @@ def _count_nvidia(kernel: Any, target: str) -> Counts:
         name = f"sm_{architecture}{'a' if architecture >= 90 else ''}"
         ptxas = knobs.nvidia.ptxas_blackwell if architecture >= 100 else knobs.nvidia.ptxas
         command = [ptxas.path, "-v", f"--gpu-name={name}", str(ptx), "-o", str(cubin)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         command = [knobs.nvidia.nvdisasm.path, "-c", str(cubin)]
         assembly = read_nvidia(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    registers = re.search(r"Used (\d+) registers", said)
-    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    registers = re.search(r"Used (\d+) registers", report)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
     if registers is None or spills is None or not assembly.instructions:
-        raise RuntimeError(f"ptxas or nvdisasm says nothing of registers or code: {said[-300:]}")
+        raise RuntimeError(f"ptxas or nvdisasm reports no registers or no code: {report[-300:]}")
     num_warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
     programs = programs_per_multiprocessor(target, num_warps, shared, warps_that_fit(int(registers[1])))
     spilled = int(spills[1]) + int(spills[2])
@@ -142,7 +142,7 @@ def _count_amd(kernel: Any, target: str) -> Counts:
     def stated(pattern: str) -> int:
         found = re.search(pattern + r":\s+(\d+)", text)
         if found is None:
-            raise RuntimeError(f"the {target} assembly does not say {pattern}")
+            raise RuntimeError(f"the {target} assembly has no {pattern}")
         return int(found[1])
 
     num_warps, shared = kernel.metadata.num_warps, kernel.metadata.shared

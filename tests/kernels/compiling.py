@@ -1,8 +1,8 @@
 """Compiles Triton kernels for GPUs that this machine does not have. No driver is needed: the compilers come
 in the triton wheel.
 
-One process either interprets kernels or compiles them, decided by the first import of triton. This works in a
-process where TRITON_INTERPRET was 0 by then.
+The first import of triton decides whether a process interprets or compiles. This works where TRITON_INTERPRET
+was 0 by then.
 """
 
 from typing import Any, NamedTuple
@@ -28,18 +28,18 @@ class Spec(NamedTuple):
     """A kernel and one launch of it, as the program makes it."""
 
     kernel: Any
-    """A @triton.jit function."""
+    """A function with @triton.jit."""
     arguments: dict[str, Any]
     """By name, as at the launch. A torch dtype stands for a tensor."""
     options: dict[str, int]
     """num_warps, num_stages."""
     name: str
-    """What tables call it: the kernel and what is special about this launch."""
+    """Its name in tables: the kernel and what is special about this launch."""
     targets: tuple[str, ...] = tuple(TARGETS)
 
 
 class FakeDriver:
-    """Answers what a warm-up launch asks; nothing is ever launched."""
+    """The driver that a warm-up launch asks for its target. It launches nothing."""
 
     def __init__(self, target_name: str) -> None:
         self.target_name = target_name
@@ -48,7 +48,7 @@ class FakeDriver:
         return TARGETS[self.target_name]
 
     def get_current_device(self) -> int:
-        # Compiled kernels are kept by device: a number of its own for each target.
+        # Another for each target, because Triton keeps compiled kernels by device.
         return list(TARGETS).index(self.target_name)
 
     def get_current_stream(self, device: int) -> int:

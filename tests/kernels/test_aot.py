@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for the GPUs we support, without spills and within their shared memory, and
+"""Every Triton kernel compiles for every target, without spills and within its shared memory, and
 takes no more than results/gpu-counts.md says.
 """
 
@@ -19,7 +19,7 @@ TABLE = HERE.parents[1] / "results" / "gpu-counts.md"
 
 
 def test_kernels_compile_and_take_no_more_than_the_table_says() -> None:
-    # In a process of its own: this one interprets kernels.
+    # In a process of its own, because this one interprets kernels.
     command = [sys.executable, str(HERE / "aot.py"), "--compare", str(TABLE)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

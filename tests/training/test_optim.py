@@ -1,13 +1,35 @@
-"""AdamW: its schedule, a step that is skipped, and its state in a checkpoint."""
+"""Optimisers: schedules, a step that is skipped, the average of the last weights, and their state in a
+checkpoint.
+"""
 
 import math
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from pipeline import NANO_FLAGS
+from small_text import write_corpus
 from torch import nn
 
-from mlsm.config import TrainConfig
-from mlsm.training.optim import adamw, learning_rate, load_optimizer_, optimizer_tensors, step_
+import train
+from mlsm.config import ModelConfig, TrainConfig
+from mlsm.files import read_tensors
+from mlsm.model.language_model import LanguageModel
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.run import load_run
+from mlsm.settings import Line
+from mlsm.training.optim import (
+    WeightAverage,
+    learning_rate,
+    load_optimizers_,
+    make_optimizers,
+    optimizer_tensors,
+    step_,
+)
+
+SHAPE = ModelConfig(vocab_size=20, width=8, depth=2, num_heads=2, ffn_width=12, max_positions=8, dropout=0.0)
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
@@ -20,58 +42,145 @@ def test_the_learning_rate_rises_then_falls() -> None:
     assert all(rate > 0 for rate in rates)
 
 
-def two_layers(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
+def test_schedules_rise_to_the_peak_and_fall_to_almost_zero(schedule: str) -> None:
+    config = TrainConfig(num_steps=200, warmup_share=0.1, learning_rate=2.0, schedule=schedule)
+    rates = [learning_rate(step, config) for step in range(200)]
+    assert max(rates) == rates[20] == 2.0
+    assert all(a < b for a, b in pairwise(rates[:21]))
+    assert all(a >= b for a, b in pairwise(rates[20:]))
+    assert 0 < rates[-1] < 0.06
+    halfway = {"linear": 1.0, "cosine": 1.0, "wsd": 2.0}[schedule]
+    assert rates[110] == pytest.approx(halfway)
 
 
-def updated(model: nn.Sequential, optimizer: torch.optim.AdamW, scale: float = 1.0) -> float:
-    (model(torch.ones(5, 4)).square().sum() * scale).backward()
-    return step_(optimizer, torch.amp.GradScaler("cpu", enabled=False), clip_norm=1.0)
+def test_a_line_goes_through_its_ends() -> None:
+    line = Line.parse("0.4:0.15")
+    assert (line.at(0, 11), line.at(5, 11), line.at(10, 11)) == (0.4, pytest.approx(0.275), 0.15)
+    assert line.at(0, 1) == 0.4
+    assert [Line.parse(x).at(7, 9) for x in (0.3, "0.3", [0.3, None])] == [0.3] * 3
+    assert Line.parse(str(line)) == line
+    for odd in ("", "a", "1:2:3", None, [], [None, 1], {}):
+        with pytest.raises(ValueError, match=r"a number, or two as 0\.4:0\.15, is needed"):
+            Line.parse(odd)
 
 
-def test_the_state_of_the_optimiser_continues_bit_for_bit() -> None:
-    model, config = two_layers(), TrainConfig()
-    optimizer = adamw(model, config)
-    updated(model, optimizer)
+def test_muon_has_the_matrices_of_the_layers_and_adamw_the_rest() -> None:
+    model = LanguageModel(SHAPE)
+    adamw, muon = make_optimizers(model, TrainConfig(optimizer="muon"))
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    matrices, others = (
+        {names[id(w)] for group in o.param_groups for w in group["params"]} for o in (muon, adamw)
+    )
+    assert matrices | others == set(names.values())
+    assert all(".layers." in name and name.endswith("weight") and "norm" not in name for name in matrices)
+    assert {"encoder.token_embedding.weight", "encoder.relative_embedding.weight", "decoder_bias"} <= others
+    assert len(make_optimizers(model, TrainConfig())) == 1
+
+
+def update_(model: nn.Module, optimizers: list[torch.optim.Optimizer], scale: float = 1.0) -> float:
+    """One update towards weights of zero, with a gradient that differs between the weights of a matrix."""
+    loss = torch.stack(
+        [(w**2 * torch.arange(1.0, w.numel() + 1).view_as(w)).sum() for w in model.parameters()]
+    )
+    (loss.sum() * scale).backward()
+    return step_(optimizers, NO_SCALER, clip_norm=1.0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_state_continues_bit_for_bit(name: str) -> None:
+    config = TrainConfig(optimizer=name, num_steps=4, average_last=0.75)
+    model = LanguageModel(SHAPE)
+    optimizers, average = make_optimizers(model, config), WeightAverage(model, config)
+    for step in range(2):
+        update_(model, optimizers)
+        average.add(step)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    tensors = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, model).items()}
-    updated(model, optimizer)
-    again = two_layers(seed=1)
+    tensors = optimizer_tensors(optimizers, model) | average.tensors()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    again = LanguageModel(SHAPE, seed=1)
     again.load_state_dict(weights)
-    optimizer = adamw(again, config)
-    load_optimizer_(optimizer, again, tensors)
-    updated(again, optimizer)
+    optimizers_again, average_again = make_optimizers(again, config), WeightAverage(again, config)
+    load_optimizers_(optimizers_again, average_again, again, tensors)
+    for step in range(2, 4):
+        update_(model, optimizers)
+        average.add(step)
+        update_(again, optimizers_again)
+        average_again.add(step)
     assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert all(torch.equal(mean, average_again.mean[name]) for name, mean in average.mean.items())
+
+
+def test_the_average_is_that_of_the_last_weights() -> None:
+    config, model = TrainConfig(num_steps=10, average_last=0.3), LanguageModel(SHAPE)
+    optimizers, average = make_optimizers(model, config), WeightAverage(model, config)
+    seen = []
+    for step in range(10):
+        update_(model, optimizers)
+        average.add(step)
+        seen.append(model.transform.weight.detach().clone().double())
+    expected = torch.stack(seen[-3:]).mean(0)
+    assert average.mean["transform.weight"].double() == pytest.approx(expected, abs=1e-7)
+    assert not WeightAverage(model, TrainConfig()).mean
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
-    model = two_layers()
+    model = LanguageModel(SHAPE)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    optimizer = adamw(model, TrainConfig())
-    assert not math.isfinite(updated(model, optimizer, scale=math.inf))
+    optimizers = make_optimizers(model, TrainConfig(optimizer="muon"))
+    assert not math.isfinite(update_(model, optimizers, scale=math.inf))
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(weight.grad is None for weight in model.parameters())
 
 
 def test_a_gradient_is_clipped_to_the_norm() -> None:
-    model = two_layers()
+    model = LanguageModel(SHAPE)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     before = torch.cat([weight.detach().flatten().clone() for weight in model.parameters()])
-    norm = updated(model, optimizer, scale=100.0)  # type: ignore[arg-type]
+    norm = update_(model, [optimizer], scale=100.0)
     after = torch.cat([weight.detach().flatten() for weight in model.parameters()])
     assert norm > 1
     assert float((after - before).norm()) == pytest.approx(1.0, rel=1e-4)
 
 
 def test_a_state_of_other_weights_is_refused() -> None:
-    model = two_layers()
-    optimizer = adamw(model, TrainConfig())
-    updated(model, optimizer)
-    tensors = optimizer_tensors(optimizer, model)
-    other = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5))
-    with pytest.raises(ValueError, match="is of another model"):
-        load_optimizer_(adamw(other, TrainConfig()), other, tensors)
-    del tensors["0.weight/exp_avg"]
+    model, config = LanguageModel(SHAPE), TrainConfig(optimizer="muon")
+    optimizers, average = make_optimizers(model, config), WeightAverage(model, config)
+    update_(model, optimizers)
+    tensors = optimizer_tensors(optimizers, model)
+    for damage in (
+        {"transform.weight/exp_avg": torch.zeros(3)},
+        {"unknown/exp_avg": torch.zeros(3)},
+        {"encoder.layers.0.up.weight/exp_avg": torch.zeros(12, 8)},  # AdamW's, and the weight has Muon
+        {"transform.weight/exp_avg": torch.zeros(8, 8, dtype=torch.long)},
+    ):
+        with pytest.raises(ValueError, match="is of another model"):
+            load_optimizers_(make_optimizers(model, config), average, model, tensors | damage)
+    del tensors["transform.weight/exp_avg"]
     with pytest.raises(ValueError, match="is not whole"):
-        load_optimizer_(adamw(model, TrainConfig()), model, tensors)
+        load_optimizers_(make_optimizers(model, config), average, model, tensors)
+
+
+def test_a_run_with_all_of_it_resumes_bit_for_bit_and_leaves_its_average(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "text.txt")
+    recipe = ["--optimizer=muon", "--schedule=wsd", "--mask-share=0.4:0.15", "--average-last=0.8"]
+    flags = [
+        "--objective=mlm",
+        f"--corpus={corpus}",
+        f"--cache-dir={tmp_path / 'cache'}",
+        *NANO_FLAGS,
+        *recipe,
+    ]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train.main([*flags, f"--output={whole}"])
+    train.main([*flags, f"--output={stopped}"])
+    (stopped / MODEL_FILE).unlink()
+    for step in ("step-4", "step-6"):
+        (stopped / "checkpoints" / step / MODEL_FILE).unlink()
+    train.main([*flags, f"--output={stopped}", "--resume"])
+    for folder in ("", "checkpoints/average"):
+        one, other = (read_tensors(run / folder / MODEL_FILE) for run in (whole, stopped))
+        assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+    assert load_run(whole).record.train.mask_share == Line(0.4, 0.15)
+    average = load_run(whole / "checkpoints" / "average").model
+    assert not torch.equal(average.transform.weight, load_run(whole).model.transform.weight)

@@ -7,7 +7,7 @@ import pytest
 
 from mlsm.config import DataConfig, ModelConfig, TrainConfig, base, small, tiny
 from mlsm.runs.record import RunRecord
-from mlsm.settings import Flags
+from mlsm.settings import Flags, Line
 from mlsm.training.objectives import OBJECTIVES
 from mlsm.training.request import Origin, Settings, read_request, resolve
 
@@ -93,11 +93,11 @@ def test_contradictions_are_refused() -> None:
     [
         (
             "lsm",
-            {"vocab_size": 9, "mask_share": 0.5, "mlm_weight": 2.0, "lam": 1},
+            {"vocab_size": 9, "mask_share": Line(0.5), "mlm_weight": 2.0, "lam": 1},
             "--vocab-size, --mask-share, --mlm-weight",
         ),
         ("mlm+mlsm", {"mlm_weight": 2.0, "code_tolerance": 0.1}, None),
-        ("mlm", {"solver": "fista", "teacher": "x", "mask_share": 0.5}, "--solver, --teacher"),
+        ("mlm", {"solver": "fista", "teacher": "x", "mask_share": Line(0.5)}, "--solver, --teacher"),
     ],
 )
 def test_flags_without_effect_are_named(

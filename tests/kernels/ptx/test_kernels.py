@@ -6,10 +6,13 @@ selection takes a minute. All combinations, and larger shapes, take ten:
     python -m pytest tests/kernels/ptx -m "large or not large"
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from _pytest.mark.structures import ParameterSet
 from lasso_problems import common_direction, gaussian, relative_gap, uneven_atoms
+from torch import Tensor
 
 pytest.importorskip("triton")
 
@@ -80,29 +83,36 @@ def test_dropout_keeps_its_share(emulator: Emulator) -> None:
 
 
 def lasso_cases() -> list[ParameterSet]:
+    """Target, problem, sizes (signals, width, atoms) and lambda."""
     usual = [
-        ("sm80", gaussian, (1, 1, 1)), ("sm90", gaussian, (1, 1, 1)),
-        ("sm80", common_direction, (2, 40, 131)), ("sm90", uneven_atoms, (3, 33, 131)),
-        ("sm80", gaussian, (1, 24, 1500)), ("sm90", gaussian, (1, 24, 1500)),
-        ("sm80", gaussian, (1, 24, 1504)),
+        ("sm80", gaussian, (4, 1, 1), 0.1), ("sm90", gaussian, (4, 1, 1), 0.1),
+        ("sm80", common_direction, (2, 40, 131), 0.4), ("sm90", uneven_atoms, (3, 33, 131), 0.4),
+        ("sm80", gaussian, (1, 24, 1500), 0.4), ("sm90", gaussian, (1, 24, 1500), 0.4),
+        ("sm80", gaussian, (1, 24, 1504), 0.4),
     ]  # fmt: skip
     at_large = [
-        ("sm90", gaussian, (1, 24, 1504)), ("sm80", gaussian, (4, 768, 1500)),
-        ("sm90", common_direction, (4, 256, 1504)), ("sm80", gaussian, (1, 16, 4096)),
-        ("sm80", gaussian, (130, 48, 200)),
+        ("sm90", gaussian, (1, 24, 1504), 0.2), ("sm80", gaussian, (4, 768, 1500), 0.06),
+        ("sm90", common_direction, (4, 256, 1504), 0.2), ("sm80", gaussian, (1, 16, 4096), 0.3),
+        ("sm80", gaussian, (130, 48, 200), 0.3),
     ]  # fmt: skip
     return [
-        pytest.param(target, problem, sizes, marks=marks, id=f"{target}-{problem.__name__}-{sizes}")
+        pytest.param(target, problem, sizes, lam, marks=marks, id=f"{target}-{problem.__name__}-{sizes}")
         for marks, cases in (([], usual), ([large], at_large))
-        for target, problem, sizes in cases
+        for target, problem, sizes, lam in cases
     ]
 
 
-@pytest.mark.parametrize(("emulator", "problem", "sizes"), lasso_cases(), indirect=["emulator"])
-def test_codes_are_certified(emulator: Emulator, problem, sizes: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(("emulator", "problem", "sizes", "lam"), lasso_cases(), indirect=["emulator"])
+def test_codes_are_certified(
+    emulator: Emulator,
+    problem: Callable[[int, int, int], tuple[Tensor, Tensor]],
+    sizes: tuple[int, int, int],
+    lam: float,
+) -> None:
     signals_ND, dictionary_DK = problem(*sizes)
-    result = solve(signals_ND, dictionary_DK, 0.2)
-    gap_N = relative_gap(signals_ND, dictionary_DK, 0.2, result.codes_NK)
+    result = solve(signals_ND, dictionary_DK, lam)
+    gap_N = relative_gap(signals_ND, dictionary_DK, lam, result.codes_NK)
+    assert result.steps_N.any()
     assert gap_N.max() <= 1e-3
     torch.testing.assert_close(2 * result.gap_N.double(), gap_N, atol=2e-6, rtol=1e-5)
 

@@ -1,0 +1,68 @@
+"""The report on concepts: its lists fit together, its texts are printable, its JSON holds all of it."""
+
+import json
+
+import pytest
+from small_reports import HOSTILE, NUM_CONCEPTS, PIECES, small_report
+
+from mlsm.pages.concept_report import MEANINGS, ConceptReport, concept_rows, sentence_rows
+
+KING = 7  # the concept that is "▁king" and nothing else
+
+
+@pytest.fixture(scope="module")
+def report() -> ConceptReport:
+    return small_report()
+
+
+def test_a_planted_concept_is_its_token(report: ConceptReport) -> None:
+    king = report.pieces.index("▁king")
+    for reader in report.sources.values():
+        assert reader.tokens[KING] == [(king, 1.0)]
+        assert reader.token_concepts[king] == [(KING, 1.0)]
+        assert reader.entropy[KING] == 0
+        assert reader.active[KING] == pytest.approx(report.counts[king] / report.about.positions, abs=1e-6)
+        assert {context.token for context in reader.contexts[KING]} == {"king"}
+        assert reader.share[-1] == 0
+        assert reader.contexts[-1] == []
+    assert report.by_share("teacher")[0] == KING
+
+
+def test_every_measure_has_a_meaning(report: ConceptReport) -> None:
+    assert {measure for table in report.tables.values() for measure in table} == MEANINGS.keys()
+    used = report.tables["Use"]["concepts used"]["teacher"]
+    assert used + report.tables["Use"]["dead concepts"]["teacher"] == NUM_CONCEPTS
+
+
+def test_a_dictionary_is_found_again_in_reverse(report: ConceptReport) -> None:
+    assert report.again == [(NUM_CONCEPTS - 1 - k, 1.0) for k in range(NUM_CONCEPTS)]
+    assert report.tables["Stability"]["found again"]["other dictionary"] == 1
+
+
+def test_the_sentence_lists_its_concepts(report: ConceptReport) -> None:
+    assert report.sentence
+    rows = sentence_rows(report.sentence)
+    assert [name.split(" ", 1)[0] for name in rows] == ["1", "2", "3"]
+    for row, listed in zip(rows.values(), report.sentence.strongest["student"], strict=True):
+        assert str(row["student"]).startswith(f"#{listed[0][0]} {listed[0][1]:.0%}")
+    for rows_of_reader in report.sentence.weights.values():
+        assert {len(row) for row in rows_of_reader} == {len(report.sentence.concepts)}
+
+
+def test_rows_are_the_largest_concepts(report: ConceptReport) -> None:
+    rows = concept_rows(report, "student", 3)
+    assert list(rows) == [f"#{k}" for k in report.by_share("student")[:3]]
+    assert rows[f"#{KING}"]["tokens"] == "▁king 100%"
+    assert rows[f"#{KING}"]["again"] == 1.0
+
+
+def test_json_holds_everything_and_no_tag(report: ConceptReport) -> None:
+    text = report.to_json()
+    assert "<" not in text
+    assert text.isprintable()
+    content = json.loads(text)
+    assert content.keys() == vars(report).keys() | {"meanings"}
+    assert content["sources"]["teacher"]["share"] == report.sources["teacher"].share
+    assert HOSTILE[0] in content["pieces"]
+    assert "\x1b[31m" in PIECES
+    assert "\ufffd[31m" in content["pieces"]
