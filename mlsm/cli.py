@@ -27,7 +27,7 @@ from kernels.backend import logger as kernels_logger
 from mlsm import distributed
 from mlsm.config import PRESETS
 from mlsm.log import Screen, printable, say
-from mlsm.settings import Flags, FlagValue, Line, element_type, from_flags
+from mlsm.settings import Flags, FlagValue, Line, as_text, element_type, from_flags
 from mlsm.version import __version__
 
 EXIT_MISTAKE = 2
@@ -128,15 +128,11 @@ def _add_flag(
     )
 
 
-def _shown(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def _default(cls: type, field: dataclasses.Field[FlagValue]) -> str:
     """The default as --help shows it: "" if it is None or False, or if the help line names it."""
     if field.default in (None, False, dataclasses.MISSING) or "default" in field.metadata["help"]:
         return ""
-    return f" (default: {_shown(field.default)})"
+    return f" (default: {as_text(field.default)})"
 
 
 def _preset_defaults(cls: type, field: dataclasses.Field[FlagValue]) -> str:
@@ -147,7 +143,7 @@ def _preset_defaults(cls: type, field: dataclasses.Field[FlagValue]) -> str:
     for preset in (make() for make in PRESETS.values()):
         phases = [preset.teacher, preset.student, preset.token_head]
         configs = [c for c in (*phases, preset.model, preset.data, preset.dictionary) if isinstance(c, cls)]
-        values = [_shown(getattr(config, field.name)) for config in configs] or [_shown(field.default)]
+        values = [as_text(getattr(config, field.name)) for config in configs] or [as_text(field.default)]
         shown.append(values[0] if len(set(values)) == 1 else " / ".join(values))
     of = " for mlm / students / token-head" if any(" / " in values for values in shown) else ""
     each = "; ".join(f"{name} {values}" for name, values in zip(PRESETS, shown, strict=True))

@@ -57,6 +57,13 @@ Flags = Mapping[str, FlagValue]
 """The flags that were given on a command line, by the name of their field."""
 
 
+def as_text(value: object, separator: str = " ") -> str:
+    """A value of a field as people read it."""
+    if isinstance(value, tuple) and not isinstance(value, Line):
+        return separator.join(map(str, value))
+    return str(value)
+
+
 def option(
     default: Any, help_line: str, choices: tuple[str, ...] | None = None, metavar: str | None = None
 ) -> Any:

@@ -20,6 +20,7 @@ from mlsm.files import open_tensors
 from mlsm.log import printable, read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.record import RunRecord, read_record
+from mlsm.settings import as_text
 from mlsm.training.objectives import find_objective
 
 SETTINGS_PARTS = ("preset", "data", "model", "train")  # parts of config.json that a user sets
@@ -133,7 +134,7 @@ def record_rows(runs: Sequence[RunFacts], parts: Sequence[str]) -> dict[str, dic
         for part in parts:
             fields = record[part] if isinstance(record[part], dict) else {"": record[part]}
             for name, value in fields.items():
-                shown = ", ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
+                shown = "" if value is None else as_text(value, ", ")
                 rows.setdefault(f"{part} {name}".strip(), {})[run.name] = shown
     return {name: row for name, row in rows.items() if any(row.values())}
 
