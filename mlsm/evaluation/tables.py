@@ -48,7 +48,7 @@ def _shown(value: Cell | str | None) -> str:
         failed = f", {len(value.failed)} failed" if value.failed else ""
         deviation = f" ±{value.deviation:.3f}" if value.num_seeds > 1 else ""
         return f"{value.mean:.3f}{deviation} ({value.num_seeds}{failed})"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:z.3f}"
 
 
 def _lines(rows: Rows | Sequence[Row]) -> tuple[list[list[str]], list[bool]]:
