@@ -72,10 +72,16 @@ def disentangled_attention(
     return attend(q_THE, k_THE, v_THE, rel_k_HRE, rel_q_HRE, cu_seqlens, max_length, dropout_p=dropout_p)
 
 
-@torch.compiler.assume_constant_result
+def allow_compiling() -> None:
+    """Let torch.compile trace `disentangled_attention`: the compiler must not trace the choice of an
+    implementation, and guards on all arguments of that choice. This is not done at import, because it imports
+    the compiler, which takes a second.
+    """
+    torch.compiler.assume_constant_result(_choice)
+
+
 def _choice(wanted: str, device: str, index: int | None, dtype: torch.dtype, has_kernel: bool) -> str:
-    """The name of the implementation to run. torch.compile does not trace this, because it guards on every
-    argument already."""
+    """The name of the implementation to run."""
 
     def triton_obstacle() -> str | None:
         if importlib.util.find_spec("triton") is None:

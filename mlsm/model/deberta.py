@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kernels.attention import disentangled_attention
+from kernels.attention import allow_compiling, disentangled_attention
 from kernels.dropout import dropout
 from mlsm.config import ModelConfig
 from mlsm.text.sequences import Sequences
@@ -167,6 +167,7 @@ class Encoder(nn.Module):
             shutil.which("g++") or shutil.which("clang++")
         ):
             raise ValueError("compiling for a CPU needs a C++ compiler (g++ or clang++); leave out --compile")
+        allow_compiling()
         for layer in self.layers:
             layer.compile(dynamic=True, fullgraph=True, backend=backend)
 

@@ -1,6 +1,8 @@
 """`disentangled_attention`: what holds on any device, which implementation runs, what is refused."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -116,3 +118,8 @@ def test_without_a_gpu_and_without_the_interpreter_the_fused_kernels_cannot_run(
     tensors = arguments(1, 32, [3], torch.float32)
     with pytest.raises(ValueError, match="'triton' cannot run here: the tensors are on cpu, not on a GPU"):
         disentangled_attention(*tensors, *layout([3]), implementation="triton")
+
+
+def test_importing_attention_does_not_import_the_compiler() -> None:
+    program = "import sys, kernels.attention; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
