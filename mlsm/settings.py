@@ -65,7 +65,7 @@ def as_text(value: object, separator: str = " ") -> str:
 
 
 def option(
-    default: Any, help_line: str, choices: tuple[str, ...] | None = None, metavar: str | None = None
+    default: object, help_line: str, choices: tuple[str, ...] | None = None, metavar: str | None = None
 ) -> Any:
     """A dataclass field that is a flag: `metavar` names its value in --help, which also shows the default
     unless the help line mentions it. A flag whose default is dataclasses.MISSING is required.
@@ -122,14 +122,14 @@ def check_fields(config: Any) -> None:
             raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_positive(config: Any, *names: str) -> None:
+def check_positive(config: object, *names: str) -> None:
     """Raise ValueError for the first named field that is not above zero."""
     for name in names:
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
 
 
-def check_not_negative(config: Any, *names: str) -> None:
+def check_not_negative(config: object, *names: str) -> None:
     """Raise ValueError for the first named field that is below zero."""
     for name in names:
         if getattr(config, name) < 0:
@@ -152,7 +152,7 @@ def from_json(cls: type[T], values: object) -> T:
     return cls(**{name: _from_json(field_types(cls)[name], value) for name, value in values.items()})
 
 
-def _from_json(kind: Any, value: object) -> object:
+def _from_json(kind: object, value: object) -> object:
     """A value of a field as the field's type has it: JSON knows neither lines nor tuples."""
     if kind is Line:
         return Line.parse(value)
