@@ -40,7 +40,7 @@ class Rates(NamedTuple):
 
     memory_bytes: float
     cache_bytes: float
-    """L2, reading."""
+    """Bytes that the L2 cache delivers."""
     tf32_flop: float
 
 
@@ -55,12 +55,12 @@ class Row(NamedTuple):
     num_signals: int
     seconds: float
     gap_N: Tensor
-    """Of each signal, over 1/2 |x|^2, in float64 from the codes alone."""
+    """The duality gap of each signal over 1/2 |x|^2, computed in float64 from the codes alone."""
     num_nonzero: float
     at_once: int | None = None
-    """Signals a call, where it is not all of them."""
-    floor_seconds: float | None = None
-    """The least time by the arithmetic in results/lasso-designs.md, on this GPU."""
+    """The number of signals in each call; None if one call takes all of them."""
+    bound_seconds: float | None = None
+    """A lower bound of the time on this GPU, by the arithmetic in results/lasso-designs.md."""
 
 
 SETTINGS = [
@@ -194,7 +194,7 @@ FEW = {
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("at_once", [1, 4, 16])
 def test_few_signals_a_call(benchmark, at_once, name):
-    """128 signals, one call after another."""
+    """128 signals are coded in calls of `at_once` signals each, one call after another."""
     measure(benchmark, BASE, name, FEW[name], 128, at_once=at_once)
 
 
@@ -217,7 +217,8 @@ def test_tolerances(benchmark, tol):
 @pytest.mark.parametrize("setting", SETTINGS[:5], ids=lambda s: f"d{s.width}-k{s.num_atoms}-lam{s.lam}")
 @pytest.mark.parametrize("solver", ["triton", "fista"])
 def test_gpu(benchmark, setting, solver):
-    """NUM_MOST signals a call, on the GPU before and after, timed to the end of the GPU's work."""
+    """A call codes NUM_MOST signals. They and the codes lie on the GPU, and the time includes all of
+    the GPU's work."""
     steps = []
 
     def solve(signals_ND: Tensor, dictionary_DK: Tensor, gram_KK: Tensor, step: float, lam: float) -> Tensor:
@@ -228,13 +229,15 @@ def test_gpu(benchmark, setting, solver):
 
     measure(benchmark, setting, f"GPU, {solver}", solve, NUM_MOST, "cuda")
     if solver == "triton":
-        floor_seconds = gpu_floor(setting, NUM_MOST, float(steps[-1].double().mean()))
-        rows[-1] = rows[-1]._replace(floor_seconds=floor_seconds)
+        bound_seconds = gpu_bound(setting, NUM_MOST, float(steps[-1].double().mean()))
+        rows[-1] = rows[-1]._replace(bound_seconds=bound_seconds)
 
 
-def gpu_floor(setting: Setting, num_signals: int, num_updates: float) -> float | None:
-    """Seconds by the arithmetic in results/lasso-designs.md for `num_updates` a signal; None for an unknown
-    GPU."""
+def gpu_bound(setting: Setting, num_signals: int, num_updates: float) -> float | None:
+    """A lower bound of the seconds for `num_updates` a signal, by the arithmetic in results/lasso-designs.md.
+
+    It is None for an unknown GPU.
+    """
     name = torch.cuda.get_device_name()
     rates = next((rates for model, rates in RATES.items() if model in name), None)
     if rates is None:
@@ -293,18 +296,18 @@ after a warm-up.
 
 
 def _gpu_text() -> str:
-    """Achieved against floor, or that nothing was timed."""
+    """A table of the achieved speeds beside their upper bounds, or a line that says that none was timed."""
     if not torch.cuda.is_available():
         return "\nNo GPU took part: Triton is not timed yet.\n"
     lines = [
         (
             *row.setting,
             f"{row.num_signals / row.seconds:,.0f}",
-            f"{row.num_signals / row.floor_seconds:,.0f}",
-            f"{row.floor_seconds / row.seconds:.0%}",
+            f"{row.num_signals / row.bound_seconds:,.0f}",
+            f"{row.bound_seconds / row.seconds:.0%}",
         )
         for row in rows
-        if row.floor_seconds is not None
+        if row.bound_seconds is not None
     ]
-    header = ["D", "K", "lambda", "achieved, tokens/s", "floor, tokens/s", "share"]
+    header = ["D", "K", "lambda", "achieved, tokens/s", "bound, tokens/s", "share"]
     return "\n" + result_page.table(header, lines) + "\n"

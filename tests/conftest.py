@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def gpu_environment() -> dict[str, str]:
-    """For a process of its own that sees the GPUs."""
+    """The environment of a separate process that sees the GPUs."""
     if not NUM_GPUS:
         pytest.skip("needs a GPU")
     return ENVIRONMENT

@@ -116,11 +116,11 @@ def damaged_json(text: str, draw: random.Random) -> str:
             container[draw.choice(["unknown", "", "__class__", "\ud800", key + " "])] = draw.choice(
                 ODD_VALUES
             )
-    made = json.dumps(root[0])
-    made = made.replace(json.dumps(DEEP), "[" * 100_000 + "]" * 100_000)
+    damaged_text = json.dumps(root[0])
+    damaged_text = damaged_text.replace(json.dumps(DEEP), "[" * 100_000 + "]" * 100_000)
     if draw.random() < 0.1:
-        made = made.replace("{", '{"step": 1, ', 1) if "{" in made else made
-    return made
+        damaged_text = damaged_text.replace("{", '{"step": 1, ', 1) if "{" in damaged_text else damaged_text
+    return damaged_text
 
 
 def damaged_lines(content: bytes, draw: random.Random) -> bytes:
@@ -302,7 +302,7 @@ def read_index() -> None:
 
 
 def read_run() -> None:
-    """As a teacher, as what is evaluated, and as what a run starts from."""
+    """A run is read as a teacher, to be evaluated, and as the start of another run."""
     import train
     from mlsm.evaluation import summary
     from mlsm.evaluation.results import Results
@@ -334,7 +334,7 @@ def resume() -> None:
 
 
 def resume_with_right_digests() -> None:
-    """The checksums of what was damaged made to fit: only what is checked after them is left."""
+    """The run is resumed with checksums that fit the damaged files, so that the later checks are reached."""
     for checkpoint in Path("unfinished/checkpoints").iterdir():
         state = json.loads((checkpoint / "state.json").read_text())
         for name in state["sha256"]:
@@ -375,7 +375,7 @@ def keep_results() -> None:
 
 
 def read_exported() -> None:
-    """As what is loaded from Python, as a teacher, and as what is exported to again."""
+    """An exported model is loaded from Python and as a teacher, and a second export overwrites it."""
     import mlsm
     from mlsm.export import export
 
@@ -491,10 +491,10 @@ def _note(path: Any) -> None:
 
 
 def work(material: Path, cases: list[tuple[str, int]], seed: int) -> None:
-    """The worker: a line before and after each case."""
+    """The worker runs the cases. It writes a line before and after each one."""
     global _sandbox
     sys.dont_write_bytecode = True
-    told = os.fdopen(os.dup(1), "w", buffering=1)
+    reports = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
@@ -517,15 +517,15 @@ def work(material: Path, cases: list[tuple[str, int]], seed: int) -> None:
             lay_out()
             damage(case, name, number, seed)
             _written_outside.clear()
-            told.write("started\n")
-            told.write(outcome(FORMATS[name].read) + "\n")
+            reports.write("started\n")
+            reports.write(outcome(FORMATS[name].read) + "\n")
     finally:
         _sandbox = Path("/")
         shutil.rmtree(folder)
 
 
 def _limit_memory() -> None:
-    """Of the address space; where the system does not tell how much there is already, nothing is limited."""
+    """Let the address space grow by MEMORY_BYTES at most. A system without /proc sets no limit."""
     status = Path("/proc/self/statm")
     if status.exists():
         limit = int(status.read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES
@@ -570,7 +570,7 @@ def run_cases(material: Path, cases: list[tuple[str, int]], seed: int) -> list[s
 
 
 def _next_line(worker: subprocess.Popen, deadline_s: float) -> str:
-    """Of the worker; empty at its end, or when the deadline is over."""
+    """The next line that the worker writes. It is empty if the worker ends or the deadline passes."""
     ready, _, _ = select.select([worker.stdout], [], [], deadline_s)
     return worker.stdout.readline().decode(errors="replace").strip() if ready and worker.stdout else ""
 
@@ -592,15 +592,15 @@ def main() -> int:
         for name in args.formats:
             numbers = range(args.first, args.first + args.cases)
             outcomes = run_cases(material, [(name, number) for number in numbers], args.seed)
-            counts = Counter(told.split()[0] for told in outcomes)
+            counts = Counter(result.split()[0] for result in outcomes)
             print(
                 f"{name}: {', '.join(f'{count} {what}' for what, count in sorted(counts.items()))}",
                 flush=True,
             )
-            for number, told in zip(numbers, outcomes, strict=True):
-                if told.startswith("FAILED"):
+            for number, result in zip(numbers, outcomes, strict=True):
+                if result.startswith("FAILED"):
                     num_failed += 1
-                    print(f"    {number} {told}", flush=True)
+                    print(f"    {number} {result}", flush=True)
     return int(num_failed > 0)
 
 

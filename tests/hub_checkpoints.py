@@ -37,10 +37,10 @@ def shaken(model: torch.nn.Module) -> Any:
 
 def write_byte_pairs(folder: Path) -> int:
     """vocab.json and merges.txt with the special pieces where DeBERTa v1 has them. Returns their number."""
-    made = ByteLevelBPETokenizer()
+    tokenizer = ByteLevelBPETokenizer()
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-    made.train_from_iterator(LETTER_LINES, vocab_size=340, special_tokens=special, show_progress=False)
-    made.save_model(str(folder))
+    tokenizer.train_from_iterator(LETTER_LINES, vocab_size=340, special_tokens=special, show_progress=False)
+    tokenizer.save_model(str(folder))
     vocabulary = json.loads((folder / "vocab.json").read_text())
     write_json(folder / "vocab.json", vocabulary | {"[MASK]": len(vocabulary)})
     return len(vocabulary) + 1

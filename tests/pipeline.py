@@ -1,5 +1,5 @@
-"""Small runs for the tests that need a trained teacher, a dictionary or a student: made once, each in a
-second.
+"""Small runs for the tests that need a trained teacher, a dictionary or a student. Each is trained once,
+in a second.
 """
 
 import itertools

@@ -18,7 +18,7 @@ LETTERS = ["The quick brown fox jumps over the lazy dog.", "Numbers 1 2 3 4 5 6 
 
 
 def small_tokenizer() -> Tokenizer:
-    """Of about 120 pieces, over the sentences of small_text and all letters."""
+    """A tokenizer of about 120 pieces, trained on the sentences of small_text and on all letters."""
     return train_tokenizer([*sentences(300), *LETTERS * 3], 120)
 
 

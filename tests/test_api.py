@@ -30,7 +30,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
-    """With a dictionary of 40 atoms for layer 1."""
+    """A teacher with a dictionary of 40 atoms for its layer 1."""
     run = random_run(tmp_path / "teacher")
     write_dictionary(run, seed=0)
     return run
@@ -49,28 +49,28 @@ def sequence_of(run: Path, text: str) -> Sequences:
 
 
 def test_concepts_of_a_student_are_the_probabilities_it_predicts(student: Path) -> None:
-    found = mlsm.load(student, device="cpu").concepts(TEXT, top=NUM_CONCEPTS)
+    concepts = mlsm.load(student, device="cpu").concepts(TEXT, top=NUM_CONCEPTS)
     run, sequence = load_run(student), sequence_of(student, TEXT)
-    assert [piece for piece, _ in found] == [run.tokenizer.piece(i) for i in sequence.ids_T.tolist()[1:-1]]
+    assert [piece for piece, _ in concepts] == [run.tokenizer.piece(i) for i in sequence.ids_T.tolist()[1:-1]]
     with torch.no_grad():
         hidden_ND = run.model.hidden_at(sequence, torch.arange(1, len(sequence.ids_T) - 1))
         expected_NK = run.model.concept_logits(hidden_ND).softmax(-1)
-    for (_, row), expected_K in zip(found, expected_NK, strict=True):
+    for (_, row), expected_K in zip(concepts, expected_NK, strict=True):
         weights = [weight for _, weight in row]
         assert weights == sorted(weights, reverse=True)
         assert weights == pytest.approx([float(expected_K[concept]) for concept, _ in row], rel=1e-4)
         assert sum(weights) == pytest.approx(1)
     shorter = mlsm.load(student, device="cpu").concepts(TEXT, top=2)
-    assert shorter == [(piece, row[:2]) for piece, row in found]
+    assert shorter == [(piece, row[:2]) for piece, row in concepts]
 
 
 def test_concepts_of_a_teacher_are_its_sparse_codes(teacher: Path) -> None:
-    found = mlsm.load(teacher, device="cpu").concepts(TEXT, top=40)
+    concepts = mlsm.load(teacher, device="cpu").concepts(TEXT, top=40)
     states_TD = load_run(teacher).model.encoder(sequence_of(teacher, TEXT), num_layers=1)
     signals_ND = torch.nn.functional.normalize(states_TD[1:-1].detach(), dim=1)
     codes_NK = Dictionary.load(next(teacher.glob("dictionary-*"))).code(signals_ND).codes_NK
     assert 0 < (codes_NK > 0).sum() < codes_NK.numel()
-    for (_, row), code_K in zip(found, codes_NK, strict=True):
+    for (_, row), code_K in zip(concepts, codes_NK, strict=True):
         assert {concept for concept, _ in row} == set(code_K.nonzero().flatten().tolist())
         assert [w for _, w in row] == pytest.approx(
             [float(code_K[k] / code_K.sum()) for k, _ in row], rel=1e-3
@@ -114,9 +114,9 @@ def test_a_masked_word_is_predicted_as_the_evaluation_masks_it(student: Path) ->
         hidden_ND = run.model.hidden_at(Sequences.of([ids]), torch.tensor([place]))
         expected_V = run.model.token_logits(hidden_ND)[0].softmax(-1)
     [row] = mlsm.load(student, device="cpu").predict("a dog sees a [MASK].", top=10**6)
-    found = {piece: probability for piece, probability in row}
+    probabilities = {piece: probability for piece, probability in row}
     expected = {run.tokenizer.piece(i): p for i, p in enumerate(expected_V.tolist())}
-    assert found == pytest.approx(expected, rel=1e-4)
+    assert probabilities == pytest.approx(expected, rel=1e-4)
 
 
 def test_predictions_are_distributions_over_the_vocabulary(student: Path) -> None:
@@ -179,8 +179,8 @@ def test_a_converted_encoder_has_concepts_and_no_words(tmp_path: Path) -> None:
     states_TD = load_encoder(tmp_path / "run").encoder(Sequences.of([torch.tensor(ids)]), num_layers=1)
     signals_ND = torch.nn.functional.normalize(states_TD[1:-1].detach(), dim=1)
     codes_NK = Dictionary.load(next((tmp_path / "run").glob("dictionary-*"))).code(signals_ND).codes_NK
-    found = model.concepts(TEXT, top=40)
-    assert [{k for k, _ in row} for _, row in found] == [
+    concepts = model.concepts(TEXT, top=40)
+    assert [{k for k, _ in row} for _, row in concepts] == [
         set(code_K.nonzero().flatten().tolist()) for code_K in codes_NK
     ]
     for ask in (lambda: model.predict("a [MASK]"), lambda: model.score([TEXT])):

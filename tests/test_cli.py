@@ -43,7 +43,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def test_work_is_done_although_nobody_reads_the_output(tmp_path: Path) -> None:
-    """As in `train.py ... 2>&1 | head -1`."""
+    """A command whose output nobody reads, as in `train.py ... 2>&1 | head -1`, still does its work."""
     reader, writer = os.pipe()
     os.close(reader)
     result = subprocess.run(

@@ -90,8 +90,8 @@ def test_two_processes_do_what_one_does(teacher: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(atoms, others, atol=1e-5, rtol=0)
     assert close(*(read_json(folder / "lsm/heldout.json") for folder in (one, two)), 1e-5)
     results = [read_json(folder / "mlm/results.json") for folder in (one, two)]
-    for found in results:
-        del found["weights"]  # the fingerprint of weights that differ in their last bits
+    for result in results:
+        del result["weights"]  # the fingerprint of weights that differ in their last bits
     assert close(*results, 1e-5)
     assert read_json(two / "mlm" / "results.json")["glue"]["cola"]["seeds"].keys() == {"1", "2", "3"}
     stored = ((folder / "mlm/evaluation/blimp/task.jsonl").read_text() for folder in (one, two))
@@ -103,8 +103,8 @@ def test_two_processes_do_what_one_does(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_a_process_without_work_runs_in_fp16(teacher: Path, tmp_path: Path) -> None:
-    """One micro-batch for two processes, and again after a resume. The loss scale is made where a loss is
-    scaled first, and one process scales none.
+    """Two processes have one micro-batch, before and after a resume. The loss scale starts with the first
+    loss that a process scales, and one of the two scales none.
     """
     commands = {}
     for name in ("one", "two"):
@@ -189,12 +189,12 @@ def lives(pid: int) -> bool:
 def process_of_rank(rank: int, torchrun_pid: int) -> int:
     """The number of a process of a job."""
     children = Path(f"/proc/{torchrun_pid}/task/{torchrun_pid}/children").read_text().split()
-    [found] = [
+    [pid] = [
         int(child)
         for child in children
         if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0")
     ]
-    return found
+    return pid
 
 
 def test_a_process_that_is_alone_joins_nothing() -> None:

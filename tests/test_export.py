@@ -211,11 +211,11 @@ def test_a_masked_word_has_the_ids_of_the_text_with_its_piece_replaced(tmp_path:
 
 @pytest.mark.parametrize("has_prefix_space", [False, True])
 def test_a_masked_word_of_byte_pairs(has_prefix_space: bool) -> None:
-    """As above for a tokenizer.json, also one that puts a space before a text."""
+    """The text's ids have the mask in place of the word, also if the tokenizer puts a space before a text."""
     lines = sentences(300)
-    made = ByteLevelBPETokenizer(add_prefix_space=has_prefix_space)
-    made.train_from_iterator(lines, 400, special_tokens=[*SPECIAL_PIECES], show_progress=False)
-    tokenizer = JsonTokenizer(made._tokenizer.to_str().encode())
+    bpe = ByteLevelBPETokenizer(add_prefix_space=has_prefix_space)
+    bpe.train_from_iterator(lines, 400, special_tokens=[*SPECIAL_PIECES], show_progress=False)
+    tokenizer = JsonTokenizer(bpe._tokenizer.to_str().encode())
     fast = huggingface_tokenizer(tokenizer)
     ends = 0
     for line in lines:
@@ -268,10 +268,10 @@ def test_words_at_masks_are_those_of_the_fill_mask_pipeline_and_of_minicons(pair
     expected = [[run.tokenizer.piece(i) for i in row] for row in best_NK.indices.tolist()]
     fill = pipeline("fill-mask", str(pair[1]), tokenizer=AutoTokenizer.from_pretrained(pair[1]), top_k=4)
     ours = mlsm.load(pair[0], device="cpu").predict(masked, top=4)
-    for row, mine, found, best in zip(expected, ours, fill(masked), best_NK.values, strict=True):
-        assert row == [piece for piece, _ in mine] == [TOKENIZER.piece(f["token"]) for f in found]
+    for row, mine, candidates, best in zip(expected, ours, fill(masked), best_NK.values, strict=True):
+        assert row == [piece for piece, _ in mine] == [TOKENIZER.piece(f["token"]) for f in candidates]
         assert [p for _, p in mine] == pytest.approx(best.tolist(), rel=1e-3)
-        assert [f["score"] for f in found] == pytest.approx(best.tolist(), rel=1e-3)
+        assert [f["score"] for f in candidates] == pytest.approx(best.tolist(), rel=1e-3)
     [theirs_V] = minicons_scorer(pair[1]).cloze_distribution([("a bird sees a [MASK].", "bird")])
     ids[positions[1]] = MASK_ID
     with torch.no_grad():
@@ -303,10 +303,10 @@ def test_an_export_is_a_run_again(pair: tuple[Path, Path], tmp_path: Path) -> No
 
 def test_an_imported_tokenizer_is_exported_too(tmp_path: Path) -> None:
     """Byte-pair pieces, as DeBERTa v1 has them, come and go as a tokenizer.json."""
-    made = ByteLevelBPETokenizer()
+    bpe = ByteLevelBPETokenizer()
     special = [*SPECIAL_PIECES]
-    made.train_from_iterator(sentences(300), vocab_size=300, special_tokens=special, show_progress=False)
-    ours = JsonTokenizer(made._tokenizer.to_str().encode())
+    bpe.train_from_iterator(sentences(300), vocab_size=300, special_tokens=special, show_progress=False)
+    ours = JsonTokenizer(bpe._tokenizer.to_str().encode())
     run = random_run(tmp_path / "run", tokenizer=ours)
     export.main([str(run), str(tmp_path / "exported")])
     theirs = AutoTokenizer.from_pretrained(tmp_path / "exported")

@@ -49,7 +49,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags(shared: Path, output: Path, *more: str) -> list[str]:
-    """Of a run of six updates."""
+    """The flags of a run of six updates."""
     data = [f"--corpus={shared / 'text.txt'}", f"--cache-dir={shared / 'cache'}"]
     return ["--objective=mlm", *data, *NANO_FLAGS, f"--output={output}", *more]
 
@@ -189,8 +189,8 @@ def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
     fuzz.write_material(tmp_path)
     cases = [(name, number) for name in fuzz.FORMATS for number in range(12)]
     outcomes = fuzz.run_cases(tmp_path, cases, seed=1)
-    told = dict(zip(cases, outcomes, strict=True))
-    assert not {case: what for case, what in told.items() if what.startswith("FAILED")}
+    outcome_by_case = dict(zip(cases, outcomes, strict=True))
+    assert not {case: what for case, what in outcome_by_case.items() if what.startswith("FAILED")}
     assert {"accepted", "refused"} == set(outcomes)
 
 

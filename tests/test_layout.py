@@ -50,18 +50,18 @@ def imported_by(name: str) -> set[str]:
     """The project's modules that a module imports, anywhere in its file, also behind TYPE_CHECKING."""
     path = modules()[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found: set[str] = set()
+    imports: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imports |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: a relative import"
             assert node.module
             parts = {f"{node.module}.{alias.name}" for alias in node.names}
             # `from package import module` depends on the module and not on the package's own file.
-            found |= parts if parts <= modules().keys() else parts | {node.module}
-    siblings = {f"{package}.{other}" for other in found} if path.parts[-2] in LEVELS_ABOVE else set()
-    return (found | siblings) & modules().keys() - {name}
+            imports |= parts if parts <= modules().keys() else parts | {node.module}
+    siblings = {f"{package}.{other}" for other in imports} if path.parts[-2] in LEVELS_ABOVE else set()
+    return (imports | siblings) & modules().keys() - {name}
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

@@ -130,8 +130,8 @@ def test_the_papers_rows_stand_beside_what_was_measured(tmp_path: Path) -> None:
     results = results_json(Results(glue={"cola": GlueResult(seeds, FineTuneSettings())}))
     write_json(run / "results.json", {"blimp": suite, **results})
     page = written(str(run), "--paper", "100M", "--output", str(tmp_path / "page.html"))
-    for told in ("LSM, third phase (quoted: 100M words, Table 4)", "0.684", "0.541", "about 50 h", "failed"):
-        assert told in page.text
+    for text in ("LSM, third phase (quoted: 100M words, Table 4)", "0.684", "0.541", "about 50 h", "failed"):
+        assert text in page.text
     assert "10M words" not in page.text.replace("100M words", "")
     assert "WSC" not in page.text  # not measured here
 

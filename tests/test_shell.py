@@ -59,16 +59,16 @@ def test_every_command_tells_its_version_and_help(command: str, capsys: pytest.C
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_every_flag(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[argparse.ArgumentParser] = []
+    parsers: list[argparse.ArgumentParser] = []
 
     def keep(self: argparse.ArgumentParser, *_: Any) -> None:
-        made.append(self)
+        parsers.append(self)
         raise SystemExit
 
     monkeypatch.setattr(cli._Parser, "parse_args", keep)
     with pytest.raises(SystemExit):
         importlib.import_module(command).main([])
-    assert [action.dest for action in made[0]._actions if not action.help] == []
+    assert [action.dest for action in parsers[0]._actions if not action.help] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -119,8 +119,8 @@ def test_flags_without_effect_are_named(
     ]
     flags += [*text_flags(teacher), "--num-steps=1"]
     train.main([*student_flags(teacher, objective, tmp_path / "run"), *flags])
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("without effect: ")]
-    assert [line.split(" (")[0].split(": ")[1].split(", ") for line in told] == [idle]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("without effect: ")]
+    assert [line.split(" (")[0].split(": ")[1].split(", ") for line in lines] == [idle]
 
 
 def test_flags_without_effect_on_words_and_scores_are_named(

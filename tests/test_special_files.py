@@ -114,13 +114,13 @@ def places_of(material: Path, command: str) -> list[str]:
         "report": ["run/metrics.jsonl", "run/results.json", "run/report.html"],
         "concepts": [DICTIONARY, "run/concepts.json"],
     }
-    found = [
+    files = [
         str(p.relative_to(material))
         for name in folders.get(command, [])
         for p in (material / name).rglob("*")
     ]
-    found = [place for place in found if not any(name in place for name in NOT_USED.get(command, ()))]
-    return [*single.get(command, []), *sorted(found)]
+    files = [place for place in files if not any(name in place for name in NOT_USED.get(command, ()))]
+    return [*single.get(command, []), *sorted(files)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -270,7 +270,7 @@ def test_only_the_newest_checkpoints_are_kept(teacher: Path, tmp_path: Path) -> 
 
 
 def test_models_are_kept_for_good_by_words_seen(teacher: Path, tmp_path: Path) -> None:
-    """At the first update at or after each number of words; a run that was resumed keeps the same ones."""
+    """A model is kept once each number of words is reached. A resumed run keeps the same models."""
     flags = [*student_flags(teacher, "lsm", tmp_path / "run"), "--keep-checkpoints=1", "--log-every=1"]
     train.main([*flags, "--checkpoint-words=1,200,201,300,1M"])
     folder = tmp_path / "run" / "checkpoints"

@@ -113,7 +113,7 @@ def test_bad_lines_are_named(change: dict, message: str, tmp_path: Path) -> None
 
 
 def test_a_text_may_be_empty(tmp_path: Path) -> None:
-    """As two questions of QQP's training set are."""
+    """Two questions of QQP's training set are empty."""
     write_lines(task_file(tmp_path, "qqp", "train"), [{"question1": "Q?", "question2": "", "label": 0}])
     [item] = read_items(tmp_path, "qqp", "train")
     assert encode_item(small_tokenizer(), item.segments, 64)[0][-2:] == [SEP_ID, SEP_ID]

@@ -22,11 +22,11 @@ def test_the_first_verdict(
     lsm: float, mlsm: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"teacher": 0.7, "random weights": 0.5, "lsm-random-words": lsm, "mlsm-random-words": mlsm}
-    found = nothing_yet(tmp_path, 100)
-    monkeypatch.setattr(found, "value", lambda name, what: values.get(name) if what == "blimp" else None)
-    assert answers.close_to_the_teacher(found).endswith(f"**{verdict}**.")
+    findings = nothing_yet(tmp_path, 100)
+    monkeypatch.setattr(findings, "value", lambda name, what: values.get(name) if what == "blimp" else None)
+    assert answers.close_to_the_teacher(findings).endswith(f"**{verdict}**.")
     values["teacher"] = 0.51
-    assert "BLiMP: **cannot tell**" in answers.close_to_the_teacher(found)
+    assert "BLiMP: **cannot tell**" in answers.close_to_the_teacher(findings)
 
 
 @pytest.mark.parametrize(
@@ -50,17 +50,17 @@ def test_the_second_verdict(
     for objective, without, with_head in zip(TITLES, before, after, strict=True):
         words |= {f"{objective}-teacher": without, f"{objective}-teacher-words": with_head}
     values = {"blimp": {"teacher": 0.51, "random weights": 0.5}, "word accuracy": words}
-    found = nothing_yet(tmp_path, 100)
-    monkeypatch.setattr(found, "value", lambda name, what: values[what].get(name))
-    said = answers.words_restored(found)
+    findings = nothing_yet(tmp_path, 100)
+    monkeypatch.setattr(findings, "value", lambda name, what: values[what].get(name))
+    said = answers.words_restored(findings)
     assert "BLiMP: **cannot tell**, the teacher has 0.510" in said
     assert said.endswith(verdict)
 
 
 def test_differences_within_the_noise_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = nothing_yet(tmp_path, 1000)
+    findings = nothing_yet(tmp_path, 1000)
     values = {"lsm-random": 0.6, "seed-13": 0.601, "tol-0.01": 0.6015, "fista-25": 0.55}
-    monkeypatch.setattr(found, "value", lambda name, what: values.get(name.removesuffix("-words")))
-    said = answers.QUESTIONS["Would cheaper codes do?"](found)
+    monkeypatch.setattr(findings, "value", lambda name, what: values.get(name.removesuffix("-words")))
+    said = answers.QUESTIONS["Would cheaper codes do?"](findings)
     assert "**tolerance 0.01, no difference that we can see**" in said
     assert "**25 FISTA steps, a difference**" in said

@@ -67,15 +67,15 @@ def main() -> int:
                     results[key] = count(kernel, target)
                 except Exception as error:  # whatever the compiler raises is a problem of the kernel
                     last_line = (str(error).strip().splitlines() or [""])[-1]
-                    found = [f"{type(error).__name__}: {last_line}"]
+                    messages = [f"{type(error).__name__}: {last_line}"]
                 else:
                     print(counts_table.row(key, results[key]))
-                    found = problems(results[key])
+                    messages = problems(results[key])
                     if before is not None:
-                        found += counts_table.worse(before.get(key), results[key])
-                for problem in found:
+                        messages += counts_table.worse(before.get(key), results[key])
+                for problem in messages:
                     print(f"    {spec.name}, {target}: {problem}")
-                num_problems += len(found)
+                num_problems += len(messages)
     if arguments.write:
         arguments.write.write_text(counts_table.page(results))
     print(f"{num_problems} problems")

@@ -1,4 +1,4 @@
-"""Counts what a compiled kernel is made of, in the assembly of its GPU: registers, spills, and the
+"""Counts what a compiled kernel consists of, in the assembly of its GPU: registers, spills, and the
 instructions of its inner loop.
 """
 
@@ -17,15 +17,15 @@ class Counts(NamedTuple):
     """One kernel on one target. `loop_` counts instructions in one round of the inner loop, for one warp."""
 
     registers: int
-    """Of a thread; on AMD the vector registers."""
+    """The number of registers of each thread; on AMD that of the vector registers."""
     spilled: int
     """Bytes of spill traffic (NVIDIA) or spilled vector registers (AMD)."""
     shared: int
     """Bytes of shared memory a program."""
     programs: int
-    """That one multiprocessor runs at a time."""
+    """The number of programs that one multiprocessor runs at a time."""
     warps: int
-    """Of a program."""
+    """The number of warps of each program."""
     loop_instructions: int
     loop_barriers: int
     loop_shuffles: int
@@ -56,8 +56,10 @@ _AMD = {
 
 
 def count(kernel: Any, target: str) -> Counts:
-    """Of a kernel as `compiling.compile_kernel` gives it. Raises RuntimeError for output without
-    what is counted."""
+    """Count in a kernel that `compiling.compile_kernel` returned.
+
+    Raises RuntimeError if the assembly does not contain what is counted.
+    """
     return (_count_nvidia if TARGETS[target].backend == "cuda" else _count_amd)(kernel, target)
 
 
@@ -91,26 +93,26 @@ def _loop_counts(assembly: Assembly, patterns: dict[str, str]) -> dict[str, int]
 
 
 def read_nvidia(text: str) -> Assembly:
-    """As nvdisasm writes it."""
+    """Read the assembly of an NVIDIA GPU that nvdisasm wrote."""
     instructions: list[str] = []
     labels = {}
     for line in text.splitlines():
         if label := re.match(r"(\.L\w+):", line):
             labels[label[1]] = len(instructions)
-        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
-            instructions.append(found[1])
+        elif statement := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
+            instructions.append(statement[1])
     return Assembly(instructions, labels, re.compile(_GUARD + r"BRA\b.*`\((\.L\w+)\)"), re.compile(r"EXIT\b"))
 
 
 def read_amd(text: str) -> Assembly:
-    """As Triton gives it."""
+    """Read the assembly of an AMD GPU that Triton wrote."""
     instructions: list[str] = []
     labels = {}
     for line in text.splitlines():
         if label := re.match(r"(\.L\w+):", line):
             labels[label[1]] = len(instructions)
-        elif found := re.match(r"\t([a-z]\w+\b.*?)\s*(?:;.*)?$", line):
-            instructions.append(found[1])
+        elif statement := re.match(r"\t([a-z]\w+\b.*?)\s*(?:;.*)?$", line):
+            instructions.append(statement[1])
     branch = re.compile(r"s_c?branch\w*\s+(\.L\w+)")
     return Assembly(instructions, labels, branch, re.compile(r"s_endpgm"))
 
@@ -140,10 +142,10 @@ def _count_amd(kernel: Any, target: str) -> Counts:
     text = kernel.asm["amdgcn"]
 
     def stated(pattern: str) -> int:
-        found = re.search(pattern + r":\s+(\d+)", text)
-        if found is None:
+        match = re.search(pattern + r":\s+(\d+)", text)
+        if match is None:
             raise RuntimeError(f"the {target} assembly has no {pattern}")
-        return int(found[1])
+        return int(match[1])
 
     num_warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
     waves = 4 * stated("; Occupancy")  # the compiler states those of one of four SIMD units

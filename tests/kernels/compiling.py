@@ -30,9 +30,9 @@ class Spec(NamedTuple):
     kernel: Any
     """A function with @triton.jit."""
     arguments: dict[str, Any]
-    """By name, as at the launch. A torch dtype stands for a tensor."""
+    """The arguments of the launch by their names. A torch dtype stands for a tensor."""
     options: dict[str, int]
-    """num_warps, num_stages."""
+    """The options num_warps and num_stages of the launch."""
     name: str
     """Its name in tables: the kernel and what is special about this launch."""
     targets: tuple[str, ...] = tuple(TARGETS)

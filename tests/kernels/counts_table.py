@@ -56,7 +56,7 @@ def worse(before: Counts | None, now: Counts) -> list[str]:
     """What became more than 5 % worse. More registers are not worse where as many programs fit."""
     if before is None:
         return ["is not in the table; renew it"]
-    found = []
+    messages = []
     for field in Counts._fields:
         old, new = getattr(before, field), getattr(now, field)
         if field == "programs":
@@ -66,5 +66,5 @@ def worse(before: Counts | None, now: Counts) -> list[str]:
         else:
             is_worse = new > MARGIN * old
         if is_worse:
-            found.append(f"{field} {new}, in the table {old}; renew it if that is worth it")
-    return found
+            messages.append(f"{field} {new}, in the table {old}; renew it if that is worth it")
+    return messages

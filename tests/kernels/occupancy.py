@@ -11,7 +11,7 @@ KIB = 1024
 
 
 class Limits(NamedTuple):
-    """Of one multiprocessor. Shared memory in bytes."""
+    """What one multiprocessor can hold at a time; shared memory is in bytes."""
 
     num_programs: int
     num_warps: int
@@ -31,15 +31,15 @@ LIMITS = {
     "gfx942": Limits(32, 32, 64 * KIB, 64 * KIB, 0),
 }
 NUM_PARTITIONS = 4
-"""Of a multiprocessor. Each has its own registers, and a warp (wave) lives in one of them."""
+"""A multiprocessor has so many partitions with registers of their own. A warp (wave) runs in one of them."""
 REGISTERS_PER_PARTITION = 16_384
-"""On NVIDIA, of 32 bits, given out in units of 256 to a warp of 32 threads."""
+"""An NVIDIA partition has so many registers of 32 bits. A warp of 32 threads gets them in units of 256."""
 REGISTER_UNIT = 256
 SHARED_UNIT = 128
 
 
 def warps_that_fit(num_registers: int) -> int:
-    """On an NVIDIA multiprocessor, by registers a thread alone."""
+    """The number of warps for which an NVIDIA multiprocessor has enough registers."""
     per_warp = -(-num_registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
     return REGISTERS_PER_PARTITION // per_warp * NUM_PARTITIONS
 

@@ -183,7 +183,7 @@ def test_dropout_does_not_depend_on_the_tile(monkeypatch: pytest.MonkeyPatch, de
 
 
 def test_no_sequence_depends_on_the_rest_of_its_batch(device: str) -> None:
-    """To the last bit, and with dropout too: masks depend on a sequence's number and not on its place."""
+    """A sequence alone gives the same bits as in a batch. Dropout depends on its number, not its place."""
     lengths, dropout_p = [17, 5], 0.5
     q, k, v, rel_k, rel_q = arguments(1, 32, lengths, device)
     torch.manual_seed(3)

@@ -126,7 +126,7 @@ def load_with(compiler: Path, cache: Path) -> object:
 
 @pytest.mark.parametrize("num_bytes", [0, 100, 3000])
 def test_a_damaged_library_in_the_cache_is_compiled_again(num_bytes, tmp_path):
-    """In processes of their own: loading a file that is cut short ends a process."""
+    """Each load is a process of its own, since loading a file that is cut short ends a process."""
     load = [sys.executable, "-c", LOAD, str(tmp_path)]
     subprocess.run(load, check=True)
     (path,) = tmp_path.iterdir()

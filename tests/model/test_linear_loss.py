@@ -156,7 +156,7 @@ def test_fp16_gradients_of_frequent_classes_do_not_overflow() -> None:
 
 
 def test_fp16_gradients_of_inputs_are_rounded_after_the_loss_scale() -> None:
-    """Of a prediction that is almost certain: without the scale fp16 would hold nothing of them."""
+    """An almost certain prediction has gradients that would be zero in fp16 without the loss scale."""
     tensors = [torch.ones(1, 4, dtype=torch.float16), torch.full((2, 4), 1e-3), torch.tensor([17.0, 0.0])]
     tensors[1][0] *= 2
     ours, *_ = fp16_gradients(chunked_loss, tensors, torch.tensor([0]), scale=65536.0)

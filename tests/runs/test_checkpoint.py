@@ -42,11 +42,11 @@ def save(run: Path, step: int, keep: int = 9) -> Path:
 
 def test_a_checkpoint_is_read_as_it_was_saved(tmp_path: Path) -> None:
     assert read_state(save(tmp_path, 3)) == (3, STATE)
-    found = load_newest(tmp_path, pytest.fail)
-    assert found is not None
-    assert (found.step, found.state) == (3, STATE)
-    assert found.model["weight"].tolist() == [3.0, 3.0]
-    assert found.optimizer.keys() == {"weight/exp_avg"}
+    checkpoint = load_newest(tmp_path, pytest.fail)
+    assert checkpoint is not None
+    assert (checkpoint.step, checkpoint.state) == (3, STATE)
+    assert checkpoint.model["weight"].tolist() == [3.0, 3.0]
+    assert checkpoint.optimizer.keys() == {"weight/exp_avg"}
 
 
 def test_damaged_checkpoints_do_not_push_out_the_one_just_written(tmp_path: Path) -> None:

@@ -228,10 +228,10 @@ def test_a_checkpoint_that_changed_is_not_taken_for_the_old_one(
     monkeypatch.chdir(tmp_path)
     model = v2_checkpoint(tmp_path / "v2")
     given = {"teacher": "v2", "init": "random", "output": "x"}
-    told = {"teacher": "runs/outside-v2", "init": "random", "output": "x"}
-    assert hub_import.with_converted_checkpoints(given, "teacher", "init") == told
+    converted = {"teacher": "runs/outside-v2", "init": "random", "output": "x"}
+    assert hub_import.with_converted_checkpoints(given, "teacher", "init") == converted
     stamp = Path("runs/outside-v2", MODEL_FILE).stat().st_mtime_ns
-    assert hub_import.with_converted_checkpoints(given, "teacher") == told
+    assert hub_import.with_converted_checkpoints(given, "teacher") == converted
     assert Path("runs/outside-v2", MODEL_FILE).stat().st_mtime_ns == stamp
     shaken(model).save_pretrained(tmp_path / "v2")
     with pytest.raises(ValueError, match="is there and not made from v2 as it is now; remove it"):

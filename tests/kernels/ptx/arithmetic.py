@@ -15,7 +15,7 @@ PRED, U16, S16, F16 = (np.dtype(kind) for kind in (bool, np.uint16, np.int16, np
 U32, S32, F32 = (np.dtype(kind) for kind in (np.uint32, np.int32, np.float32))
 U64, S64, F64 = (np.dtype(kind) for kind in (np.uint64, np.int64, np.float64))
 SMALLEST_NORMAL = 2.0**-126
-"""Of float32."""
+"""The smallest positive float32 that is not subnormal."""
 Function = Callable[..., Vector]
 
 
@@ -46,7 +46,7 @@ def flushing(function: Function) -> Function:
 
 
 def fused_multiply_add(x: Vector, y: Vector, z: Vector) -> Vector:
-    """One rounding: the product of two float32 is exact in float64."""
+    """x y + z is rounded once, since the product of two float32 is exact in float64."""
     return (x.astype(F64) * y.astype(F64) + z.astype(F64)).astype(F32)
 
 
@@ -55,30 +55,30 @@ def exp2(x: Vector) -> Vector:
 
 
 def larger(x: Vector, y: Vector) -> Vector:
-    """The other one if one is NaN; 0 is larger than -0."""
+    """The larger number. If one of the two is NaN, it is the other one; 0 is larger than -0."""
     return np.where(x == y, (x.view(U32) & y.view(U32)).view(F32), np.fmax(x, y))
 
 
 def smaller(x: Vector, y: Vector) -> Vector:
-    """The other one if one is NaN; -0 is smaller than 0."""
+    """The smaller number. If one of the two is NaN, it is the other one; -0 is smaller than 0."""
     return np.where(x == y, (x.view(U32) | y.view(U32)).view(F32), np.fmin(x, y))
 
 
 def shift_left(x: Vector, amount: Vector) -> Vector:
-    """Amounts from the width on give 0."""
+    """A shift by the number of bits of x or more gives 0."""
     width = 8 * x.dtype.itemsize
     return np.where(amount < width, x << np.minimum(amount, width - 1).astype(x.dtype), 0).astype(x.dtype)
 
 
 def shift_right(x: Vector, amount: Vector) -> Vector:
-    """Amounts from the width on give 0, or copies of the sign."""
+    """A shift by the number of bits of x or more gives 0, or copies of the sign if x is signed."""
     width = 8 * x.dtype.itemsize
     shifted = x >> np.minimum(amount, width - 1).astype(x.dtype)
     return shifted if x.dtype.kind == "i" else np.where(amount < width, shifted, 0).astype(x.dtype)
 
 
 def bit_field(x: Vector, start: Vector, length: Vector) -> Vector:
-    """bfe for a field within the number, the only kind that Triton emits."""
+    """The instruction bfe. The field must lie within the number; Triton emits no other kind."""
     if ((length == 0) | (start + length > 32)).any():
         raise Fault("a bit field that is empty or leaves the number")
     width = np.uint32(32)

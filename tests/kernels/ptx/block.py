@@ -85,7 +85,7 @@ class Block:
         raise Fault(f"{self.program.name} does not end")
 
     def _step(self, instruction: Instruction, position: int, active: Mask) -> list[tuple[int, Mask]]:
-        """Execute an instruction; where which threads go on."""
+        """Execute an instruction. Returns the positions at which threads go on, each with its threads."""
         mask = active
         if instruction.guard is not None:
             mask = active & (self.read(instruction.guard.register, PREDICATE) == instruction.guard.runs_if)
@@ -102,7 +102,7 @@ class Block:
         return [(position + 1, active)]
 
     def _pass_barrier(self, waiting: dict[int, Mask]) -> dict[int, Mask]:
-        """All threads that live wait. They go on if that is everyone, at one barrier."""
+        """Let all threads go on from a barrier. Raises Fault unless the whole block waits at it."""
         (position, mask), *others = waiting.items()
         instruction = self.program.instructions[position]
         where = f"{self.program.name}, line {instruction.line}"
@@ -131,7 +131,7 @@ class Block:
         return held.view(dtype)
 
     def write(self, operand: Operand, value_T: Vector, mask: Mask) -> None:
-        """Where the mask is set; `_` stands for no register."""
+        """Write the register in the threads whose mask is set. Nothing is written for the operand `_`."""
         name = str(operand)
         if name == "_":
             return

@@ -20,7 +20,7 @@ from kernels.lasso.solve import LassoResult
 
 NAMES = ("out", "q", "k", "v", "rel_k", "rel_q")
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
-"""Of the worst row, relative to the largest; some six units in the last place of a number."""
+"""The largest allowed error of a row, relative to the largest row: some six units in the last place."""
 
 
 class Attention(NamedTuple):
@@ -38,7 +38,7 @@ class Attention(NamedTuple):
         return f"{dtype}-{self.head_width}-{'-'.join(map(str, self.lengths))}{dropout}{padded}"
 
     def sequences(self) -> tuple[Tensor, int]:
-        """cu_seqlens and max_length."""
+        """The arguments cu_seqlens and max_length of the operation."""
         return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32), max(self.lengths)
 
     def tensors(self) -> list[Tensor]:
@@ -60,12 +60,12 @@ class Attention(NamedTuple):
         return [out.detach(), *torch.autograd.grad(out, inputs, self.gradient())]
 
     def gradient(self) -> Tensor:
-        """Of the output (T, H, E)."""
+        """A random gradient of the loss with respect to the output (T, H, E)."""
         shape = (sum(self.lengths), self.num_heads, self.head_width)
         return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(self.dtype)
 
     def expected(self) -> list[Tensor]:
-        """The same from the definition, with the dropout of the kernels."""
+        """The output and the gradients from the definition in float64, with the dropout of the kernels."""
         inputs = [x.detach().double().requires_grad_() for x in self.tensors()]
         masks = iter(self.kept_weights() if self.dropout_p else [])
 

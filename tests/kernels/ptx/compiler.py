@@ -19,7 +19,7 @@ class Pointer:
 
     dtype: torch.dtype
     is_aligned: bool
-    """To 16 bytes, which allows vector accesses."""
+    """Whether the address is a multiple of 16 bytes, which allows vector accesses."""
 
     def data_ptr(self) -> int:
         return 0 if self.is_aligned else 1
@@ -28,12 +28,12 @@ class Pointer:
 class Request(NamedTuple):
     module: str
     kernel: str
-    """Its name in the module."""
+    """The kernel's name in its module."""
     target: str
-    """sm80, sm90."""
+    """The GPU architecture, sm80 or sm90."""
     arguments: tuple[tuple[str, Pointer | bool | int | float], ...]
     options: tuple[tuple[str, int], ...]
-    """num_warps, num_stages."""
+    """The names and values of the options num_warps and num_stages."""
 
 
 class Compiled(NamedTuple):

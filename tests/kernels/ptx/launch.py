@@ -36,7 +36,7 @@ class Emulator:
         """Applied to each kernel before it runs; a test breaks kernels with it."""
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """From here on `kernel[grid](...)` runs here, and host code chooses as for an NVIDIA GPU."""
+        """Make `kernel[grid](...)` run in the emulator, and host code choose as for an NVIDIA GPU."""
         monkeypatch.setattr(
             InterpretedFunction, "run", lambda kernel, **launch: self.launch(kernel, **launch)
         )

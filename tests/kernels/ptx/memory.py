@@ -144,13 +144,13 @@ class Argument(NamedTuple):
 
     name: str
     memory: Memory
-    """Of its storage, which other arguments may share."""
+    """The bytes of the tensor's storage. Other arguments may share them."""
     is_inside: NDArray[np.bool_]
     """Which bytes of the storage are elements of this tensor."""
 
 
 class GlobalMemory:
-    """The tensors of one launch. Copies of their storages are used; `copy_back_` brings the results home."""
+    """The tensors of one launch. Kernels access copies of them; `copy_back_` writes the results back."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._storages: dict[int, tuple[Memory, Bytes]] = {}
@@ -193,12 +193,12 @@ class GlobalMemory:
     def _places(
         self, address_n: NDArray[np.uint64], size: int
     ) -> list[tuple[Argument, NDArray[np.bool_] | slice, Integers]]:
-        """For each argument that is accessed, which threads do, and where in its storage."""
+        """For each argument that is accessed: the argument, its threads, and their places in its storage."""
         number_n = (address_n >> np.uint64(ARGUMENT_BITS)).astype(np.int64) - 1
         all_place_n = (address_n & np.uint64((1 << ARGUMENT_BITS) - 1)).astype(np.int64)
         if (all_place_n % size).any():
             raise Fault(f"global memory is accessed at an address that is no multiple of {size}")
-        found: list[tuple[Argument, NDArray[np.bool_] | slice, Integers]] = []
+        accesses: list[tuple[Argument, NDArray[np.bool_] | slice, Integers]] = []
         for number in np.unique(number_n):
             which = slice(None) if (number_n == number).all() else number_n == number
             place_n = all_place_n[which]
@@ -209,10 +209,10 @@ class GlobalMemory:
                 place_n // size
             ].all():
                 raise Fault(f"out of bounds of {argument.name}")
-            found.append((argument, which, place_n))
-        return found
+            accesses.append((argument, which, place_n))
+        return accesses
 
 
 def _start(tensor: torch.Tensor) -> int:
-    """Bytes from the start of its storage, which torch aligns."""
+    """The number of bytes between the start of the tensor's storage, which torch aligns, and the tensor."""
     return int(tensor.storage_offset()) * tensor.element_size()

@@ -8,7 +8,7 @@ from ptx.memory import Bytes, Integers
 
 
 class Copy(NamedTuple):
-    """From global to shared memory, by n threads of S bytes each."""
+    """An asynchronous copy from global to shared memory, in which each of n threads copies S bytes."""
 
     place_n: Integers
     data_nS: Bytes
@@ -32,8 +32,8 @@ class Sum(NamedTuple):
 class Products:
     def __init__(self) -> None:
         self.sums: dict[str, Sum] = {}
-        """By register, which nobody may read meanwhile."""
+        """The accumulators by the names of their registers, which may not be read before the products end."""
         self.num_groups = 0
-        """That were committed."""
+        """The number of groups of products that were committed."""
         self.places: dict[int, list[Integers]] = {}
-        """Of shared memory, that each group reads, in pieces of 16 bytes."""
+        """For each group's number, the places in shared memory of the 16-byte pieces that it reads."""

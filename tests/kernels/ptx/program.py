@@ -13,7 +13,7 @@ class Address(NamedTuple):
     base: str
     """A register, the name of a parameter or of shared memory."""
     offset: int
-    """In bytes."""
+    """The number of bytes that is added to the base."""
 
 
 Operand = str | Address | tuple[str, ...]
@@ -28,7 +28,7 @@ class Guard(NamedTuple):
 
 class Instruction(NamedTuple):
     line: int
-    """From 1, in the text of the kernel."""
+    """The number of the line in the text of the kernel, counted from 1."""
     text: str
     guard: Guard | None
     opcode: str
@@ -38,9 +38,9 @@ class Instruction(NamedTuple):
 class Program(NamedTuple):
     name: str
     parameters: dict[str, str]
-    """Name to type ("u64"), in order."""
+    """The type of each parameter, such as "u64", by its name and in their order."""
     num_threads: int
-    """Of a block."""
+    """The number of threads of a block."""
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
     """The position in `instructions` that a label stands before."""

@@ -14,7 +14,7 @@ Number = int | float
 
 
 def to_f32(x: float) -> float:
-    """Rounded to nearest, beyond the largest to infinity."""
+    """Round to the nearest float32. A number beyond the largest becomes infinity."""
     try:
         return struct.unpack("f", struct.pack("f", x))[0]
     except OverflowError:
@@ -42,7 +42,7 @@ def divided(x: float, y: float) -> float:
 
 
 def nearest_bf16(x: float) -> int:
-    """Ties to even: 8 bits of mantissa, the upper half of a float32."""
+    """The bits of the nearest bfloat16, which are the upper half of a float32. Ties go to even."""
     if math.isnan(x):
         return 0x7FFF
     bits = bits_of(x)
@@ -58,7 +58,7 @@ def nearest_f16(x: float) -> int:
 
 
 def nearest_tf32(x: float) -> int:
-    """Ties away from zero: 11 bits of mantissa."""
+    """The bits of the nearest tf32, with 11 bits of mantissa. Ties go away from zero."""
     bits = bits_of(x)
     return bits if not math.isfinite(x) else (bits >> 13 << 13) + (0x2000 if bits & 0x1000 else 0)
 
@@ -87,7 +87,7 @@ def _by_size_and_sign(x: Number) -> tuple[Number, float]:
 
 
 def larger(x: Number, y: Number) -> Number:
-    """Never NaN if one is a number; 0 is larger than -0."""
+    """The larger number. It is NaN only if both are; 0 is larger than -0."""
     return y if x != x else x if y != y else max(x, y, key=_by_size_and_sign)
 
 

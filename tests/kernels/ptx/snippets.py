@@ -50,7 +50,7 @@ def snippet(
 
 
 def run(body: str, registers: dict[str, NDArray[Any]] | None = None, **options: Any) -> Block:
-    """The same after it ran."""
+    """The block of `snippet` after it ran."""
     block = snippet(body, registers, **options)
     block.run()
     return block

@@ -62,7 +62,7 @@ def test_part_of_a_word_is_enough_for_a_race(shared: SharedMemory) -> None:
 
 
 def test_warps_of_one_instruction(shared: SharedMemory) -> None:
-    """They may store the same value in one place, which is then nobody's until a barrier."""
+    """Two warps may store the same value in one place. Neither may load it before a barrier."""
     shared.load(places(0, 0), 4, places(0, 1))
     with pytest.raises(Fault, match="race: 1 stores what another loaded"):
         shared.store(ZERO, WORD, ONE)
@@ -149,7 +149,7 @@ def test_no_tensor_is_at_address_zero() -> None:
 
 @pytest.mark.parametrize(("first", "second"), [("store", "load"), ("load", "store"), ("store", "store")])
 def test_a_race_between_programs(first: str, second: str) -> None:
-    """Also through two arguments that share their memory."""
+    """A race is noticed although the two accesses use two arguments that share their memory."""
     whole = torch.zeros(8)
     memory = GlobalMemory({"whole": whole, "part": whole[2:4]})
     for number, (kind, name) in enumerate(((first, "whole"), (second, "part"))):

@@ -51,7 +51,7 @@ class Log(SharedMemory):
     def __init__(self, num_bytes: int) -> None:
         super().__init__(num_bytes)
         self.epochs: list[np.ndarray] = []
-        """Loads and stores (2, bytes)."""
+        """The warps that loaded and stored each byte (2, bytes), from one barrier to the next."""
         self.forget()
 
     def forget(self) -> None:
@@ -135,15 +135,15 @@ def without(position: int) -> Callable[[Program], Program]:
 
 
 def noticed(emulator: Emulator, repeat: Callable[[], None], positions: list[int]) -> set[int]:
-    """The instructions without which the launch fails."""
-    found = set()
+    """The positions of the instructions without which the launch fails."""
+    failing = set()
     for position in positions:
         emulator.change = without(position)
         try:
             repeat()
         except Fault:
-            found.add(position)
-    return found
+            failing.add(position)
+    return failing
 
 
 def cases() -> list[object]:
@@ -166,9 +166,11 @@ def test_a_missing_barrier_is_noticed(target: str, case: str, monkeypatch: pytes
         positions: dict[str, list[int]] = {}
         for position, instruction in enumerate(programs[0].instructions):
             positions.setdefault(instruction.opcode, []).append(position)
-        found = {kind: noticed(emulator, repeat, positions.get(kind, [])) for kind in ("bar.sync", *WAITS)}
-        assert found["bar.sync"] == LoggedBlock.needed, name
-        for kind, seen in found.items():
+        noticed_by_opcode = {
+            kind: noticed(emulator, repeat, positions.get(kind, [])) for kind in ("bar.sync", *WAITS)
+        }
+        assert noticed_by_opcode["bar.sync"] == LoggedBlock.needed, name
+        for kind, seen in noticed_by_opcode.items():
             num_all = len(positions.get(kind, []))
             print(f"{name} {kind}: {len(seen)} of {num_all} noticed")
             assert len(seen) >= SHARE[kind] * num_all, (name, kind)

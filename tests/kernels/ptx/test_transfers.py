@@ -27,8 +27,8 @@ def test_every_transfer_is_tested() -> None:
 
 
 def vector(opcode: str) -> tuple[int, int, str]:
-    """Bytes of an element, number of elements, and the registers."""
-    count = int(found[1]) if (found := re.search(r"\.v(\d)", opcode)) else 1
+    """The bytes of an element, the number of elements, and the operand with their registers."""
+    count = int(match[1]) if (match := re.search(r"\.v(\d)", opcode)) else 1
     size = int(opcode[-2:]) // 8
     names = [f"%{ {2: 'rs', 4: 'r', 8: 'rd'}[size] }{number + 10}" for number in range(count)]
     return size, count, "{" + ", ".join(names) + "}" if count > 1 else names[0]

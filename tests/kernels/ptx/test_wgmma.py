@@ -82,7 +82,7 @@ def test_product(row_bytes: int, start: int) -> None:
 
 
 def test_two_products_in_one_accumulator() -> None:
-    """The first forgets what was there."""
+    """The first product overwrites the accumulator, and the second is added to it."""
     registers = run(product("0") + product() + COMMIT + WAIT.format(0))
     check_sums(registers, 2 * (A @ B.swapaxes(1, 2)).astype(np.float32))
 

@@ -19,9 +19,9 @@ from ptx.program import Fault, Instruction
 
 WARPGROUP = 128
 PIECE = 16
-"""Bytes that stay together."""
+"""Swizzling moves pieces of so many bytes."""
 BYTES_OF_A_ROW = {1: 128, 2: 64, 3: 32}
-"""By the descriptor's mode of swizzling."""
+"""The bytes of a row in shared memory for each mode of swizzling in a matrix descriptor."""
 _THREAD = np.arange(WARPGROUP)
 _ROW, _PLACE = _THREAD // 32 * 16 + _THREAD % 32 // 4, _THREAD % 4
 
