@@ -87,7 +87,12 @@ def test_a_table_that_could_not_be_written_is_a_mistake_after_the_work(tmp_path:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_every_signal_to_stop_lets_the_work_end(number: signal.Signals, tmp_path: Path) -> None:
-    process = subprocess.Popen(command(str(tmp_path / "x"), "wait"), env=ENVIRONMENT, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(str(tmp_path / "x"), "wait"),
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests may run under nohup
+    )
     wait_for_start(tmp_path / "x")
     process.send_signal(number)
     _, said = process.communicate(timeout=60)

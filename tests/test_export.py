@@ -29,7 +29,7 @@ from mlsm import export
 from mlsm.evaluation.pseudo_likelihood import Text, score_sentences, score_texts
 from mlsm.export import huggingface_tokenizer, replacement_rules
 from mlsm.files import read_json, read_tensors, write_json
-from mlsm.runs.checkpoint import Checkpoint, fingerprint, save_checkpoint
+from mlsm.runs.checkpoint import Checkpoint, TrainingState, fingerprint, save_checkpoint
 from mlsm.runs.run import load_run
 from mlsm.text.corpus import embedded_corpus
 from mlsm.text.sequences import Sequences
@@ -381,7 +381,7 @@ def test_a_run_is_never_overwritten_by_an_export(pair: tuple[Path, Path]) -> Non
 def test_a_checkpoint_is_exported_if_it_is_whole(tmp_path: Path) -> None:
     run = random_run(tmp_path / "some-run")
     other = read_tensors(random_run(tmp_path / "other", seed=1) / "model.safetensors")
-    step = save_checkpoint(run, Checkpoint(7, other, {}, {"words_seen": 1234}), keep=1)
+    step = save_checkpoint(run, Checkpoint(7, other, {}, TrainingState(1234, 0)), keep=1)
     export.main([str(step), str(tmp_path / "exported")])
     words = load_run(tmp_path / "exported").model.encoder.token_embedding.weight
     assert torch.equal(words, other["encoder.token_embedding.weight"])
