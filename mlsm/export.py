@@ -31,7 +31,7 @@ from mlsm.files import write_json, write_tensors, write_text, write_whole
 from mlsm.log import say
 from mlsm.model.deberta import LAYER_NORM_EPS
 from mlsm.model.language_model import LanguageModel
-from mlsm.pages.model_card import model_card
+from mlsm.pages.model_card import model_card, predicts_words
 from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, read_state
 from mlsm.runs.hub_names import OWN_WEIGHTS_FILE, RUN_FILE, from_huggingface, to_huggingface
 from mlsm.runs.record import record_json
@@ -48,7 +48,6 @@ from mlsm.text.tokenizer import (
     Tokenizer,
     json_with_masks,
 )
-from mlsm.training.objectives import find_objective
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -74,7 +73,7 @@ def export(run: Path, directory: Path, *, folded: bool = False) -> Run:
         raise ValueError(
             f"{run} has no token head to fold in: train one with --objective token-head --init {run}"
         )
-    fast_tokenizer, has_words = huggingface_tokenizer(tokenizer), predicts_words(loaded)
+    fast_tokenizer, has_words = huggingface_tokenizer(tokenizer), predicts_words(loaded.record)
     tensors = exported_tensors(model, has_words)
     readable = from_huggingface(tensors)
     own = {n: w for n, w in model.state_dict().items() if n not in readable or not readable[n].equal(w)}
@@ -94,11 +93,6 @@ def export(run: Path, directory: Path, *, folded: bool = False) -> Run:
     write_json(directory / "special_tokens_map.json", special_tokens)
     write_text(directory / "README.md", model_card(loaded))
     return loaded
-
-
-def predicts_words(run: Run) -> bool:
-    """Whether the words that a run predicts were trained."""
-    return find_objective(run.record.train.objective).predicts_words
 
 
 def huggingface_config(config: ModelConfig, has_words: bool = True) -> dict[str, object]:
@@ -264,7 +258,7 @@ def main(argv: list[str]) -> None:
     """Read the command line and export."""
     args = cli.parse(Settings, argv, __doc__ or "")
     written = export(args.run, args.directory, folded=args.folded)
-    if predicts_words(written):
+    if predicts_words(written.record):
         say(f"wrote {args.directory}: AutoModelForMaskedLM and AutoTokenizer load it, mlsm.load too")
     else:
         say(

@@ -32,7 +32,7 @@ def model_card(run: Run) -> str:
     """README.md of an exported run: Markdown with the header of the Hugging Face hub."""
     record, directories = run.record, training_runs(run.directory)
     text = PUBLIC_DOMAIN if _has_only_embedded_text(directories) else UNKNOWN
-    pipeline = ["pipeline_tag: fill-mask"] if _predicts_words(record) else []
+    pipeline = ["pipeline_tag: fill-mask"] if predicts_words(record) else []
     header = ["---", text, "library_name: transformers", *pipeline, "tags:", "- deberta", "- mlsm", "---"]
     sections = [
         "\n".join(header),
@@ -95,7 +95,8 @@ def _has_only_embedded_text(directories: list[Path]) -> bool:
     )
 
 
-def _predicts_words(record: RunRecord) -> bool:
+def predicts_words(record: RunRecord) -> bool:
+    """Whether the words that a run predicts were trained."""
     return find_objective(record.train.objective).predicts_words
 
 
@@ -142,11 +143,13 @@ def _text(record: RunRecord) -> str:
     size = f" ({corpus.words:,} words, {corpus.lines:,} lines)" if corpus else ""
     is_masked = find_objective(train.objective).is_masked
     masked = f", share of masked tokens {train.mask_share}" if is_masked else ""
+    optimizer = {"adamw": "AdamW", "muon": "Muon and AdamW"}[train.optimizer]
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     return printable(
         f"Text: {', '.join(names)}{size}, as {data.sequence_mode} of lines, at most {data.max_length} "
-        f"tokens{masked}. AdamW at {train.learning_rate:g}, warm-up {train.warmup_share:.0%} of the "
-        f"updates, weight decay {train.weight_decay:g}." + (f" Versions: {versions}." if versions else "")
+        f"tokens{masked}. {optimizer} at {train.learning_rate:g} ({train.schedule} schedule), warm-up "
+        f"{train.warmup_share:.0%} of the updates, weight decay {train.weight_decay:g}."
+        + (f" Versions: {versions}." if versions else "")
     )
 
 
@@ -182,7 +185,7 @@ def _limits(record: RunRecord) -> str:
         "- What it can know comes from the text that it was trained on, with the errors and biases of that "
         "text. It follows no instructions, and its answers are not checked for truth.",
     ]
-    if not _predicts_words(record):
+    if not predicts_words(record):
         limits.append(
             "- **It does not fill in words**: its objective does not train the rows of the vocabulary. "
             "Fine-tune it, or read its concepts."
@@ -192,7 +195,7 @@ def _limits(record: RunRecord) -> str:
 
 def _example(run: Run) -> str:
     main, others = "AutoModelForMaskedLM", "AutoModelForSequenceClassification, AutoModel"
-    if not _predicts_words(run.record):
+    if not predicts_words(run.record):
         main, others = "AutoModel", "AutoModelForSequenceClassification, to be fine-tuned"
     text = f"""```python
 from transformers import {main}, AutoTokenizer
