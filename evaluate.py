@@ -11,7 +11,6 @@ GLUE that has no result yet.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 from mlsm import cli
+from mlsm.command_line import Parser
 from mlsm.config import DEVICE_HELP
 from mlsm.device import choose_device
 from mlsm.directory import check_writable, only_process
@@ -44,11 +44,12 @@ class Settings:
     """The runs, the tasks, and how they are measured."""
 
     runs: tuple[Path, ...] = argument("directory of a finished run", "RUN")
-    tasks: str = option("demo", f"what to measure, of {', '.join(TASKS)}", metavar="NAMES")
+    tasks: str = option("demo", f"what to measure, of {', '.join(TASKS)}", metavar="NAMES", is_common=True)
     data: Path = option(
         Path("evaluation_data"),
         "folder with blimp_filtered, supplement_filtered, ewok_filtered, glue_filtered",
         metavar="FOLDER",
+        is_common=True,
     )
     score: str = option(
         "mean",
@@ -181,7 +182,7 @@ def show_tasks(
     print(as_text(rows, "Tasks: " + "; ".join(title)))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     return cli.parser(__doc__ or "", {"settings": Settings})
 

@@ -8,7 +8,6 @@ If there is no teacher at the default place, it is trained first.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from mlsm import cli, distributed
 from mlsm.coding.dictionary import Dictionary, measure
 from mlsm.coding.dictionary_learning import learn_dictionary
 from mlsm.coding.targets import sample_states
+from mlsm.command_line import Parser
 from mlsm.config import PRESETS, DataConfig, DictionaryConfig
 from mlsm.device import choose_device, choose_precision
 from mlsm.directory import check_writable
@@ -117,7 +117,7 @@ class Output:
     output: Path | None = option(None, "file to write (default: in the teacher's directory)", metavar="FILE")
 
 
-def flags() -> argparse.ArgumentParser:
+def flags() -> Parser:
     """The parser of the command line."""
     groups = {"dictionary": DictionaryConfig, "data": DataConfig, "output": Output}
     return cli.parser(__doc__ or "", groups, has_presets=True)

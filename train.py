@@ -11,7 +11,6 @@ that exists continues from its newest checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from mlsm import cli, distributed
+from mlsm.command_line import Parser
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.device import choose_device, choose_precision, keep_num_threads
 from mlsm.directory import only_process
@@ -41,7 +41,7 @@ from mlsm.seeds import seed_for
 from mlsm.settings import option
 from mlsm.text.batches import Corpus, Update
 from mlsm.training.divergence import DivergenceMonitor, record_update
-from mlsm.training.objectives import OBJECTIVES, find_objective
+from mlsm.training.objectives import find_objective
 from mlsm.training.optim import (
     WeightAverage,
     load_optimizers_,
@@ -222,15 +222,15 @@ class Output:
         None,
         "run directory (default: runs/teacher for mlm from random weights, else runs/OBJECTIVE-INIT)",
         metavar="DIRECTORY",
+        is_common=True,
     )
-    resume: bool = option(False, "continue this run where it stopped, or start it")
+    resume: bool = option(False, "continue this run where it stopped, or start it", is_common=True)
 
 
-def flags() -> argparse.ArgumentParser:
+def flags() -> Parser:
     """The command line."""
     groups = {"training": TrainConfig, "data": DataConfig, "model": ModelConfig, "output": Output}
-    choices = {"objective": tuple(OBJECTIVES)}
-    return cli.parser(__doc__ or "", groups, has_presets=True, choices=choices)
+    return cli.parser(__doc__ or "", groups, has_presets=True)
 
 
 def main(argv: list[str]) -> None:

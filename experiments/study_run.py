@@ -11,7 +11,6 @@ and its figure are written at the end, and before with --report.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import signal
@@ -29,6 +28,7 @@ import study_page
 from study import MIN_EXAMPLES, Commands, Step, Study
 
 from mlsm import cli
+from mlsm.command_line import Parser
 from mlsm.config import PRESETS, DataConfig
 from mlsm.evaluation.glue import FOLDER, TASKS, read_task_data
 from mlsm.evaluation.minimal_pairs import SUITES, read_files
@@ -243,7 +243,7 @@ def run(settings: Settings, executor: Executor = in_a_process) -> None:
     study_page.write(commands, settings.result)
 
 
-def flags() -> argparse.ArgumentParser:
+def flags() -> Parser:
     """The command line."""
     return cli.parser(__doc__ or "", {"settings": Settings})
 

@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import sys
 
+from mlsm.command_line import did_you_mean
+
 COMMANDS = {
     "train": "train a teacher, a concept student or a token head",
     "fit-dictionary": "learn the dictionary of concepts from a teacher's hidden states",
@@ -32,7 +34,8 @@ def main() -> None:
         print(USAGE)
         return
     if command not in COMMANDS:
-        print(f"error: {command!r} is not a command; take one of {', '.join(COMMANDS)}", file=sys.stderr)
+        like = did_you_mean(command, COMMANDS) or f"; take one of {', '.join(COMMANDS)}"
+        print(f"error: {command!r} is not a command{like}", file=sys.stderr)
         sys.exit(2)
     from mlsm import cli  # here, because it imports PyTorch, which takes seconds
 

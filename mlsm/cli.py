@@ -1,14 +1,11 @@
-"""Command lines: flags from dataclasses, scripts that build what is missing, and the end of a process, with
-its exit code, its one line for a mistake, and its signals.
+"""The process of a command: scripts that build what is missing, and how a command ends, with its exit code,
+its one line for a mistake, and its signals. `mlsm.command_line` reads the flags.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import dataclasses
 import errno
-import inspect
 import logging
 import os
 import shlex
@@ -16,28 +13,25 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO, TypeVar, cast
+from typing import NoReturn, TextIO, cast
 
 import torch
 
 from kernels.backend import logger as kernels_logger
 from mlsm import distributed
-from mlsm.config import PRESETS
+from mlsm.command_line import parse as parse
+from mlsm.command_line import parse_flags as parse_flags
+from mlsm.command_line import parser as parser
 from mlsm.log import Screen, printable, say
-from mlsm.settings import Flags, FlagValue, Line, as_text, element_type, from_flags
-from mlsm.version import __version__
+from mlsm.settings import Flags
 
 EXIT_MISTAKE = 2
 LONGEST_LINE = 600  # characters of a message; a name from a file may be longer
 SECONDS_TO_REPORT = 10.0  # for a process of a job that has lost another one
-EXIT_CODES = """
-exit codes: 0 done; 2 a mistake or a full disk, said in one line; 128 + N stopped by signal N (130: Ctrl-C)
-"""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-T = TypeVar("T")
 _Handler = Callable[[int, FrameType | None], object] | int | None
 
 
@@ -47,119 +41,6 @@ class Stopped(Exception):
     def __init__(self, signal_number: int, how_to_continue: str) -> None:
         super().__init__(how_to_continue)
         self.exit_code = 128 + signal_number
-
-
-def _program() -> str:
-    """The words that started this command, as --help shows them."""
-    spec = sys.modules["__main__"].__spec__
-    is_module = spec is not None and spec.origin == sys.argv[0]
-    return f"python -m {spec.name}" if spec and is_module else Path(sys.argv[0]).name
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see --help)")
-
-
-def parser(
-    description: str,
-    groups: Mapping[str, type],
-    *,
-    has_presets: bool = False,
-    choices: Mapping[str, Sequence[str]] | None = None,
-) -> argparse.ArgumentParser:
-    """A parser with one flag for each field of the settings classes, which are the groups by their titles.
-    `choices` adds the values of fields whose settings class cannot know them.
-    """
-    command_line = _Parser(
-        prog=_program(),
-        description=description,
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command_line.add_argument("--version", action="version", version=f"mlsm {__version__}")
-    command_line.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if has_presets:
-        command_line.add_argument(
-            "--preset",
-            choices=PRESETS,
-            default=argparse.SUPPRESS,
-            help="settings to start from (default: those of the teacher, or of the run of --init; for a "
-            "teacher, tiny with the embedded corpus, base with one's own text)",
-        )
-    default = _preset_defaults if has_presets else _default
-    for title, cls in groups.items():
-        group = command_line.add_argument_group(title, inspect.getdoc(cls))
-        for field in dataclasses.fields(cls):
-            if field.metadata.get("help"):
-                _add_flag(group, cls, field, default, (choices or {}).get(field.name))
-    return command_line
-
-
-def _add_flag(
-    group: argparse._ArgumentGroup,
-    cls: type,
-    field: dataclasses.Field[FlagValue],
-    default: Callable[[type, dataclasses.Field[FlagValue]], str],
-    choices: Sequence[str] | None,
-) -> None:
-    kind, is_list = element_type(cls, field.name)
-    metavar, help_line = field.metadata["metavar"], field.metadata["help"].replace("%", "%%")
-    nargs = "+" if is_list else None
-    if field.metadata.get("is_argument"):
-        group.add_argument(field.name, type=kind, nargs=nargs, metavar=metavar, help=help_line)
-        return
-    flag, help_line = "--" + field.name.replace("_", "-"), help_line + default(cls, field)
-    if kind is bool:
-        group.add_argument(
-            flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help_line
-        )
-        return
-    choices = choices or field.metadata["choices"]
-    group.add_argument(
-        flag,
-        type=Line.parse if kind is Line else kind,
-        nargs=nargs,
-        choices=choices,
-        required=field.default is dataclasses.MISSING,
-        default=argparse.SUPPRESS,
-        metavar=metavar or (None if choices else kind.__name__.upper()),
-        help=help_line,
-    )
-
-
-def _default(cls: type, field: dataclasses.Field[FlagValue]) -> str:
-    """The default as --help shows it: "" if it is None or False, or if the help line names it."""
-    if field.default in (None, False, dataclasses.MISSING) or "default" in field.metadata["help"]:
-        return ""
-    return f" (default: {as_text(field.default)})"
-
-
-def _preset_defaults(cls: type, field: dataclasses.Field[FlagValue]) -> str:
-    """The default as --help shows it: one value, or one for each preset, or three for the training phases."""
-    if field.default is None or "default" in field.metadata["help"]:
-        return ""
-    shown = []
-    for preset in (make() for make in PRESETS.values()):
-        phases = [preset.teacher, preset.student, preset.token_head]
-        configs = [c for c in (*phases, preset.model, preset.data, preset.dictionary) if isinstance(c, cls)]
-        values = [as_text(getattr(config, field.name)) for config in configs] or [as_text(field.default)]
-        shown.append(values[0] if len(set(values)) == 1 else " / ".join(values))
-    of = " for mlm / students / token-head" if any(" / " in values for values in shown) else ""
-    each = "; ".join(f"{name} {values}" for name, values in zip(PRESETS, shown, strict=True))
-    return f" (default{of}: {shown[0] if len(set(shown)) == 1 else each})"
-
-
-def parse_flags(command_line: argparse.ArgumentParser, argv: Sequence[str]) -> Flags:
-    """The flags that were given, without those that every command has. Raises ValueError for a mistake."""
-    values = vars(command_line.parse_args(argv))
-    del values["debug"]
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-
-
-def parse(cls: type[T], argv: Sequence[str], description: str) -> T:
-    """The settings of a command from its command line. Raises ValueError for a mistake."""
-    return from_flags(cls, parse_flags(parser(description, {"settings": cls}), argv))
 
 
 def build_first(script: str, flags: Sequence[str], missing: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from kernels.lasso import SOLVERS
+from kernels.solvers import SOLVERS
 from mlsm.settings import Line, check_fields, check_not_negative, check_positive, option
 
 EMBEDDED_CORPUS = "embedded"
@@ -80,6 +80,7 @@ class DataConfig:
         (EMBEDDED_CORPUS,),
         "UTF-8 text files, one sentence or utterance per line; 'embedded' is the World English Bible",
         metavar="FILE",
+        is_common=True,
     )
     sequence_mode: str = option(
         "pairs",
@@ -102,21 +103,25 @@ class DataConfig:
 class TrainConfig:
     """How a model is trained: objective, updates, precision, what is written when."""
 
-    objective: str = option("mlm", "what is learnt; must be given, there is no default", metavar="NAME")
+    objective: str = option(
+        "mlm", "what is learnt; must be given, there is no default", metavar="NAME", is_common=True
+    )
     init: str = option(
         "random",
         "initial weights: random, teacher, or a run's directory; default: random for mlm, else teacher",
         metavar="WEIGHTS",
+        is_common=True,
     )
     teacher: str = option(
         DEFAULT_TEACHER,
         "run whose hidden states are the targets, or a DeBERTa as transformers saves it",
         metavar="DIRECTORY",
+        is_common=True,
     )
     dictionary: str | None = option(
         None, "dictionary of the concepts (default: in the teacher's directory)", metavar="FILE"
     )
-    num_steps: int = option(100_000, "updates")
+    num_steps: int = option(100_000, "updates", is_common=True)
     batch_size: int = option(1024, "sequences per update")
     token_budget: int = option(16_384, "tokens a micro-batch holds at most, padding included")
     optimizer: str = option(
@@ -160,7 +165,7 @@ class TrainConfig:
         "keep one state per layer and compute the rest again in the backward pass: less memory, a third "
         "more time",
     )
-    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE", is_common=True)
     seed: int = option(12, "seed of everything that is drawn")
     log_every: int = option(10, "updates between two logged lines")
     checkpoint_every: int = option(1000, "updates between two checkpoints")
@@ -214,15 +219,18 @@ class DictionaryConfig:
         DEFAULT_TEACHER,
         "run whose hidden states are decomposed, or a DeBERTa as transformers saves it",
         metavar="DIRECTORY",
+        is_common=True,
     )
-    layer: int | None = option(None, "layer of the teacher, 1 is the first; default: its last")
-    k: int = option(1500, "number of concepts (atoms)")
-    lam: float = option(0.05, "sparsity penalty lambda on the codes of unit-norm states")
+    layer: int | None = option(
+        None, "layer of the teacher, 1 is the first; default: its last", is_common=True
+    )
+    k: int = option(1500, "number of concepts (atoms)", is_common=True)
+    lam: float = option(0.05, "sparsity penalty lambda on the codes of unit-norm states", is_common=True)
     num_tokens: int = option(1_000_000, "hidden states in the sample")
     num_updates: int = option(1000, "updates of the dictionary")
     batch_size: int = option(1000, "hidden states per update")
     solver: str = option("auto", SOLVER_HELP, SOLVERS)
-    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE", is_common=True)
     seed: int = option(12, "seed of everything that is drawn")
 
     def __post_init__(self) -> None:

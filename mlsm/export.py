@@ -15,7 +15,6 @@ transformers they are special, as with each of its tokenizers.
 
 from __future__ import annotations
 
-import argparse
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from mlsm import cli
+from mlsm.command_line import Parser
 from mlsm.config import ModelConfig
 from mlsm.files import write_json, write_tensors, write_text, write_whole
 from mlsm.log import say
@@ -249,7 +249,7 @@ class Settings:
     )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     return cli.parser(__doc__ or "", {"settings": Settings})
 

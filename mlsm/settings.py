@@ -65,17 +65,25 @@ def as_text(value: object, separator: str = " ") -> str:
 
 
 def option(
-    default: object, help_line: str, choices: tuple[str, ...] | None = None, metavar: str | None = None
+    default: object,
+    help_line: str,
+    choices: tuple[str, ...] | None = None,
+    metavar: str | None = None,
+    *,
+    is_common: bool = False,
 ) -> Any:
     """A dataclass field that is a flag: `metavar` names its value in --help, which also shows the default
-    unless the help line mentions it. A flag whose default is dataclasses.MISSING is required.
+    unless the help line mentions it. A flag whose default is dataclasses.MISSING is required. --help shows
+    common flags first.
     """
-    return field(default=default, metadata={"help": help_line, "choices": choices, "metavar": metavar})
+    metadata = {"help": help_line, "choices": choices, "metavar": metavar}
+    return field(default=default, metadata=metadata | {"is_common": is_common, "is_argument": False})
 
 
 def argument(help_line: str, metavar: str) -> Any:
     """A dataclass field that is a required argument without a flag."""
-    return field(metadata={"help": help_line, "choices": None, "metavar": metavar, "is_argument": True})
+    metadata = {"help": help_line, "choices": None, "metavar": metavar}
+    return field(metadata=metadata | {"is_common": True, "is_argument": True})
 
 
 def field_types(cls: type) -> dict[str, Any]:

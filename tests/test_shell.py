@@ -17,7 +17,7 @@ from test_layout import modules
 import evaluate
 import fit_dictionary
 import train
-from mlsm import __version__, cli
+from mlsm import __version__, cli, command_line
 
 # Modules with a main(argv). `mlsm` runs the others, and experiments/miniature.py the module behind it.
 COMMANDS = sorted(
@@ -65,7 +65,7 @@ def test_help_explains_every_flag(command: str, monkeypatch: pytest.MonkeyPatch)
         parsers.append(self)
         raise SystemExit
 
-    monkeypatch.setattr(cli._Parser, "parse_args", keep)
+    monkeypatch.setattr(command_line, "_read_settings", keep)
     with pytest.raises(SystemExit):
         importlib.import_module(command).main([])
     assert [action.dest for action in parsers[0]._actions if not action.help] == []

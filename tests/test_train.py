@@ -397,7 +397,7 @@ def test_other_mistakes_are_one_line(
     shutil.copy(teacher / "config.json", unfinished)
     cases = [
         (["train.py"], "--objective is required"),
-        (["train.py", "--objective=magic"], "invalid choice"),
+        (["train.py", "--objective=magic"], "objective must be one of mlm, "),
         (["train.py", "--objective=mlm", "--width=17"], "width 17 is not a multiple of num_heads"),
         (["train.py", "--objective=mlm", "--corpus=missing.txt"], "no corpus file at missing.txt"),
         (

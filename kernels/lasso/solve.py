@@ -30,10 +30,7 @@ from kernels.backend import Candidate, choose, logger
 from kernels.lasso.descent_cpu import nonneg_descent
 from kernels.lasso.descent_cpu import obstacle as why_no_descent
 from kernels.lasso.reference import MARGIN, check_atoms, nonneg_fista
-
-MAX_STEPS = {"fista": 20_000, "descent": 10_000_000, "triton": 1_000_000}
-"""Default limit per signal, in the unit of `LassoResult.steps_N`."""
-SOLVERS = ("auto", *MAX_STEPS)
+from kernels.solvers import MAX_STEPS
 
 LARGEST_FOR_TRITON = 8192
 """Atoms. A code lives in the registers of one program, 16 atoms a thread; with more threads they spill."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mlsm.coding.targets import Teacher
+from mlsm.command_line import did_you_mean
 from mlsm.config import TrainConfig
 from mlsm.model.language_model import LanguageModel
 from mlsm.model.linear_loss import linear_cross_entropy
@@ -132,7 +133,8 @@ class Objective:
 def find_objective(name: str) -> Objective:
     """The objective of a name. Raises ValueError for an unknown one."""
     if name not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
+        like = did_you_mean(name, OBJECTIVES)
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}{like}")
     return OBJECTIVES[name]
 
 
