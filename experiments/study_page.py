@@ -16,7 +16,7 @@ from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.circumstances import circumstances
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.tables import Cell, as_markdown
-from mlsm.figures import new_figure
+from mlsm.figures import new_figure, stroke_of
 from mlsm.files import read_json, write_text
 from mlsm.pages.run_facts import compute_row, duration
 
@@ -162,7 +162,7 @@ def _coding_cells(findings: Findings, name: str) -> Row:
 
 def draw(findings: Findings, path: Path) -> None:
     """Draw what the six students learn, and the words learnt from their concepts, over updates."""
-    styles = {"mlsm": ":", "lsm15": "--", "lsm": "-"}
+    strokes = {objective: stroke_of(number) for number, objective in enumerate(("lsm", "lsm15", "mlsm"))}
     with new_figure(path, 11, 3.4) as figure:
         left, right = figure.subplots(1, 2)
         for student in findings.commands.main_students:
@@ -171,9 +171,10 @@ def draw(findings: Findings, path: Path) -> None:
                 lines = findings.runs[name].training if name in findings.runs else []
                 points = [(line["step"], line[key]) for line in lines if key in line]
                 (curve,) = axes.plot(
-                    *zip(*points, strict=True) if points else ([], []), styles[student.objective]
+                    *zip(*points, strict=True) if points else ([], []), label=_title(student)
                 )
-                curve.set(color="0.0" if student.init == "random" else "0.55", label=_title(student))
+                curve.set_color(strokes[student.objective].color)
+                curve.set_linestyle("-" if student.init == "random" else "--")
         left.set(xlabel="update of phase 2", ylabel="KL to the teacher's concepts, nats")
         right.set(xlabel="update of phase 3", ylabel="accuracy of masked words")
         figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)

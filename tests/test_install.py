@@ -131,6 +131,7 @@ def test_an_unknown_command_is_one_line() -> None:
 
 def test_the_wheel_takes_one_name_and_no_exact_version(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
+        assert {"mlsm/pages/run_page.html", "mlsm/pages/run_page.js"} <= {*archive.namelist()}
         names = {name.partition("/")[0] for name in archive.namelist()}
         assert {name for name in names if not name.endswith(".dist-info")} == {"mlsm"}
         [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]

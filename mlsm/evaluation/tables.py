@@ -6,11 +6,11 @@ Names and texts may come from other people's files, so every cell is made printa
 from __future__ import annotations
 
 import html
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlsm.figures import new_figure
+from mlsm.figures import new_figure, stroke_of
 from mlsm.log import printable, read_metrics
 
 if TYPE_CHECKING:
@@ -89,21 +89,21 @@ def as_markdown(rows: Rows | Sequence[Row]) -> str:
 
 
 def as_html(rows: Rows, caption: str, quoted: Collection[str] = ()) -> str:
-    """An HTML table, "" without rows; rows that are `quoted` have that class."""
+    """An HTML table, "" without rows; rows that are `quoted` have that class. Each cell carries the title of
+    its column, which a narrow page shows before it.
+    """
     if not rows:
         return ""
-    (head, *body), _ = _lines(rows)
-
-    def line(cells: Iterable[str], kind: str) -> str:
-        return "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells)
-
+    lines, _ = _lines(rows)
+    (_, *head), *body = [[html.escape(cell) for cell in line] for line in lines]
     shown = "".join(
-        f"<tr{' class=quoted' if name in quoted else ''}><th scope=row>{html.escape(cells[0])}</th>"
-        f"{line(cells[1:], 'td')}</tr>\n"
-        for name, cells in zip(rows, body, strict=True)
+        f"<tr{' class=quoted' if name in quoted else ''}><th scope=row>{first}</th>"
+        + "".join(f'<td data-column="{title}">{cell}</td>' for title, cell in zip(head, cells, strict=True))
+        + "</tr>\n"
+        for name, (first, *cells) in zip(rows, body, strict=True)
     )
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    columns = f"<thead><tr><td></td>{line(head[1:], 'th')}</tr></thead>"
+    columns = f"<thead><tr><td></td>{''.join(f'<th scope=col>{cell}</th>' for cell in head)}</tr></thead>"
     return f"<div class=scroll><table>{title}{columns}<tbody>\n{shown}</tbody></table></div>"
 
 
@@ -114,36 +114,34 @@ def draw(path: Path, runs: Mapping[str, Path], rows: Mapping[str, Mapping[str, f
     with new_figure(path, 11, 4.6) as figure:
         curves, bars = figure.subplots(1, 2)
         _draw_losses(curves, runs)
-        draw_grammar(bars, rows)
+        _draw_grammar(bars, rows)
 
 
 def _draw_losses(axes: Axes, runs: Mapping[str, Path]) -> None:
-    styles = ["-", "--", ":", "-."]
     for number, (title, run) in enumerate(runs.items()):
         metrics = read_metrics(run)
         measure = "concept_kl" if any("concept_kl" in line for line in metrics) else "cross_entropy"
         name = "KL to the concepts" if measure == "concept_kl" else "cross-entropy of words"
         if points := [(line["step"], line[measure]) for line in metrics if measure in line]:
-            style = styles[number % len(styles)]
+            line = stroke_of(number)
             label = f"{printable(title)}: {name}"
-            axes.plot(*zip(*points, strict=True), style, color="black", label=label)
+            axes.plot(*zip(*points, strict=True), color=line.color, linestyle=line.linestyle, label=label)
     axes.set(xlabel="update", ylabel="training loss (nats per token)", title="Learning")
     _legend_below(axes)
 
 
-def draw_grammar(axes: Axes, rows: Rows) -> None:
+def _draw_grammar(axes: Axes, rows: Rows) -> None:
     """Draw the accuracy of minimal pairs by phenomenon (columns "pairs: ..."), a bar for each row that has
     them.
     """
-    greys = ["0.15", "0.45", "0.65", "0.8"]
     phenomena = [column for column in columns_of(rows) if column.startswith("pairs: ")]
     names = [name for name, row in rows.items() if not row.keys().isdisjoint(phenomena)]
     height = 0.8 / max(1, len(names))
     for number, name in enumerate(names):
         places = [i + number * height for i in range(len(phenomena))]
         values = [rows[name].get(phenomenon, 0.0) for phenomenon in phenomena]
-        grey = greys[number % len(greys)]
-        axes.barh(places, values, height, color=grey, edgecolor="black", label=printable(name))
+        color = stroke_of(list(rows).index(name)).color  # that of its curve
+        axes.barh(places, values, height, color=color, label=printable(name))
     axes.axvline(0.5, color="black", linewidth=0.8)
     labels = [printable(phenomenon.removeprefix("pairs: ").replace("_", " ")) for phenomenon in phenomena]
     axes.set_yticks([i + 0.4 - height / 2 for i in range(len(phenomena))], labels)

@@ -33,16 +33,21 @@ class RunFacts(NamedTuple):
     name: str
     record: RunRecord
     training: list[dict[str, float]]  # lines of metrics.jsonl without held-out values
-    heldout: dict[str, float]  # held-out values; empty while the run is training
+    heldout_lines: list[dict[str, float]]  # lines with held-out values
     results: Results  # empty for a run that was not evaluated
     sizes: dict[str, int]  # number of weights by the name of their tensor; empty without a model
+
+    @property
+    def heldout(self) -> dict[str, float]:
+        """The last held-out values."""
+        return {name: value for line in self.heldout_lines for name, value in line.items()}
 
 
 def read_facts(run: Path, name: str) -> RunFacts:
     """Raises ValueError if `run` is no run, or one of its files is damaged."""
     record, metrics = read_record(run), read_metrics(run)
-    heldout = {key: value for line in metrics for key, value in line.items() if key.startswith("heldout_")}
-    training = [line for line in metrics if line.keys().isdisjoint(heldout)]
+    heldout = [line for line in metrics if any(key.startswith("heldout_") for key in line)]
+    training = [line for line in metrics if line not in heldout]
     return RunFacts(printable(name), record, training, heldout, read_results(run), _sizes(run / MODEL_FILE))
 
 
