@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -86,6 +87,7 @@ def argument(help_line: str, metavar: str) -> Any:
     return field(metadata=metadata | {"is_common": True, "is_argument": True})
 
 
+@functools.cache  # a command asks hundreds of times, and every answer evaluates the annotations
 def field_types(cls: type) -> dict[str, Any]:
     """The types of a dataclass's fields by name."""
     return typing.get_type_hints(cls)
@@ -114,7 +116,7 @@ def check_fields(config: Any) -> None:
     """Raise ValueError if a field holds another type than its annotation, a number that is too large or not
     finite, or a value outside its choices.
     """
-    for name, kind in field_types(type(config)).items():
+    for name, kind in field_types(type(config)).items():  # type: ignore[arg-type]
         value = getattr(config, name)
         if not _has_type(value, kind):
             raise ValueError(f"{name} must be {kind.__name__ if kind in _PLAIN else kind}, got {value!r}")
@@ -157,7 +159,8 @@ def from_json(cls: type[T], values: object) -> T:
     required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     if odd := sorted((values.keys() - known) | (required - values.keys())):
         raise ValueError(f"{cls.__name__}: fields that are unknown or missing: {', '.join(odd)}")
-    return cls(**{name: _from_json(field_types(cls)[name], value) for name, value in values.items()})
+    kinds = field_types(cls)  # type: ignore[arg-type]
+    return cls(**{name: _from_json(kinds[name], value) for name, value in values.items()})
 
 
 def _from_json(kind: object, value: object) -> object:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("train", "fit_dictionary", "evaluate", "mlsm.concepts", "mlsm.report", "mlsm.export")
+# What the commands import when they need it, which would take most of the time of a child.
+LATE_IMPORTS = ("torch._dynamo", "torch.utils.tensorboard", "tokenizers", "matplotlib.figure")
+LATE_IMPORTS += ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg")
 
 
 class ForkServer:
@@ -61,10 +64,9 @@ class ForkServer:
 def serve() -> None:
     """Run the command of each line of standard input; print the number of its process and its exit code."""
     import torch
-    import torch.utils.tensorboard  # which a run imports when it starts
 
     torch.set_num_threads(1)
-    for name in MODULES:
+    for name in (*MODULES, *LATE_IMPORTS):
         importlib.import_module(name)
     for line in sys.stdin:
         pid = os.fork()

@@ -35,6 +35,16 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(wide).to(x.dtype)
 
 
+class Embedding(nn.Embedding):
+    """An embedding that draws no weights on the device "meta", where they have no values. PyTorch would
+    import its compiler for that, and every command that reads a model would start a second later.
+    """
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Dropout(nn.Dropout):
     """Dropout in training mode, with a cheaper mask than PyTorch's on CPUs."""
 
@@ -127,9 +137,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.max_positions = config.max_positions
         self.recomputes_layers = False  # whether the backward pass recomputes them, to save memory
-        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.token_embedding = Embedding(config.vocab_size, config.width)
         self.embedding_norm = LayerNorm(config.width)
-        self.relative_embedding = nn.Embedding(2 * config.max_positions, config.width)
+        self.relative_embedding = Embedding(2 * config.max_positions, config.width)
         self.layers = nn.ModuleList(self.layer_type(config) for _ in range(config.depth))
         self.dropout = Dropout(config.dropout)
 
@@ -178,9 +188,11 @@ class Encoder(nn.Module):
 
 
 def init_weights_(module: nn.Module, std: float, generator: torch.Generator) -> None:
-    """Draw the weights of Linear and Embedding from Normal(0, std), and zero the biases of Linear."""
+    """Draw the weights of Linear and Embedding from Normal(0, std), and zero the biases of Linear. On the
+    device "meta" no weights are drawn.
+    """
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
+        if isinstance(part, nn.Linear | nn.Embedding) and not part.weight.is_meta:
             nn.init.normal_(part.weight, std=std, generator=generator)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)

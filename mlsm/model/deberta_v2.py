@@ -85,7 +85,7 @@ class Encoder(deberta.Encoder):
     def __init__(self, config: ModelConfig, layout: Layout) -> None:
         super().__init__(config)
         self.layout = layout
-        self.relative_embedding = nn.Embedding(2 * layout.span, config.width)
+        self.relative_embedding = deberta.Embedding(2 * layout.span, config.width)
         self.table_norm = deberta.LayerNorm(config.width) if layout.is_table_normed else nn.Identity()
 
     def _table(self, length: int) -> Tensor:

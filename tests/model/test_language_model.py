@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mlsm.config import ModelConfig
+from mlsm.model.deberta_v2 import Encoder, Layout
 from mlsm.model.language_model import LanguageModel
 from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import PAD_ID
@@ -45,6 +46,16 @@ def test_the_token_head_reads_concept_logits() -> None:
     model.freeze_all_but_token_head_()
     learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert learning == {"token_head.weight", "token_head.bias"}
+
+
+def test_weights_on_the_meta_device_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw there makes PyTorch import its compiler, which takes a second."""
+    monkeypatch.setattr(torch.Tensor, "normal_", None)
+    with torch.device("meta"):
+        LanguageModel(WITH_HEADS)
+        Encoder(SHAPE, Layout(num_buckets=4, max_distance=16, is_table_normed=True))
+    with pytest.raises(TypeError):
+        LanguageModel(SHAPE)
 
 
 def test_initial_weights_depend_on_the_seed_only() -> None:
