@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mlsm import cli, distributed
 from mlsm.command_line import Parser
@@ -32,7 +33,7 @@ from mlsm.runs.checkpoint import (
     TrainingState,
     save_checkpoint,
     save_milestone,
-    shortened,
+    words_name,
 )
 from mlsm.runs.record import read_record
 from mlsm.runs.run import init_from_, load_weights, load_weights_
@@ -89,6 +90,11 @@ def train(plan: Plan) -> None:
         with distributed.rank_zero_first():
             save_checkpoint(plan.directory, checkpoint, config.keep_checkpoints)
 
+    def keep(name: str, step: int, weights: dict[str, Tensor]) -> None:
+        save_milestone(plan.directory, name, step, weights, TrainingState(**state, scaler={}))
+
+    if start == 0 and 0 in config.word_counts():
+        keep(words_name(0), 0, model.state_dict())
     meter, monitor = Meter(teacher.coding_time if teacher else None), DivergenceMonitor()
     with (
         RunLog(plan.directory, start) as log,
@@ -117,14 +123,8 @@ def train(plan: Plan) -> None:
             state["skipped_updates"] += monitor.add(norm)
             state["words_seen"] += update.num_words
             for words in config.word_counts():
-                if 0 <= state["words_seen"] - words < update.num_words:
-                    save_milestone(
-                        plan.directory,
-                        f"words-{shortened(words)}",
-                        done,
-                        model.state_dict(),
-                        TrainingState(**state, scaler={}),
-                    )
+                if words and 0 <= state["words_seen"] - words < update.num_words:
+                    keep(words_name(words), done, model.state_dict())
             meter.add_counts(update.num_selected, update.num_tokens)
             if problem := monitor.problem(precision.scaler):
                 with distributed.rank_zero_first():
@@ -155,10 +155,7 @@ def train(plan: Plan) -> None:
                 log.write_text("predictions", shown, config.num_steps)
             heldout = f"held-out {_headline(values)}"
         if average.mean:
-            weights = model.state_dict() | average.mean
-            save_milestone(
-                plan.directory, "average", config.num_steps, weights, TrainingState(**state, scaler={})
-            )
+            keep("average", config.num_steps, model.state_dict() | average.mean)
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
     say(f"finished {plan.directory}: {heldout}")
 

@@ -14,7 +14,10 @@ EMBEDDED_CORPUS = "embedded"
 DEFAULT_TEACHER = "runs/teacher"
 MILLION = 1_000_000
 # Words seen at which the BabyLM challenge (2025 and later) asks for a model: 1M to 1000M, ten per decade.
-BABYLM_WORDS = (*(n * size * MILLION for size in (1, 10, 100) for n in range(1, 10)), 1000 * MILLION)
+# Words seen at which the tracks of the BabyLM challenge ask for the model; 0 is the untrained model.
+_STRICT_SMALL = (0, *(n * size * MILLION for size in (1, 10) for n in range(1, 10)), 100 * MILLION)
+_STRICT = (*_STRICT_SMALL, *(n * 100 * MILLION for n in range(2, 11)))
+TRACKS = {"strict-small": _STRICT_SMALL, "strict": _STRICT, "babylm": _STRICT}
 
 SOLVER_HELP = (
     "solver of the sparse codes: descent (C, for CPUs), triton (GPUs), fista (PyTorch, slow); "
@@ -172,8 +175,8 @@ class TrainConfig:
     keep_checkpoints: int = option(3, "checkpoints kept, newest first")
     checkpoint_words: str | None = option(
         None,
-        "words this run has seen (repeats count) at which its model is kept for good, such as 1M,10M,2500; "
-        "babylm: 1M to 10M, 20M to 100M, 200M to 1000M (default: none)",
+        "words this run has seen (repeats count) at which its model is kept for good, such as 0,1M,2500; "
+        "strict-small: 0, 1M to 10M, 20M to 100M; strict, or babylm: also 200M to 1000M (default: none)",
         metavar="WORDS",
     )
 
@@ -197,18 +200,23 @@ class TrainConfig:
 
     def word_counts(self) -> tuple[int, ...]:
         """The numbers of `checkpoint_words`. Raises ValueError for a text that is no list of them."""
-        if self.checkpoint_words == "babylm":
-            return BABYLM_WORDS
-        texts = [text.strip() for text in (self.checkpoint_words or "").split(",") if text.strip()]
-        try:
-            counts = tuple(int(t.removesuffix("M")) * (MILLION if t.endswith("M") else 1) for t in texts)
-        except ValueError:
-            counts = (0,)
-        if any(count < 1 for count in counts):
-            raise ValueError(
-                f"checkpoint_words takes babylm or numbers such as 1M,10M,2500; got {self.checkpoint_words!r}"
-            )
-        return counts
+        return parse_word_counts(self.checkpoint_words or "", "checkpoint_words")
+
+
+def parse_word_counts(text: str, name: str) -> tuple[int, ...]:
+    """Numbers of words in ascending order, each once: those of a track of the BabyLM challenge, or of a list
+    such as 0,1M,2500. Raises ValueError, with the name of the setting, for another text.
+    """
+    if text in TRACKS:
+        return TRACKS[text]
+    texts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        counts = {int(t.removesuffix("M")) * (MILLION if t.endswith("M") else 1) for t in texts}
+    except ValueError:
+        counts = {-1}
+    if any(count < 0 for count in counts):
+        raise ValueError(f"{name} takes {', '.join(TRACKS)} or numbers such as 0,1M,2500; got {text!r}")
+    return tuple(sorted(counts))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     python -m mlsm.export runs/token-head-lsm-random exported
     python -m mlsm.export runs/teacher/checkpoints/words-10M exported-10M
+    python -m mlsm.export runs/teacher entry --babylm strict-small
 
 A run that predicts words becomes a masked language model. If it has a token head, concept head and token head
 are folded into one decoder, which is exact because both are linear. A student that predicts concepts alone
@@ -9,24 +10,22 @@ becomes an encoder. Weights that have no place in the exported model lie beside 
 and the settings of the run in mlsm.json, so that mlsm.load reads the directory as it reads the run. README.md
 is a model card. Exporting needs the package `tokenizers`, which comes with transformers.
 
-[MASK] in a text is the mask, as in mlsm.load. The other special tokens are ordinary text in this project; for
-transformers they are special, as with each of its tokenizers.
+With --babylm, each model that a track of the BabyLM challenge asks for goes into a directory of its own, with
+a script that uploads them as branches of a repository (docs/babylm.md).
 """
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from mlsm import cli
 from mlsm.command_line import Parser
-from mlsm.config import ModelConfig
+from mlsm.config import ModelConfig, parse_word_counts
 from mlsm.files import write_json, write_tensors, write_text, write_whole
 from mlsm.log import say
 from mlsm.model.deberta import LAYER_NORM_EPS
@@ -34,27 +33,12 @@ from mlsm.model.language_model import LanguageModel
 from mlsm.pages.model_card import model_card, predicts_words
 from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, read_state
 from mlsm.runs.hub_names import OWN_WEIGHTS_FILE, RUN_FILE, from_huggingface, to_huggingface
-from mlsm.runs.record import record_json
+from mlsm.runs.hub_tokenizer import huggingface_tokenizer, special_tokens_of
+from mlsm.runs.record import read_record, record_json
+from mlsm.runs.revisions import MAIN, Revision, find_revisions, upload_script
 from mlsm.runs.run import Run, load_run
 from mlsm.settings import argument, option
-from mlsm.text.tokenizer import (
-    CLS_ID,
-    MASK_ID,
-    NUM_SPECIALS,
-    PAD_ID,
-    SEP_ID,
-    UNK_ID,
-    JsonTokenizer,
-    Tokenizer,
-    json_with_masks,
-)
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as FastTokenizer
-
-# Bytes. Larger compiled rules are those of Unicode, in imported tokenizers (those trained here take 1,032).
-# They are too many to apply one by one; the package `tokenizers` reads rules of single characters correctly.
-UNICODE_TABLE = 65_536
+from mlsm.text.tokenizer import CLS_ID, PAD_ID, SEP_ID
 
 
 def export(run: Path, directory: Path, *, folded: bool = False) -> Run:
@@ -147,95 +131,24 @@ def exported_tensors(model: LanguageModel, has_words: bool = True) -> dict[str, 
     return tensors
 
 
-def special_tokens_of(tokenizer: Tokenizer) -> dict[str, str]:
-    """The special pieces by transformers' names."""
-    cls, sep, unk, pad, mask = (tokenizer.piece(i) for i in (CLS_ID, SEP_ID, UNK_ID, PAD_ID, MASK_ID))
-    names = {"unk_token": unk, "sep_token": sep, "pad_token": pad, "cls_token": cls, "mask_token": mask}
-    return {"bos_token": cls, "eos_token": sep, **names}  # eos: scorers take it for an empty context
+def export_entry(run: Path, directory: Path, word_counts: Sequence[int]) -> list[Revision]:
+    """Write the finished model and those after these numbers of words, each as DIRECTORY/REVISION, and the
+    script that uploads them. Returns what was written.
 
-
-def huggingface_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:
-    """A `tokenizers.Tokenizer` with the same pieces and rules. It puts special pieces around a text and reads
-    [MASK] as `Tokenizer.encode_with_masks` does. Raises ValueError if the package is missing.
+    Raises ValueError before anything is written if the run lacks one of them or predicts no words, or if the
+    directory holds other files.
     """
-    try:
-        from tokenizers import AddedToken, processors
-        from tokenizers import Tokenizer as FastTokenizer
-    except ModuleNotFoundError:
-        raise ValueError("exporting needs the package tokenizers: pip install tokenizers") from None
-    is_json = isinstance(tokenizer, JsonTokenizer)
-    model = tokenizer.model if is_json else _unigram(tokenizer).to_str().encode()
-    fast = FastTokenizer.from_buffer(json_with_masks(model))
-    cls, sep = tokenizer.piece(CLS_ID), tokenizer.piece(SEP_ID)
-    fast.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B {sep}",
-        special_tokens=[(cls, CLS_ID), (sep, SEP_ID)],
-    )
-    others = [tokenizer.piece(i) for i in range(NUM_SPECIALS) if i != MASK_ID]
-    fast.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in others])
-    return fast
-
-
-def _unigram(tokenizer: Tokenizer) -> FastTokenizer:
-    """A SentencePiece model as a `tokenizers.Tokenizer`."""
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as FastTokenizer
-
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)  # type: ignore[attr-defined]
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    fast = FastTokenizer(models.Unigram(pieces, unk_id=UNK_ID, byte_fallback=False))
-    charsmap = proto.normalizer_spec.precompiled_charsmap
-    rules: list[normalizers.Normalizer]
-    if len(charsmap) > UNICODE_TABLE:
-        rules = [normalizers.Precompiled(charsmap)]
-    else:
-        rules = [normalizers.Replace(old, new) for old, new in replacement_rules(charsmap)]
-    # SentencePiece drops spaces at both ends of a text, and all but one of those between words.
-    rules += [normalizers.Replace(Regex(pattern), "") for pattern in (r"\A +", " (?= )", r"[ ▁]+\z")]
-    # The space before a text is not left to Metaspace, which adds none to a text that begins with '▁'.
-    fast.normalizer = normalizers.Sequence([*rules, normalizers.Prepend("▁")])
-    fast.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never")
-    fast.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    return fast
-
-
-def replacement_rules(charsmap: bytes) -> list[tuple[str, str]]:
-    """The (old, new) texts of SentencePiece's compiled rules, longest first.
-
-    The rules are a double-array trie of UTF-8 bytes (in the layout of darts-clone), followed by the new
-    texts, each ended by a zero byte. The reader of the package `tokenizers` looks at single characters and
-    would miss rules for two. Raises ValueError if the new text of one rule contains the old text of another:
-    applied one after the other they would change more than SentencePiece does.
-    """
-    if not charsmap:
-        return []
-    (num_bytes,) = struct.unpack_from("<I", charsmap)
-    units = struct.unpack_from(f"<{num_bytes // 4}I", charsmap, 4)
-    texts = charsmap[4 + num_bytes :]
-    rules: list[tuple[str, str]] = []
-    waiting = [(b"", _offset(units[0]))]
-    while waiting:
-        prefix, base = waiting.pop()
-        for byte in range(1, 256):
-            place = base ^ byte
-            if place >= len(units) or units[place] & 0x8000_00FF != byte:
-                continue
-            child = place ^ _offset(units[place])
-            if units[place] >> 8 & 1:  # a rule ends here; its value follows
-                start = units[child] & 0x7FFF_FFFF
-                end = texts.index(b"\0", start)
-                rules.append(((prefix + bytes([byte])).decode(), texts[start:end].decode()))
-            waiting.append((prefix + bytes([byte]), child))
-    for _, new in rules:
-        if any(old in new for old, _ in rules):
-            raise ValueError(f"the tokenizer's rules build on each other at {new!r}; they cannot be exported")
-    return sorted(rules, key=lambda rule: (-len(rule[0]), rule[0]))
-
-
-def _offset(unit: int) -> int:
-    """The number that the place of a node is combined with (by exclusive or) to find its children."""
-    return unit >> 10 << ((unit & 1 << 9) >> 6)
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / MAIN / RUN_FILE).exists():
+        raise ValueError(f"{directory} holds other files; name a new directory, or one that holds an entry")
+    if not predicts_words(record := read_record(run)):
+        raise ValueError(
+            f"{run} trains no words ({record.train.objective}), so it has no words to be judged by"
+        )
+    revisions = find_revisions(run, word_counts)
+    for revision in revisions:
+        export(revision.directory, directory / revision.name)
+    write_text(directory / "upload.sh", upload_script(revisions))
+    return revisions
 
 
 @dataclass(frozen=True)
@@ -247,6 +160,19 @@ class Settings:
     folded: bool = option(
         False, "refuse a run without a token head (one that has a token head is always folded)"
     )
+    babylm: str | None = option(
+        None,
+        "write an entry to the BabyLM challenge: a directory for each model that the track asks for, of "
+        "strict-small, strict; or for each of these numbers of words, such as 0,1M,20M",
+        metavar="TRACK",
+    )
+
+    def word_counts(self) -> tuple[int, ...]:
+        """The numbers of `babylm`. Raises ValueError if it is not a track and not a list of numbers."""
+        counts = parse_word_counts(self.babylm or "", "--babylm")
+        if not counts:
+            raise ValueError("--babylm needs a track, or numbers of words such as 0,1M,20M")
+        return counts
 
 
 def parser() -> Parser:
@@ -257,6 +183,11 @@ def parser() -> Parser:
 def main(argv: list[str]) -> None:
     """Read the command line and export."""
     args = cli.parse(Settings, argv, __doc__ or "")
+    if args.babylm is not None:
+        revisions = export_entry(args.run, args.directory, args.word_counts())
+        names = ", ".join(revision.name for revision in revisions)
+        say(f"wrote {args.directory}: {names}; upload them with: sh {args.directory}/upload.sh USER/NAME")
+        return
     written = export(args.run, args.directory, folded=args.folded)
     if predicts_words(written.record):
         say(f"wrote {args.directory}: AutoModelForMaskedLM and AutoTokenizer load it, mlsm.load too")

@@ -89,8 +89,8 @@ def test_configurations_survive_json(preset: str, part: str) -> None:
         (TrainConfig, {"mlm_weight": -1.0}, "mlm_weight must not be below 0"),
         (TrainConfig, {"solver": "lars"}, "solver must be one of auto, .*, got 'lars'"),
         (TrainConfig, {"warmup_share": 2.0}, "warmup_share must be in"),
-        (TrainConfig, {"checkpoint_words": "1M,2K"}, "checkpoint_words takes babylm or numbers"),
-        (TrainConfig, {"checkpoint_words": "0"}, "checkpoint_words takes"),
+        (TrainConfig, {"checkpoint_words": "1M,2K"}, "checkpoint_words takes strict-small, .* or numbers"),
+        (TrainConfig, {"checkpoint_words": "-1"}, "checkpoint_words takes"),
         (DictionaryConfig, {"lam": 0.0}, "lam must be above 0"),
         (DictionaryConfig, {"k": 0}, "k must be above 0"),
     ],
@@ -102,8 +102,11 @@ def test_values_that_make_no_sense_are_refused(cls: type, values: dict[str, Any]
 
 def test_the_schedule_of_the_challenge() -> None:
     millions = [n // 1_000_000 for n in TrainConfig(checkpoint_words="babylm").word_counts()]
-    assert millions == [*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100)]
-    assert TrainConfig(checkpoint_words="1M, 2500").word_counts() == (1_000_000, 2500)
+    assert millions == [*range(11), *range(20, 101, 10), *range(200, 1001, 100)]
+    assert TrainConfig(checkpoint_words="strict").word_counts() == tuple(n * 1_000_000 for n in millions)
+    small = TrainConfig(checkpoint_words="strict-small").word_counts()
+    assert [n // 1_000_000 for n in small] == [n for n in millions if n <= 100]
+    assert TrainConfig(checkpoint_words="1M, 2500,0,2500").word_counts() == (0, 2500, 1_000_000)
     assert TrainConfig().word_counts() == ()
 
 

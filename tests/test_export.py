@@ -27,9 +27,16 @@ import mlsm
 import train
 from mlsm import export
 from mlsm.evaluation.pseudo_likelihood import Text, score_sentences, score_texts
-from mlsm.export import huggingface_tokenizer, replacement_rules
 from mlsm.files import read_json, read_tensors, write_json
-from mlsm.runs.checkpoint import Checkpoint, TrainingState, fingerprint, save_checkpoint
+from mlsm.runs.checkpoint import (
+    Checkpoint,
+    TrainingState,
+    fingerprint,
+    save_checkpoint,
+    save_milestone,
+    words_name,
+)
+from mlsm.runs.hub_tokenizer import huggingface_tokenizer, replacement_rules
 from mlsm.runs.run import load_run
 from mlsm.text.corpus import embedded_corpus
 from mlsm.text.sequences import Sequences
@@ -440,3 +447,46 @@ def test_without_the_package_tokenizers_one_line_says_so(
     with pytest.raises(ValueError, match="pip install tokenizers"):
         export.export(pair[0], pair[1].parent / "again")
     assert not (pair[1].parent / "again").exists()
+
+
+def test_an_entry_has_a_directory_for_each_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each directory holds the weights of its own checkpoint. transformers ignores the revision of a local
+    directory, so that one directory for all would be one model.
+    """
+    run = random_run(tmp_path / "run")
+    others = {
+        words: read_tensors(random_run(tmp_path / str(words), seed=1) / "model.safetensors")
+        for words in (0, 1000)
+    }
+    others[1000]["decoder_bias"] += 1
+    for words, weights in others.items():
+        save_milestone(run, words_name(words), words, weights, TrainingState(words, 0))
+    with pytest.raises(ValueError, match="no model for chck_1M"):
+        export.main([str(run), str(tmp_path / "entry"), "--babylm=0,1000,1M"])
+    assert not (tmp_path / "entry").exists()
+    for _ in range(2):  # the second time over the first
+        export.main([str(run), str(tmp_path / "entry"), "--babylm=0,1000"])
+    assert "main, chck_0M, chck_1000" in capsys.readouterr().err
+    ids = torch.tensor([[CLS_ID, 7, 8, SEP_ID]])
+    for name, source in {
+        "main": run,
+        "chck_0M": run / "checkpoints/words-0M",
+        "chck_1000": run / "checkpoints/words-1000",
+    }.items():
+        theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "entry" / name).eval()
+        ours = load_run(source).model
+        with torch.no_grad():
+            hidden_TD = ours.hidden_at(Sequences.of([*ids]), torch.arange(4))
+            torch.testing.assert_close(
+                theirs(ids).logits[0], ours.token_logits(hidden_TD), atol=1e-5, rtol=1e-5
+            )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(ValueError, match="holds other files"):
+        export.main([str(run), str(tmp_path / "other"), "--babylm=0,1000"])
+
+
+@pytest.mark.parametrize("words", ["", "none", "-1"])
+def test_an_entry_needs_a_track_or_numbers(tmp_path: Path, words: str) -> None:
+    with pytest.raises(ValueError, match=r"--babylm (needs|takes)"):
+        export.main([str(random_run(tmp_path / "run")), str(tmp_path / "entry"), f"--babylm={words}"])

@@ -24,7 +24,9 @@ from mlsm import cli, files
 from mlsm.evaluation.heldout import predictions
 from mlsm.files import file_digest, read_json, read_tensors, write_tensors
 from mlsm.log import read_metrics
+from mlsm.model.language_model import LanguageModel
 from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
+from mlsm.runs.record import read_record
 from mlsm.runs.run import load_run
 from mlsm.text.batches import Corpus
 
@@ -272,9 +274,13 @@ def test_only_the_newest_checkpoints_are_kept(teacher: Path, tmp_path: Path) -> 
 def test_models_are_kept_for_good_by_words_seen(teacher: Path, tmp_path: Path) -> None:
     """A model is kept once each number of words is reached. A resumed run keeps the same models."""
     flags = [*student_flags(teacher, "lsm", tmp_path / "run"), "--keep-checkpoints=1", "--log-every=1"]
-    train.main([*flags, "--checkpoint-words=1,200,201,300,1M"])
+    train.main([*flags, "--checkpoint-words=0,1,200,201,300,1M"])
     folder = tmp_path / "run" / "checkpoints"
-    assert {p.name for p in folder.iterdir()} == {"step-6", "words-1", "words-200", "words-201", "words-300"}
+    names = {"step-6", "words-0M", "words-1", "words-200", "words-201", "words-300"}
+    assert {p.name for p in folder.iterdir()} == names
+    untrained = LanguageModel(read_record(folder / "words-0M").model, seed=12).state_dict()
+    kept_weights = read_tensors(folder / "words-0M" / MODEL_FILE)
+    assert all(torch.equal(weight, kept_weights[name]) for name, weight in untrained.items())
     seen = {line["step"]: line["words_seen"] for line in read_metrics(tmp_path / "run") if "epoch" in line}
     for words in (1, 200, 201, 300):
         kept = folder / f"words-{words}"

@@ -115,6 +115,11 @@ def save_milestone(run: Path, name: str, step: int, model: dict[str, Tensor], st
     write_directory(_folder(run) / name, fill)
 
 
+def words_name(words: int) -> str:
+    """The name of the model that is kept after this many words: words-10M, or words-2500."""
+    return f"words-{shortened(words)}"
+
+
 def shortened(words: int) -> str:
     """A number of words as names of checkpoints have it: 10M, or 2500."""
     return f"{words // 1_000_000}M" if words % 1_000_000 == 0 else str(words)
