@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -23,18 +24,20 @@ from mlsm.command_line import Parser
 from mlsm.config import DEVICE_HELP
 from mlsm.device import choose_device
 from mlsm.directory import check_writable, only_process
-from mlsm.evaluation import glue, paper, summary
+from mlsm.evaluation import estimate, glue, paper, summary
 from mlsm.evaluation.demo import score_demo
 from mlsm.evaluation.finetune import FineTuneSettings
 from mlsm.evaluation.glue_scores import score_seeds
-from mlsm.evaluation.minimal_pairs import SUITES, TIES, Scoring, read_files, score_suite
+from mlsm.evaluation.minimal_pairs import SUITES, TIES, Files, Scoring, read_files, score_suite
 from mlsm.evaluation.pseudo_likelihood import REDUCTIONS
 from mlsm.evaluation.recipes import Recipe, recipe_of, row_names
 from mlsm.evaluation.results import Results, read_results
 from mlsm.evaluation.subject import Subject, of_run, random_twin
 from mlsm.evaluation.tables import Cell, Spread, as_text, columns_of, draw
+from mlsm.files import folder_within
+from mlsm.log import duration, say
 from mlsm.runs.run import Run, load_run
-from mlsm.settings import argument, check_fields, from_flags, option
+from mlsm.settings import argument, check_fields, check_positive, from_flags, option
 
 TASKS = ("demo", *SUITES, "glue", *glue.TASKS)
 
@@ -65,6 +68,13 @@ class Settings:
     )
     seeds: str = option("12,13,14,15,16", "seeds of fine-tuning", metavar="NUMBERS")
     max_epochs: int = option(10, "most epochs of a fine-tuning")
+    learning_rate: float = option(FineTuneSettings.learning_rate, "learning rate of fine-tuning")
+    batch_size: int = option(FineTuneSettings.batch_size, "examples of an update of fine-tuning")
+    limit: int | None = option(
+        None,
+        "only so many examples of each file, for a first look; their results are not stored with the run's, "
+        "but in RUN/evaluation/limit-N",
+    )
     baseline: bool = option(False, "also a row of random weights, and one of chance and the majority class")
     paper: str | None = option(
         None, "also the rows the paper prints for this many words, quoted", tuple(paper.SIZES)
@@ -73,6 +83,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.limit is not None:
+            check_positive(self, "limit")
         self.fine_tuning()
         self.seed_numbers()
 
@@ -81,8 +93,8 @@ class Settings:
         return Scoring(self.score, self.ties, self.prefix)
 
     def fine_tuning(self) -> FineTuneSettings:
-        """The settings of fine-tuning. Raises ValueError for a number of epochs that is not positive."""
-        return FineTuneSettings(max_epochs=self.max_epochs)
+        """The settings of fine-tuning. Raises ValueError for one that is not positive."""
+        return FineTuneSettings(self.learning_rate, self.batch_size, self.max_epochs)
 
     def seed_numbers(self) -> list[int]:
         """The numbers of `seeds`, each once. Raises ValueError if it is not a list of numbers."""
@@ -103,29 +115,47 @@ class Settings:
         return list(dict.fromkeys(tasks))
 
 
-def read_trainings(tasks: Sequence[str], data: Path) -> list[glue.TaskData]:
-    """The data of each fine-tuning. The files of suites are checked, too, so that a mistake in any file is
-    reported before the work begins.
-    """
-    for name in tasks:
-        if name in SUITES:
-            read_files(SUITES[name], data)
-    names = dict.fromkeys(glue.TASKS[name].trained_on for name in tasks if name in glue.TASKS)
-    return [glue.read_task_data(data, trained_on, tasks) for trained_on in names]
+class Tasks(NamedTuple):
+    """The data of all tasks but the demo."""
+
+    suites: dict[str, Files]  # by the keys of SUITES
+    trainings: list[glue.TaskData]
+    names: Sequence[str]  # of the tasks that were asked for
 
 
-def measure(
-    subject: Subject, tasks: Sequence[str], trainings: Sequence[glue.TaskData], settings: Settings
-) -> Results:
-    """The results of all tasks but the demo. Each is in results.json before the next one is measured."""
+def read_tasks(names: Sequence[str], settings: Settings) -> Tasks:
+    """Read every file of these tasks, so that a mistake in any of them is reported before the work begins."""
+    data, limit = settings.data, settings.limit
+    suites = {name: read_files(SUITES[name], data, limit) for name in names if name in SUITES}
+    trained_on = dict.fromkeys(glue.TASKS[name].trained_on for name in names if name in glue.TASKS)
+    trainings = [glue.read_task_data(data, name, names, limit) for name in trained_on]
+    return Tasks(suites, trainings, names)
+
+
+def say_estimate(subjects: Sequence[Subject], tasks: Tasks, settings: Settings) -> None:
+    """Measure the speed of every subject, and print how long all tasks take together."""
+    num_seeds, fine_tuning = len(settings.seed_numbers()), settings.fine_tuning()
+    seconds = {
+        SUITES[name].title: sum(estimate.suite_seconds(s, name, files, settings.scoring()) for s in subjects)
+        for name, files in tasks.suites.items()
+    }
+    for data in tasks.trainings:
+        seconds[data.trained_on] = sum(
+            estimate.fine_tuning_seconds(s, data, fine_tuning, num_seeds) for s in subjects
+        )
+    parts = ", ".join(f"{title} {duration(these)}" for title, these in seconds.items())
+    say(f"this takes at most about {duration(sum(seconds.values()))}, less what is stored ({parts})")
+
+
+def measure(subject: Subject, tasks: Tasks, settings: Settings) -> Results:
+    """The results of all tasks. Each is in results.json before the next one is measured."""
     results = Results(subject.weights)
-    for name in tasks:
-        if name in SUITES:
-            result = score_suite(subject, name, settings.data, settings.scoring())
-            results = results.updated(Results(subject.weights, suites={name: result}))
-            summary.store(subject.folder, subject.name, results)
-    for data in trainings:
-        names = [name for name in data.validations if name in tasks]
+    for name, files in tasks.suites.items():
+        result = score_suite(subject, name, files, settings.scoring())
+        results = results.updated(Results(subject.weights, suites={name: result}))
+        summary.store(subject.folder, subject.name, results)
+    for data in tasks.trainings:
+        names = [name for name in data.validations if name in tasks.names]
         scores = score_seeds(subject, data, names, settings.fine_tuning(), settings.seed_numbers())
         results = results.updated(Results(subject.weights, glue=scores))
         summary.store(subject.folder, subject.name, results)
@@ -154,32 +184,30 @@ def show_demo(runs: Mapping[str, Run], recipes: Mapping[str, Recipe], device: to
 
 
 def show_tasks(
-    subjects: Sequence[Subject],
-    recipes: Mapping[str, Recipe],
-    tasks: Sequence[str],
-    trainings: Sequence[glue.TaskData],
-    settings: Settings,
+    subjects: Sequence[Subject], recipes: Mapping[str, Recipe], tasks: Tasks, settings: Settings
 ) -> None:
     """Measure suites and GLUE tasks, and print their table."""
-    results = {subject.name: measure(subject, tasks, trainings, settings) for subject in subjects}
+    results = {subject.name: measure(subject, tasks, settings) for subject in subjects}
     rows: dict[str, dict[str, Cell]] = {name: summary.row(these) for name, these in results.items()}
     rows |= summary.over_seeds(rows, recipes)
     if settings.baseline:
         majority = {
             task: glue.majority_score(data, task)
-            for data in trainings
+            for data in tasks.trainings
             for task in data.validations
-            if task in tasks
+            if task in tasks.names
         }
         rows["chance, or the majority class"] = summary.chance_row(results[subjects[0].name], majority)
     if settings.paper:
         rows |= paper.quoted_rows(settings.paper, columns_of(rows))
     title = []
-    if not SUITES.keys().isdisjoint(tasks):
+    if settings.limit:
+        title.append(f"at most {settings.limit} examples of each file")
+    if tasks.suites:
         title.append(f"score {settings.score}, ties {settings.ties}" + ", official prefix" * settings.prefix)
     if any(isinstance(cell, Spread) for cells in rows.values() for cell in cells.values()):
         title.append("mean ±sd (seeds, of fine-tuning or of the runs)")
-    print(as_text(rows, "Tasks: " + "; ".join(title)))
+    print("\n".join([as_text(rows, "Tasks: " + "; ".join(title)), *paper.notes(rows)]))
 
 
 def parser() -> Parser:
@@ -192,9 +220,10 @@ def _say_unused(given: Iterable[str], tasks: Sequence[str]) -> None:
     if SUITES.keys().isdisjoint(tasks):
         cli.say_unused(given, "no suite is scored", {"score", "ties", "prefix"})
     if glue.TASKS.keys().isdisjoint(tasks):
-        cli.say_unused(given, "nothing is fine-tuned", {"seeds", "max_epochs"})
+        names = {"seeds", "max_epochs", "learning_rate", "batch_size"}
+        cli.say_unused(given, "nothing is fine-tuned", names)
     if set(tasks) == {"demo"}:
-        cli.say_unused(given, "only the demo is measured", {"data", "baseline", "paper"})
+        cli.say_unused(given, "only the demo is measured", {"data", "baseline", "paper", "limit"})
 
 
 def main(argv: list[str]) -> None:
@@ -215,14 +244,22 @@ def main(argv: list[str]) -> None:
         for directory in {directory.resolve(): directory for directory in directories}.values():
             locks.enter_context(only_process(directory))
         other_tasks = [task for task in tasks if task != "demo"]
-        trainings = read_trainings(other_tasks, settings.data)
+        data = read_tasks(other_tasks, settings)
         if "demo" in tasks:
             show_demo(runs, recipes, device)
         if other_tasks:
             subjects = [of_run(run, name) for name, run in runs.items()]
             if settings.baseline:
                 subjects.append(random_twin(runs[names[0]]))
-            show_tasks(subjects, recipes, other_tasks, trainings, settings)
+            if settings.limit:
+                subjects = [_apart(subject, f"limit-{settings.limit}") for subject in subjects]
+            say_estimate(subjects, data, settings)
+            show_tasks(subjects, recipes, data, settings)
+
+
+def _apart(subject: Subject, name: str) -> Subject:
+    """The subject with its results in a folder of their own."""
+    return subject._replace(folder=folder_within(subject.folder, "evaluation", name))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.tables import Cell, as_markdown
 from mlsm.figures import new_figure, stroke_of
 from mlsm.files import read_json, write_text
-from mlsm.pages.run_facts import compute_row, duration
+from mlsm.log import duration
+from mlsm.pages.run_facts import compute_row
 
 Row = dict[str, Cell | str]
 

@@ -32,6 +32,13 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else "\ufffd" for c in text)
 
 
+def duration(seconds: float) -> str:
+    """A duration in seconds, minutes or hours: 35 s, 12 min, 1.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
 class Screen:
     """A wrapper of standard output or standard error, so that neither what is written nor a reader that has
     gone can harm the work: control characters are replaced, characters that the encoding lacks are escaped,

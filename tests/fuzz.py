@@ -357,12 +357,13 @@ def read_dictionary() -> None:
 
 def read_evaluation_data() -> None:
     from mlsm.evaluation.glue import encode_item, read_items
-    from mlsm.evaluation.minimal_pairs import SUITES, read_suite
+    from mlsm.evaluation.minimal_pairs import SUITES, encode_suite, read_files
     from mlsm.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path("run/tokenizer.model"))
     for name in ("blimp", "ewok"):
-        read_suite(SUITES[name], Path("evaluation_data"), tokenizer, 128, has_prefix=True)
+        files = read_files(SUITES[name], Path("evaluation_data"))
+        encode_suite(SUITES[name], files, tokenizer, 128, has_prefix=True)
     for item in read_items(Path("evaluation_data"), "boolq", "train"):
         encode_item(tokenizer, item.segments, 32)
 

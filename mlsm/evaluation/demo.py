@@ -29,8 +29,8 @@ TOKEN_BUDGET = 8192  # tokens of a batch
 
 
 def score_demo(run: Run, device: torch.device) -> Results:
-    """The results of the demo, and a baseline that needs no model. Minimal pairs are scored only for a run
-    whose objective trains the prediction of words.
+    """The results of the demo, and a baseline that needs no model. Words and minimal pairs are scored only
+    for a run whose objective trains the prediction of words.
 
     Raises ValueError if the text of the run is missing, if none of it was held out, and if the teacher of a
     student is missing or has changed.
@@ -42,15 +42,18 @@ def score_demo(run: Run, device: torch.device) -> Results:
         raise ValueError(f"the demo reads the text that {run.directory} was trained on: {error}") from None
     if not len(corpus.heldout):
         raise ValueError(f"no text was held out when {run.directory} was trained: choose other --tasks")
-    words, unigram = score_words(run.model, corpus, TOKEN_BUDGET), score_unigram(corpus, TOKEN_BUDGET)
-    row = {"word accuracy": words.accuracy, "word perplexity": words.perplexity}
-    baseline = {"word accuracy": unigram.accuracy, "word perplexity": unigram.perplexity}
+    row: dict[str, float] = {}
+    baseline: dict[str, float] = {}
+    if predicts_words := find_objective(record.train.objective).predicts_words:
+        words, unigram = score_words(run.model, corpus, TOKEN_BUDGET), score_unigram(corpus, TOKEN_BUDGET)
+        row = {"word accuracy": words.accuracy, "word perplexity": words.perplexity}
+        baseline = {"word accuracy": unigram.accuracy, "word perplexity": unigram.perplexity}
     if record.concepts:
         teacher = teacher_of(record.concepts, record.train, device)
         selection = find_objective(record.concepts.objective).selection(MASKED.share)
         concepts = score_concepts(run.model, teacher, corpus, selection, TOKEN_BUDGET)
         row["concept KL"], baseline["concept KL"] = concepts.kl, concepts.constant_kl
-    if find_objective(record.train.objective).predicts_words:
+    if predicts_words:
         shares = score_grammar(run)
         row["minimal pairs"], baseline["minimal pairs"] = statistics.fmean(shares.values()), 0.5
         row |= {f"pairs: {name}": share for name, share in shares.items()}

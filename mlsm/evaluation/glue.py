@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mlsm.evaluation.jsonl import read_examples
+from mlsm.evaluation.jsonl import read_examples, spaced
 from mlsm.files import file_digest
 from mlsm.text.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
@@ -102,14 +102,15 @@ class TaskData(NamedTuple):
     """The data of one fine-tuning, which may be scored on several tasks."""
 
     trained_on: str
-    training: list[Item]
-    validations: dict[str, list[Item]]  # by task; the first one chooses the epoch
+    training: Sequence[Item]
+    validations: dict[str, Sequence[Item]]  # by task; the first one chooses the epoch
     digest: str  # of the content of the files
 
 
-def read_task_data(data: Path, trained_on: str, tasks: Collection[str]) -> TaskData:
+def read_task_data(data: Path, trained_on: str, tasks: Collection[str], limit: int | None = None) -> TaskData:
     """The training set of a task, and the validation sets of the tasks that its model is scored on: of those
-    in `tasks`, and of others whose file is there, so that they need no other training later.
+    in `tasks`, and of others whose file is there, so that they need no other training later. With a `limit`
+    there are so many examples of each.
 
     Raises ValueError naming the file and the line of what cannot be used.
     """
@@ -120,8 +121,8 @@ def read_task_data(data: Path, trained_on: str, tasks: Collection[str]) -> TaskD
         and (name in (trained_on, *tasks) or task_file(data, name, "valid").exists())
     ]
     files = [task_file(data, trained_on, "train"), *(task_file(data, task, "valid") for task in scored)]
-    training = read_items(data, trained_on, "train")
-    validations = {task: read_items(data, task, "valid") for task in scored}
+    training = spaced(read_items(data, trained_on, "train"), limit)
+    validations = {task: spaced(read_items(data, task, "valid"), limit) for task in scored}
     return TaskData(trained_on, training, validations, "-".join(file_digest(path)[:16] for path in files))
 
 

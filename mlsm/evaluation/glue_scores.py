@@ -120,21 +120,27 @@ def _stored(path: Path, origin: dict[str, object], data: TaskData) -> TrainedSee
         return None
 
 
+def encode_items(subject: Subject, items: Sequence[Item], max_length: int) -> tuple[list[EncodedItem], int]:
+    """The items as the model reads them, and how many of them were cut."""
+    longest = min(max_length, subject.model.config.max_positions)
+    rows = [encode_item(subject.tokenizer, item.segments, longest) for item in items]
+    encoded = [EncodedItem(ids, item.label) for (ids, _), item in zip(rows, items, strict=True)]
+    return encoded, sum(num_cut > 0 for _, num_cut in rows)
+
+
+def new_classifier(subject: Subject, task: str, seed: int) -> Classifier:
+    """A copy of the subject's encoder with a new head for a task."""
+    model = subject.model
+    return Classifier(model.encoder, TASKS[task].num_labels, model.config.init_std, seed).to(model.device)
+
+
 def _train(subject: Subject, data: TaskData, settings: FineTuneSettings, seed: int) -> TrainedSeed:
-    config = subject.model.config
-    longest = min(settings.max_length, config.max_positions)
-    num_truncated = 0
-
-    def encoded(items: Sequence[Item]) -> list[EncodedItem]:
-        nonlocal num_truncated
-        rows = [encode_item(subject.tokenizer, item.segments, longest) for item in items]
-        num_truncated += sum(num_cut > 0 for _, num_cut in rows)
-        return [EncodedItem(ids, item.label) for (ids, _), item in zip(rows, items, strict=True)]
-
-    training = encoded(data.training)
-    validations = [encoded(items) for items in data.validations.values()]
-    num_labels = TASKS[data.trained_on].num_labels
-    model = Classifier(subject.model.encoder, num_labels, config.init_std, seed).to(subject.model.device)
+    parts = (data.training, *data.validations.values())
+    encoded, nums_truncated = zip(
+        *(encode_items(subject, items, settings.max_length) for items in parts), strict=True
+    )
+    (training, *validations), num_truncated = encoded, sum(nums_truncated)
+    model = new_classifier(subject, data.trained_on, seed)
     total = settings.max_epochs * settings.num_updates(len(training))
     with progress(total, f"{subject.name}: {data.trained_on}, seed {seed}") as bar:
         try:

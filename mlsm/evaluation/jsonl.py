@@ -5,13 +5,14 @@ A byte order mark, CRLF line ends and blank lines are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mlsm.files import parse_json, read_bytes
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+T = TypeVar("T")
 
 
 class Example(NamedTuple):
@@ -20,6 +21,13 @@ class Example(NamedTuple):
     line: int  # its number, from 1
     texts: dict[str, str]  # by the name of the field
     label: int  # 0 in a task without labels
+
+
+def spaced(items: Sequence[T], limit: int | None) -> Sequence[T]:
+    """At most `limit` of the items, at even distances; all of them if it is None."""
+    if limit is None or len(items) <= limit:
+        return items
+    return [items[number * len(items) // limit] for number in range(limit)]
 
 
 def read_examples(

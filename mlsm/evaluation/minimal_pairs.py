@@ -20,7 +20,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.evaluation.jsonl import Example, read_examples
+from mlsm.evaluation.jsonl import Example, read_examples, spaced
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.subject import Subject
 from mlsm.files import file_digest, folder_within, read_text, write_text
@@ -62,6 +62,9 @@ SUITES = {
     "supplement": Suite("supplement", "supplement_filtered", 5, _BLIMP_FIELDS, _good_and_bad, None),
     "ewok": Suite("EWoK", "ewok_filtered", 11, _EWOK_FIELDS, _first_target, None),
 }
+
+
+Files = Mapping[Path, Sequence[Example]]  # the lines of the files of a suite
 
 
 class Scoring(NamedTuple):
@@ -116,25 +119,25 @@ class PairScore(NamedTuple):
     bad: Score
 
 
-def read_files(suite: Suite, data: Path) -> dict[Path, list[Example]]:
-    """The lines of every file of a suite. Raises ValueError if there are no files, and naming the file and
-    the line of what cannot be used.
+def read_files(suite: Suite, data: Path, limit: int | None = None) -> Files:
+    """The lines of every file of a suite, or `limit` lines of each. Raises ValueError if there are no files,
+    and naming the file and the line of what cannot be used.
     """
     files = sorted((data / suite.folder).glob("*.jsonl"))
     if not files:
         raise ValueError(f"no .jsonl files in {data / suite.folder}: --data names the folder of the tasks")
-    return {path: read_examples(path, suite.fields) for path in files}
+    return {path: spaced(read_examples(path, suite.fields), limit) for path in files}
 
 
-def read_suite(
-    suite: Suite, data: Path, tokenizer: Tokenizer, longest: int, has_prefix: bool
+def encode_suite(
+    suite: Suite, files: Files, tokenizer: Tokenizer, longest: int, has_prefix: bool
 ) -> list[SubTask]:
-    """All sub-tasks of a suite. Raises ValueError as `read_files`, also for a text of more than `longest`
-    positions.
+    """All sub-tasks of a suite. Raises ValueError naming the file and the line of a text of more than
+    `longest` positions.
     """
     boundary_id = word_boundary(tokenizer) if has_prefix else None
     subtasks = []
-    for path, examples in read_files(suite, data).items():
+    for path, examples in files.items():
         pairs = []
         for example in examples:
             context, good, bad = suite.pair(example.texts)
@@ -168,13 +171,13 @@ def word_boundary(tokenizer: Tokenizer) -> int:
     return next((i for i in range(tokenizer.vocab_size) if tokenizer.piece(i) == "▁"), UNK_ID)
 
 
-def score_suite(subject: Subject, name: str, data: Path, scoring: Scoring) -> SuiteResult:
+def score_suite(subject: Subject, name: str, files: Files, scoring: Scoring) -> SuiteResult:
     """The accuracies of a suite. Scores that are stored in the subject's folder for the same weights and data
     are not computed again.
     """
     suite, folder = SUITES[name], folder_within(subject.folder, "evaluation", name)
     longest = subject.model.config.max_positions
-    subtasks = read_suite(suite, data, subject.tokenizer, longest, scoring.has_prefix)
+    subtasks = encode_suite(suite, files, subject.tokenizer, longest, scoring.has_prefix)
     if len(subtasks) != suite.num_files:
         say(f"{suite.title}: {len(subtasks)} files, not {suite.num_files}; the average is over these")
     origin: dict[str, object] = {"weights": subject.weights, "prefix": scoring.has_prefix}

@@ -81,6 +81,13 @@ _TABLE_1 = {
         "3": (10_000, 2, 2),
     },
 }
+# What the rows of each table are, for the reader of a table that quotes them.
+NOTES = {
+    "Table 2": "students that start from the teacher's weights, fine-tuned; MLM is the teacher",
+    "Table 3": "students that start from random weights, fine-tuned",
+    "Table 4": "the teacher, and students from its weights, before and after phase 3 (the token head)",
+    "Table 5": "the submissions to BabyLM 2024, beside its baselines BabyLlama and LTG-BERT",
+}
 GLUE_AVERAGE = "GLUE avg."
 EWOK_TIES_CORRECT = "EWoK, ties correct"
 
@@ -104,6 +111,13 @@ def quoted_rows(size: str, columns: Collection[str]) -> dict[str, dict[str, Cell
             cells = dict(zip(printed, map(float, values), strict=True))
             rows[label] = {column: value for column, value in cells.items() if column in columns}
     return {label: cells for label, cells in rows.items() if cells}
+
+
+def notes(rows: Collection[str]) -> list[str]:
+    """A line for each table of the paper that has one of these rows, and one about all of them."""
+    lines = [f"{title}: {note}" for title, note in NOTES.items() if any(f"{title})" in name for name in rows)]
+    about = "quoted from the paper (Berend 2024): DeBERTa base on the text of BabyLM, measured by its author"
+    return [about, *lines] if lines else []
 
 
 def quoted_compute(size: str) -> dict[str, dict[str, str]]:

@@ -142,4 +142,9 @@ def _glue_section(results: Mapping[str, GlueResult]) -> str:
         for name, result in results.items()
         for seed, one in result.seeds.items()
     }
-    return "## GLUE by seed\n\n" + as_markdown(rows)
+    settings = {
+        f"Learning rate {one.settings.learning_rate:g}, batches of {one.settings.batch_size}, at most "
+        f"{one.settings.max_epochs} epochs."
+        for one in results.values()
+    }
+    return "## GLUE by seed\n\n" + "\n".join(sorted(settings)) + "\n\n" + as_markdown(rows)

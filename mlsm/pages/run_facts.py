@@ -17,7 +17,7 @@ from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.minimal_pairs import SUITES
 from mlsm.evaluation.results import Results, read_results
 from mlsm.files import open_tensors
-from mlsm.log import printable, read_metrics
+from mlsm.log import duration, printable, read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.record import RunRecord, read_record
 from mlsm.settings import as_text
@@ -79,13 +79,6 @@ def compute_row(run: RunFacts) -> dict[str, str]:
         num_trained = sum(size for name, size in run.sizes.items() if name.startswith(prefix))
         row |= {"parameters": f"{sum(run.sizes.values()):,}", "of them trained": f"{num_trained:,}"}
     return row
-
-
-def duration(seconds: float) -> str:
-    """A duration in seconds, minutes or hours: 35 s, 12 min, 1.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def learning_rows(runs: Sequence[RunFacts], titles: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -18,8 +19,6 @@ from mlsm.evaluation.glue import accuracy, task_file
 from mlsm.evaluation.glue_scores import GlueResult, SeedResult
 from mlsm.evaluation.tables import as_text
 
-QUICK = FineTuneSettings(learning_rate=3e-3, batch_size=16, max_epochs=12)
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,18 +26,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fine_tuning_learns_and_repeats_itself(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_cola(tmp_path)
-    monkeypatch.setattr(evaluate, "FineTuneSettings", lambda max_epochs: QUICK)
     command = [str(run), f"--data={data}", "--tasks=cola", "--seeds=12,13", "--baseline", "--paper=10M"]
+    command += ["--learning-rate=3e-3", "--batch-size=16", "--max-epochs=12"]
     evaluate.main(command)
-    shown = capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert re.search(r"^this takes at most about \d+ s, .*\(cola \d+ s\)$", captured.err, re.MULTILINE)
+    shown = captured.out
     assert "±" in shown
     assert "majority class" in shown
     assert "LSM (quoted: 10M words, Table 2)" in shown
+    assert "Table 3: students that start from random weights" in shown
+    assert "Table 4" not in shown
     cola = json.loads((run / "results.json").read_text())["glue"]["cola"]
     assert cola["mean"] > 0.5
+    assert (cola["settings"]["learning_rate"], cola["settings"]["batch_size"]) == (3e-3, 16)
+    assert "Learning rate 0.003, batches of 16" in (run / "results.md").read_text()
     scores = [cola["seeds"][seed]["scores"] for seed in ("12", "13")]
     assert cola["mean"] == pytest.approx(statistics.fmean(scores))
     assert cola["deviation"] == pytest.approx(statistics.stdev(scores))
@@ -54,18 +59,15 @@ def test_fine_tuning_learns_and_repeats_itself(
     assert json.loads(files[1].read_text()) == second
 
 
-def test_mnli_mm_is_scored_with_the_model_of_mnli(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mnli_mm_is_scored_with_the_model_of_mnli(run: Path, tmp_path: Path) -> None:
     rows = [
         {"premise": s, "hypothesis": s, "label": number % 3, "idx": number}
         for number, s in enumerate(sentences(12))
     ]
     for task, part in (("mnli", "train"), ("mnli", "valid"), ("mnli-mm", "valid")):
         write_lines(task_file(tmp_path, task, part), rows)
-    quick = FineTuneSettings(max_epochs=1, batch_size=8)
-    monkeypatch.setattr(evaluate, "FineTuneSettings", lambda max_epochs: quick)
-    evaluate.main([str(run), f"--data={tmp_path}", "--tasks=mnli-mm", "--seeds=12"])
+    quick = ["--max-epochs=1", "--batch-size=8"]
+    evaluate.main([str(run), f"--data={tmp_path}", "--tasks=mnli-mm", "--seeds=12", *quick])
     glue = json.loads((run / "results.json").read_text())["glue"]
     assert "mnli" not in glue
     stored = json.loads((run / "evaluation" / "glue" / "mnli-seed-12.json").read_text())
@@ -114,8 +116,8 @@ def test_a_seed_that_fails_is_reported_and_not_averaged_away(
 
 def test_a_spread_counts_seeds_and_failures() -> None:
     good, failed = SeedResult(0.5, 1, "", 0), SeedResult(None, 0, "the loss became nan", 0)
-    one = GlueResult({12: good, 13: failed}, QUICK).spread
-    none = GlueResult({12: failed, 13: failed}, QUICK).spread
+    one = GlueResult({12: good, 13: failed}, FineTuneSettings()).spread
+    none = GlueResult({12: failed, 13: failed}, FineTuneSettings()).spread
     assert (one.mean, one.num_seeds, one.failed) == (0.5, 1, [13])
     assert math.isnan(none.mean)
     assert "0.500 (1, 1 failed)  failed (2)" in as_text({"run": {"CoLA": one, "RTE": none}}, "")

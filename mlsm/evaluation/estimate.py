@@ -1,0 +1,63 @@
+"""How long an evaluation takes, measured on a few examples of each task before the work begins.
+
+It is an upper limit: results that are stored are not computed again, and fine-tuning may stop early.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from mlsm import distributed
+from mlsm.evaluation.finetune import Diverged, FineTuneSettings, fine_tune, predict
+from mlsm.evaluation.glue import TaskData
+from mlsm.evaluation.glue_scores import encode_items, new_classifier
+from mlsm.evaluation.jsonl import spaced
+from mlsm.evaluation.minimal_pairs import SUITES, TOKEN_BUDGET, Files, Scoring, encode_suite, score_pairs
+from mlsm.evaluation.subject import Subject
+
+NUM_EXAMPLES = 64  # of a task that are measured
+
+
+def suite_seconds(subject: Subject, name: str, files: Files, scoring: Scoring) -> float:
+    """The time that scoring a suite takes."""
+    per_file = max(1, NUM_EXAMPLES // len(files))
+    some = {path: spaced(lines, per_file) for path, lines in files.items()}
+    longest = subject.model.config.max_positions
+    subtasks = encode_suite(SUITES[name], some, subject.tokenizer, longest, scoring.has_prefix)
+    pairs = [pair for subtask in subtasks for pair in subtask.pairs]
+    score_pairs(subject.model, pairs[:1], TOKEN_BUDGET)  # what a first call prepares does not count
+    seconds = _seconds(lambda: score_pairs(subject.model, pairs, TOKEN_BUDGET))
+    return seconds * sum(map(len, files.values())) / len(pairs)
+
+
+def fine_tuning_seconds(
+    subject: Subject, data: TaskData, settings: FineTuneSettings, num_seeds: int
+) -> float:
+    """The time that fine-tuning on a task takes with all seeds and the largest number of epochs."""
+    batch, _ = encode_items(subject, spaced(data.training, settings.batch_size), settings.max_length)
+    model = new_classifier(subject, data.trained_on, seed=0)
+    one_epoch = FineTuneSettings(batch_size=settings.batch_size, max_epochs=1)
+
+    def update() -> None:
+        with tqdm(disable=True) as bar, contextlib.suppress(Diverged):
+            fine_tune(model, batch, [batch[:1]], one_epoch, 0, bar)
+
+    update()
+    seconds = settings.num_updates(len(data.training)) * _seconds(update)
+    for items in data.validations.values():
+        some, _ = encode_items(subject, spaced(items, NUM_EXAMPLES), settings.max_length)
+        seconds += _seconds(functools.partial(predict, model, some)) * len(items) / len(some)
+    rounds = -(-num_seeds // distributed.world_size())
+    return seconds * settings.max_epochs * rounds
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The time of a call whose result needs no waiting for."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
