@@ -23,7 +23,8 @@ from mlsm.command_line import Parser
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.device import choose_device, choose_precision, keep_num_threads
 from mlsm.directory import only_process
-from mlsm.evaluation.heldout import MASKED, heldout_metrics, predictions
+from mlsm.evaluation.heldout import MASKED, predictions
+from mlsm.evaluation.watch import HeldoutWatch
 from mlsm.files import write_tensors
 from mlsm.log import Meter, RunLog, progress, say
 from mlsm.model.language_model import LanguageModel
@@ -75,17 +76,27 @@ def train(plan: Plan) -> None:
     if plan.dictionary is not None:
         teacher = load_teacher(Path(config.teacher), plan.dictionary, config, device)
     optimizers, average = make_optimizers(model, config), WeightAverage(model, config)
+    watch = HeldoutWatch(model, teacher, corpus, config)
     state = {"words_seen": 0, "skipped_updates": 0}
     if checkpoint is not None:
         load_optimizers_(optimizers, average, model, checkpoint.optimizer)
         load_scaler_(precision.scaler, checkpoint.state.scaler)
         state = {name: getattr(checkpoint.state, name) for name in state}
+        watch.best_loss, watch.evals_since_best = (
+            checkpoint.state.best_loss,
+            checkpoint.state.evals_since_best,
+        )
         say(f"resuming {plan.directory} after update {checkpoint.step}")
     start = distributed.equal_on_all_ranks(checkpoint.step if checkpoint else 0, "newest checkpoint")
 
     def save(step: int) -> None:
         tensors = optimizer_tensors(optimizers, model) | average.tensors()
-        facts = TrainingState(**state, scaler=precision.scaler.state_dict())
+        facts = TrainingState(
+            **state,
+            scaler=precision.scaler.state_dict(),
+            best_loss=watch.best_loss,
+            evals_since_best=watch.evals_since_best,
+        )
         checkpoint = Checkpoint(step, model.state_dict(), tensors, facts)
         with distributed.rank_zero_first():
             save_checkpoint(plan.directory, checkpoint, config.keep_checkpoints)
@@ -93,8 +104,16 @@ def train(plan: Plan) -> None:
     def keep(name: str, step: int, weights: dict[str, Tensor]) -> None:
         save_milestone(plan.directory, name, step, weights, TrainingState(**state, scaler={}))
 
+    def measure_heldout(step: int) -> dict[str, float]:
+        values, is_best = watch.measure()
+        log.write(step, values)
+        if is_best and config.eval_every:
+            keep("best", step, model.state_dict())
+        return values
+
     if start == 0 and 0 in config.word_counts():
         keep(words_name(0), 0, model.state_dict())
+    done = start
     meter, monitor = Meter(teacher.coding_time if teacher else None), DivergenceMonitor()
     with (
         RunLog(plan.directory, start) as log,
@@ -102,18 +121,26 @@ def train(plan: Plan) -> None:
         progress(config.num_steps, plan.directory.name, done=start, unit="update") as bar,
     ):
         for step in range(start, config.num_steps):
+            if watch.has_stopped_improving():
+                say(f"no better for {watch.evals_since_best} measurements: stopped after update {done}")
+                break
             rate = set_learning_rate_(optimizers, step, config)
             selection = objective.selection(config.mask_share.at(step, config.num_steps))
             update = corpus.update(step, config.batch_size, config.token_budget, selection, config.seed)
             if step == start:
                 _say_if_ranks_have_no_work(update)
             for index, micro in distributed.shard([*enumerate(update.micro_batches)]):
+                if signals.received:
+                    break
                 torch.manual_seed(seed_for("dropout", config.seed, step, index))
                 with precision.autocast():
                     outcome = objective.loss(model, micro.to(device), teacher, config)
                 precision.scaler.scale(outcome.loss / max(1, update.num_selected)).backward()
                 meter.add(outcome.parts)
-            stop = distributed.all_reduce_max(signals.received or 0)
+            if stop := distributed.all_reduce_max(signals.received or 0):  # this update is dropped
+                if done > start:
+                    save(done)
+                raise cli.Stopped(stop, f"stopped after update {done}; continue with --resume")
             distributed.sum_gradients_(model.parameters())
             norm = step_(optimizers, precision.scaler, config.clip_norm)
 
@@ -141,21 +168,20 @@ def train(plan: Plan) -> None:
                 )
                 bar.set_postfix_str(_headline(values), refresh=False)
             bar.update()
-            is_due = done % config.checkpoint_every == 0 or done == config.num_steps
-            if is_due or stop:
+            if watch.is_due(done):
+                with meter.paused():
+                    measure_heldout(done)
+            if done % config.checkpoint_every == 0 or done == config.num_steps:
                 save(done)
-            if stop:
-                raise cli.Stopped(stop, f"stopped after update {done}; continue with --resume")
         heldout = "no text held out"
         if len(corpus.heldout):
-            values = heldout_metrics(model.eval(), teacher, corpus, objective, config.token_budget)
-            log.write(config.num_steps, {f"heldout_{name}": value for name, value in values.items()})
+            values = measure_heldout(done)
             if objective.predicts_words:
-                shown = predictions(model, plan.tokenizer, corpus, MASKED.share)
-                log.write_text("predictions", shown, config.num_steps)
-            heldout = f"held-out {_headline(values)}"
+                shown = predictions(model.eval(), plan.tokenizer, corpus, MASKED.share)
+                log.write_text("predictions", shown, done)
+            heldout = "held-out " + _headline({n.removeprefix("heldout_"): v for n, v in values.items()})
         if average.mean:
-            keep("average", config.num_steps, model.state_dict() | average.mean)
+            keep("average", done, model.state_dict() | average.mean)
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
     say(f"finished {plan.directory}: {heldout}")
 

@@ -187,7 +187,7 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.received is None:
-            say("stopping after this update ...")
+            say("stopping ...")
         self.received = self.received or number
 
     def __enter__(self) -> StopSignals:

@@ -171,6 +171,15 @@ class TrainConfig:
     device: str = option("auto", DEVICE_HELP, metavar="DEVICE", is_common=True)
     seed: int = option(12, "seed of everything that is drawn")
     log_every: int = option(10, "updates between two logged lines")
+    eval_every: int = option(
+        0,
+        "updates between two measurements on held-out text; the best model so far is kept in "
+        "RUN/checkpoints/best (default: only after the last update)",
+        is_common=True,
+    )
+    patience: int = option(
+        0, "stop after so many measurements in a row without a better one (default: never)"
+    )
     checkpoint_every: int = option(1000, "updates between two checkpoints")
     keep_checkpoints: int = option(3, "checkpoints kept, newest first")
     checkpoint_words: str | None = option(
@@ -184,7 +193,9 @@ class TrainConfig:
         check_fields(self)
         check_positive(self, "num_steps", "batch_size", "token_budget", "learning_rate", "clip_norm")
         check_positive(self, "code_tolerance", "log_every", "checkpoint_every", "keep_checkpoints")
-        check_not_negative(self, "weight_decay", "mlm_weight")
+        check_not_negative(self, "weight_decay", "mlm_weight", "eval_every", "patience")
+        if self.patience and not self.eval_every:
+            raise ValueError("patience counts measurements: set --eval-every, too")
         if self.code_steps is not None:
             check_positive(self, "code_steps")
         first, last = self.mask_share

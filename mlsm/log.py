@@ -165,6 +165,18 @@ class Meter:
         self._sums: dict[str, torch.Tensor] = {}
         self._num_selected = self._num_tokens = 0
         self._since = time.perf_counter()
+        self._coding_s = 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """For a `with` block, neither the time nor the coding counts."""
+        if self._coding_time:
+            self._coding_s += self._coding_time.read()
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+        if self._coding_time:
+            self._coding_time.read()
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
         """Add what a micro-batch of this rank reports."""
@@ -187,7 +199,7 @@ class Meter:
             self.add(sums)
         values = {name: self._reduced(name, total) for name, total in self._sums.items()}
         # This waits for the GPU, so the clock is read after it.
-        coding_s = self._coding_time.read() if self._coding_time else None
+        coding_s = self._coding_s + self._coding_time.read() if self._coding_time else None
         seconds = time.perf_counter() - self._since
         values |= {"seconds": seconds, "tokens_per_s": self._num_tokens / seconds}
         if coding_s is not None:
@@ -215,18 +227,20 @@ class RunLog:
         path = run / METRICS_FILE
         if step and not path.exists():
             say(f"{path} is missing: the metrics of the first {step} updates are lost")
-        kept = [
-            m for m in read_metrics(run) if m["step"] <= step and not any("heldout" in name for name in m)
-        ]
+        kept = [line for line in read_metrics(run) if line["step"] <= step]
+        self._written = {(line["step"], *line) for line in kept}
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 -- open as long as the run
         self._board = SummaryWriter(str(run), purge_step=step + 1)
         self.write_text("config", f"```json\n{read_text(run / 'config.json')}```", step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write a line of metrics after update number `step`."""
-        if not self._is_open:
+        """Write a line of metrics after update number `step`, unless there is one with these names, as
+        in a run that was resumed.
+        """
+        if not self._is_open or (step, "step", *values) in self._written:
             return
+        self._written.add((step, "step", *values))
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():

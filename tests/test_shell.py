@@ -1,6 +1,7 @@
 """What a shell and its user rely on: help, versions, exit codes, plain lines in a log file, no colours."""
 
 import argparse
+import dataclasses
 import importlib
 import os
 import signal
@@ -18,6 +19,8 @@ import evaluate
 import fit_dictionary
 import train
 from mlsm import __version__, cli, command_line
+from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.training.objectives import OBJECTIVES
 
 # Modules with a main(argv). `mlsm` runs the others, and experiments/miniature.py the module behind it.
 COMMANDS = sorted(
@@ -92,11 +95,36 @@ def test_a_signal_saves_says_how_to_go_on_and_has_its_exit_code(
     with pytest.raises(SystemExit) as stopped:
         cli.run(train.main)
     assert stopped.value.code == 128 + number
-    assert capsys.readouterr().err.splitlines()[-1] == "stopped after update 3; continue with --resume"
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-3"]
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped after update 2; continue with --resume"
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
     monkeypatch.undo()
     train.main([*flags, "--resume"])
     assert "resuming" in capsys.readouterr().err
+    train.main([*flags, f"--output={tmp_path / 'whole'}"])
+    resumed, whole = ((tmp_path / name / MODEL_FILE).read_bytes() for name in ("run", "whole"))
+    assert resumed == whole
+
+
+def test_a_signal_within_an_update_drops_the_micro_batches_that_were_computed(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*student_flags(teacher, "lsm", tmp_path / "run"), *text_flags(teacher), "--token-budget=40"]
+    loss, num_computed = OBJECTIVES["lsm"].loss, 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal num_computed
+        num_computed += 1
+        if num_computed == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(*arguments)
+
+    monkeypatch.setitem(OBJECTIVES, "lsm", dataclasses.replace(OBJECTIVES["lsm"], loss=interrupted))
+    with pytest.raises(cli.Stopped, match="stopped after update 0; continue with --resume"):
+        train.main(flags)
+    assert num_computed == 2  # of at least eight
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    train.main([*flags, "--resume"])
+    assert num_computed > 6 * 8
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,15 @@ class TrainingState:
     words_seen: int
     skipped_updates: int
     scaler: Mapping[str, float] = field(default_factory=dict)  # of a GradScaler; empty in other precisions
+    best_loss: float | None = None  # on held-out text; None: not measured yet
+    evals_since_best: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("words_seen", "skipped_updates"):
+        for name in ("words_seen", "skipped_updates", "evals_since_best"):
             if type(value := getattr(self, name)) is not int or not 0 <= value <= LARGEST_NUMBER:
                 raise ValueError(f"{name} cannot be {value!r}")
+        if self.best_loss is not None and type(self.best_loss) is not float:
+            raise ValueError(f"best_loss cannot be {self.best_loss!r}")
         if not isinstance(self.scaler, dict):
             raise ValueError(f"scaler cannot be {self.scaler!r}")
 

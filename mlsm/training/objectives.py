@@ -8,7 +8,7 @@ Legend: N selected positions, D width, V vocabulary, K concepts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -136,6 +136,15 @@ def find_objective(name: str) -> Objective:
         like = did_you_mean(name, OBJECTIVES)
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}{like}")
     return OBJECTIVES[name]
+
+
+def heldout_loss(values: Mapping[str, float], config: TrainConfig) -> float:
+    """The loss of an objective from its measures on held-out text: the KL divergence of the concepts, the
+    cross-entropy of the words, or both as `masked_lm_and_concepts` adds them.
+    """
+    if "concept_kl" not in values:
+        return values["cross_entropy"]
+    return values["concept_kl"] + config.mlm_weight * values.get("cross_entropy", 0.0)
 
 
 OBJECTIVES = {

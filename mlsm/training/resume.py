@@ -22,7 +22,7 @@ from mlsm.text.tokenizer import Tokenizer
 # Settings that may change when a run is resumed. Only the device changes what is learnt, by rounding and
 # precision. Teacher and dictionary are compared by their fingerprints, and not by their paths.
 RESUMABLE_CHANGES = {"device", "log_every", "teacher", "dictionary", "cache_dir"}
-RESUMABLE_CHANGES |= {"checkpoint_every", "keep_checkpoints", "checkpoint_words"}
+RESUMABLE_CHANGES |= {"eval_every", "patience", "checkpoint_every", "keep_checkpoints", "checkpoint_words"}
 
 
 def record_of_work(run: Path) -> RunRecord | None:
