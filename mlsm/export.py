@@ -30,19 +30,22 @@ from mlsm.files import write_json, write_tensors, write_text, write_whole
 from mlsm.log import say
 from mlsm.model.deberta import LAYER_NORM_EPS
 from mlsm.model.language_model import LanguageModel
-from mlsm.pages.model_card import model_card, predicts_words
+from mlsm.pages.model_card import NOTHING_SAID, Publication, model_card, predicts_words
 from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, read_state
 from mlsm.runs.hub_names import OWN_WEIGHTS_FILE, RUN_FILE, from_huggingface, to_huggingface
 from mlsm.runs.hub_tokenizer import huggingface_tokenizer, special_tokens_of
 from mlsm.runs.record import read_record, record_json
 from mlsm.runs.revisions import MAIN, Revision, find_revisions, upload_script
 from mlsm.runs.run import Run, load_run
-from mlsm.settings import argument, option
+from mlsm.settings import argument, check_fields, option
 from mlsm.text.tokenizer import CLS_ID, PAD_ID, SEP_ID
 
 
-def export(run: Path, directory: Path, *, folded: bool = False) -> Run:
-    """Write everything, and return the run that was written. `folded` requires a token head.
+def export(
+    run: Path, directory: Path, *, folded: bool = False, publication: Publication = NOTHING_SAID
+) -> Run:
+    """Write everything, and return the run that was written. `folded` requires a token head, and
+    `publication` is for the model card.
 
     Raises ValueError if there is no run, no required token head or no package `tokenizers`, and if the
     directory holds other files, which might be those of a run.
@@ -75,7 +78,7 @@ def export(run: Path, directory: Path, *, folded: bool = False) -> Run:
     settings["clean_up_tokenization_spaces"] = False
     write_json(directory / "tokenizer_config.json", settings | special_tokens)
     write_json(directory / "special_tokens_map.json", special_tokens)
-    write_text(directory / "README.md", model_card(loaded))
+    write_text(directory / "README.md", model_card(loaded, publication))
     return loaded
 
 
@@ -131,7 +134,9 @@ def exported_tensors(model: LanguageModel, has_words: bool = True) -> dict[str, 
     return tensors
 
 
-def export_entry(run: Path, directory: Path, word_counts: Sequence[int]) -> list[Revision]:
+def export_entry(
+    run: Path, directory: Path, word_counts: Sequence[int], publication: Publication = NOTHING_SAID
+) -> list[Revision]:
     """Write the finished model and those after these numbers of words, each as DIRECTORY/REVISION, and the
     script that uploads them. Returns what was written.
 
@@ -146,7 +151,7 @@ def export_entry(run: Path, directory: Path, word_counts: Sequence[int]) -> list
         )
     revisions = find_revisions(run, word_counts)
     for revision in revisions:
-        export(revision.directory, directory / revision.name)
+        export(revision.directory, directory / revision.name, publication=publication)
     write_text(directory / "upload.sh", upload_script(revisions))
     return revisions
 
@@ -160,12 +165,29 @@ class Settings:
     folded: bool = option(
         False, "refuse a run without a token head (one that has a token head is always folded)"
     )
+    license: str | None = option(
+        None, "licence of the weights, for the model card: mit, cc-by-4.0", metavar="NAME"
+    )
+    language: tuple[str, ...] = option(
+        (), "languages of the text, for the model card (default: en for the embedded text)", metavar="CODE"
+    )
+    datasets: tuple[str, ...] = option(
+        (), "data sets of the text, for the model card (default: the embedded text)", metavar="NAME"
+    )
+
     babylm: str | None = option(
         None,
         "write an entry to the BabyLM challenge: a directory for each model that the track asks for, of "
         "strict-small, strict; or for each of these numbers of words, such as 0,1M,20M",
         metavar="TRACK",
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def publication(self) -> Publication:
+        """What the model cards say that no run knows."""
+        return Publication(self.license, self.language, self.datasets)
 
     def word_counts(self) -> tuple[int, ...]:
         """The numbers of `babylm`. Raises ValueError if it is not a track and not a list of numbers."""
@@ -184,11 +206,11 @@ def main(argv: list[str]) -> None:
     """Read the command line and export."""
     args = cli.parse(Settings, argv, __doc__ or "")
     if args.babylm is not None:
-        revisions = export_entry(args.run, args.directory, args.word_counts())
+        revisions = export_entry(args.run, args.directory, args.word_counts(), args.publication())
         names = ", ".join(revision.name for revision in revisions)
         say(f"wrote {args.directory}: {names}; upload them with: sh {args.directory}/upload.sh USER/NAME")
         return
-    written = export(args.run, args.directory, folded=args.folded)
+    written = export(args.run, args.directory, folded=args.folded, publication=args.publication())
     if predicts_words(written.record):
         say(f"wrote {args.directory}: AutoModelForMaskedLM and AutoTokenizer load it, mlsm.load too")
     else:

@@ -377,6 +377,13 @@ def test_folded_insists_on_a_token_head(pair: tuple[Path, Path], tmp_path: Path)
         assert not (tmp_path / "folded").exists()
 
 
+def test_the_card_has_what_the_flags_say(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    flags = ["--license=mit", "--language", "en", "de", "--datasets", "mine"]
+    export.main([str(pair[0]), str(tmp_path / "exported"), *flags])
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert '\nlicense: "mit"\nlanguage:\n- "en"\n- "de"\ndatasets:\n- "mine"\n' in card
+
+
 def test_a_run_is_never_overwritten_by_an_export(pair: tuple[Path, Path]) -> None:
     before = fingerprint(pair[0])
     with pytest.raises(ValueError, match="holds other files"):

@@ -6,7 +6,9 @@ run that was removed or results that were never measured, is left out. Paths are
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import NamedTuple
 
 from mlsm.config import EMBEDDED_CORPUS
 from mlsm.evaluation import summary
@@ -20,22 +22,27 @@ from mlsm.runs.run import Run
 from mlsm.training.objectives import find_objective
 
 PAPER = "https://github.com/SzegedAI/MLSM"
-PUBLIC_DOMAIN = """license: other  # the text is in the public domain; choose the licence of the weights
-license_name: public-domain-text
-language: en
-datasets:
-- world-english-bible"""
-UNKNOWN = "license: unknown  # set license, language and datasets before you publish this model"
 
 
-def model_card(run: Run) -> str:
+class Publication(NamedTuple):
+    """What the header of a card says and no run can know. Empty parts are filled in for a run on the embedded
+    text.
+    """
+
+    license: str | None = None  # of the weights, an identifier of the hub: mit
+    language: tuple[str, ...] = ()  # codes: en
+    datasets: tuple[str, ...] = ()  # names on the hub, or others
+
+
+NOTHING_SAID = Publication()
+EMBEDDED = Publication(None, ("en",), ("world-english-bible",))
+
+
+def model_card(run: Run, publication: Publication = NOTHING_SAID) -> str:
     """README.md of an exported run: Markdown with the header of the Hugging Face hub."""
     record, directories = run.record, training_runs(run.directory)
-    text = PUBLIC_DOMAIN if _has_only_embedded_text(directories) else UNKNOWN
-    pipeline = ["pipeline_tag: fill-mask"] if predicts_words(record) else []
-    header = ["---", text, "library_name: transformers", *pipeline, "tags:", "- deberta", "- mlsm", "---"]
     sections = [
-        "\n".join(header),
+        _header(publication, predicts_words(record), _has_only_embedded_text(directories)),
         f"# {full_name(run.directory)}",
         _summary(run),
         "## Training",
@@ -50,6 +57,23 @@ def model_card(run: Run) -> str:
         _example(run),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _header(publication: Publication, has_words: bool, is_embedded: bool) -> str:
+    """The header in YAML. Texts are quoted as in JSON, which is YAML."""
+    known = EMBEDDED if is_embedded else NOTHING_SAID
+    if publication.license:
+        lines = [f"license: {json.dumps(publication.license)}"]
+    elif is_embedded:
+        lines = ["license: other  # of the text; mlsm.export --license names that of the weights"]
+        lines.append("license_name: public-domain-text")
+    else:
+        lines = ["license: unknown  # before you publish this: mlsm.export --license --language --datasets"]
+    for name in ("language", "datasets"):
+        if values := getattr(publication, name) or getattr(known, name):
+            lines += [f"{name}:", *(f"- {json.dumps(value)}" for value in values)]
+    lines += ["library_name: transformers", *["pipeline_tag: fill-mask"] * has_words]
+    return "\n".join(["---", *lines, "tags:", "- deberta", "- mlsm", "---"])
 
 
 def full_name(directory: Path) -> str:
@@ -182,8 +206,8 @@ def _results(directory: Path) -> str:
 def _limits(record: RunRecord) -> str:
     limits = [
         f"- It reads at most {record.model.max_positions:,} tokens at once. It does not generate text.",
-        "- What it can know comes from the text that it was trained on, with the errors and biases of that "
-        "text. It follows no instructions, and its answers are not checked for truth.",
+        "- What it knows comes from the text that it was trained on, with its languages, errors and biases. "
+        "It follows no instructions, and its answers are not checked for truth.",
     ]
     if not predicts_words(record):
         limits.append(

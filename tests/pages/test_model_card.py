@@ -8,7 +8,7 @@ import yaml
 from small_runs import random_run
 
 from mlsm.files import read_json, write_json
-from mlsm.pages.model_card import model_card
+from mlsm.pages.model_card import Publication, model_card
 from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.run import load_run
 
@@ -64,7 +64,7 @@ def test_what_is_known_of_the_text_is_in_the_header(tmp_path: Path) -> None:
     assert metadata(card) == {
         "license": "other",
         "license_name": "public-domain-text",
-        "language": "en",
+        "language": ["en"],
         "datasets": ["world-english-bible"],
         "library_name": "transformers",
         "pipeline_tag": "fill-mask",
@@ -77,6 +77,10 @@ def test_what_is_known_of_the_text_is_in_the_header(tmp_path: Path) -> None:
     header = metadata(model_card(load_run(run)))
     assert header["license"] == "unknown"
     assert not header.keys() & {"language", "datasets", "license_name"}
+    hostile = 'x"\n---\n# not a text: {'
+    header = metadata(model_card(load_run(run), Publication("mit", ("en", "no"), (hostile,))))
+    assert (header["license"], header["language"]) == ("mit", ["en", "no"])
+    assert header["datasets"] == [hostile]
 
 
 @pytest.mark.parametrize("fault", ["other text", "converted", "removed", "changed"])
@@ -88,7 +92,7 @@ def test_the_text_of_a_student_is_known_only_if_that_of_its_teacher_is(tmp_path:
         "dictionary": "", "dictionary_fingerprint": "d1c7", "layer": 2, "k": 6, "lam": 0.07,
     }  # fmt: skip
     set_record(student, concepts=origin)
-    assert metadata(model_card(load_run(student)))["language"] == "en"
+    assert metadata(model_card(load_run(student)))["language"] == ["en"]
     match fault:
         case "other text":
             data = read_json(teacher / "config.json")["data"]
