@@ -96,12 +96,26 @@ def test_the_readme_quotes_the_outputs_of_the_tutorial() -> None:
     assert [number for number in numbers if not re.search(rf"(?<![\d.]){number}(?![\d.])", shown)] == []
 
 
+def test_the_readme_is_short_and_its_figures_are_those_of_the_results() -> None:
+    assert len(README.splitlines()) < 150
+    study = (ROOT / "results" / "miniature.md").read_text(encoding="utf-8")
+    table = README.partition("| why use it |")[2].partition("\n\n")[0]
+    numbers = re.findall(r"\d+\.\d+", table)
+    assert len(numbers) >= 5
+    for number in numbers:
+        assert f"| {number} |" in PAGES["performance.md"] + study, number
+    for path in re.findall(r"(?:python|pytest) ([\w/]+\.py)", table):
+        assert (ROOT / path).exists(), path
+
+
 def test_pages_and_pictures_are_there_and_linked_from_the_readme() -> None:
     pages = [str(path.relative_to(ROOT)) for path in PATHS if path.name != "README.md"]
     assert [page for page in pages if f"`{page}`" not in README] == []
     for page in PATHS:
         for link in re.findall(r"\]\(((?!http)[^)]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).is_file(), link
+    for picture in (ROOT / "docs").glob("*.png"):
+        assert picture.stat().st_size < 300_000, picture
 
 
 def test_the_version_is_the_same_everywhere() -> None:
