@@ -38,6 +38,7 @@ from mlsm.files import folder_within
 from mlsm.log import duration, say
 from mlsm.runs.run import Run, load_run
 from mlsm.settings import argument, check_fields, check_positive, from_flags, option
+from mlsm.training.objectives import find_objective
 
 TASKS = ("demo", *SUITES, "glue", *glue.TASKS)
 
@@ -184,7 +185,11 @@ def show_demo(runs: Mapping[str, Run], recipes: Mapping[str, Recipe], device: to
 
 
 def show_tasks(
-    subjects: Sequence[Subject], recipes: Mapping[str, Recipe], tasks: Tasks, settings: Settings
+    subjects: Sequence[Subject],
+    runs: Mapping[str, Run],
+    recipes: Mapping[str, Recipe],
+    tasks: Tasks,
+    settings: Settings,
 ) -> None:
     """Measure suites and GLUE tasks, and print their table."""
     results = {subject.name: measure(subject, tasks, settings) for subject in subjects}
@@ -208,6 +213,9 @@ def show_tasks(
     if any(isinstance(cell, Spread) for cells in rows.values() for cell in cells.values()):
         title.append("mean ±sd (seeds, of fine-tuning or of the runs)")
     print("\n".join([as_text(rows, "Tasks: " + "; ".join(title)), *paper.notes(rows)]))
+    for name, run in runs.items():
+        if tasks.suites and not find_objective(run.record.train.objective).predicts_words:
+            print(f"{name} predicts no words: its scores of minimal pairs are those of an untrained decoder")
 
 
 def parser() -> Parser:
@@ -254,7 +262,7 @@ def main(argv: list[str]) -> None:
             if settings.limit:
                 subjects = [_apart(subject, f"limit-{settings.limit}") for subject in subjects]
             say_estimate(subjects, data, settings)
-            show_tasks(subjects, recipes, data, settings)
+            show_tasks(subjects, runs, recipes, data, settings)
 
 
 def _apart(subject: Subject, name: str) -> Subject:

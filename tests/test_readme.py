@@ -99,7 +99,7 @@ def test_the_readme_quotes_the_outputs_of_the_tutorial() -> None:
 def test_the_readme_is_short_and_its_figures_are_those_of_the_results() -> None:
     assert len(README.splitlines()) < 150
     study = (ROOT / "results" / "miniature.md").read_text(encoding="utf-8")
-    table = README.partition("| why use it |")[2].partition("\n\n")[0]
+    table = README.partition("| what you get |")[2].partition("\n\n")[0]
     numbers = re.findall(r"\d+\.\d+", table)
     assert len(numbers) >= 5
     for number in numbers:

@@ -20,19 +20,21 @@ from mlsm.evaluation.jsonl import spaced
 from mlsm.evaluation.minimal_pairs import SUITES, TOKEN_BUDGET, Files, Scoring, encode_suite, score_pairs
 from mlsm.evaluation.subject import Subject
 
-NUM_EXAMPLES = 64  # of a task that are measured
+NUM_EXAMPLES = 64  # of a task that are measured at most
+SHARE = 0.05  # of the examples of a task that are measured at most
 
 
 def suite_seconds(subject: Subject, name: str, files: Files, scoring: Scoring) -> float:
     """The time that scoring a suite takes."""
-    per_file = max(1, NUM_EXAMPLES // len(files))
+    num_pairs = sum(map(len, files.values()))
+    per_file = max(1, int(min(NUM_EXAMPLES, SHARE * num_pairs)) // len(files))
     some = {path: spaced(lines, per_file) for path, lines in files.items()}
     longest = subject.model.config.max_positions
     subtasks = encode_suite(SUITES[name], some, subject.tokenizer, longest, scoring.has_prefix)
     pairs = [pair for subtask in subtasks for pair in subtask.pairs]
     score_pairs(subject.model, pairs[:1], TOKEN_BUDGET)  # what a first call prepares does not count
     seconds = _seconds(lambda: score_pairs(subject.model, pairs, TOKEN_BUDGET))
-    return seconds * sum(map(len, files.values())) / len(pairs)
+    return seconds * num_pairs / len(pairs)
 
 
 def fine_tuning_seconds(

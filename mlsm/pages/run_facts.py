@@ -46,8 +46,10 @@ class RunFacts(NamedTuple):
 def read_facts(run: Path, name: str) -> RunFacts:
     """Raises ValueError if `run` is no run, or one of its files is damaged."""
     record, metrics = read_record(run), read_metrics(run)
-    heldout = [line for line in metrics if any(key.startswith("heldout_") for key in line)]
-    training = [line for line in metrics if line not in heldout]
+    training: list[dict[str, float]] = []
+    heldout: list[dict[str, float]] = []
+    for line in metrics:
+        (heldout if any(key.startswith("heldout_") for key in line) else training).append(line)
     return RunFacts(printable(name), record, training, heldout, read_results(run), _sizes(run / MODEL_FILE))
 
 

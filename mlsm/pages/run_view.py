@@ -34,6 +34,7 @@ from mlsm.pages.run_facts import (
 
 TEMPLATE = Path(__file__).with_name("run_page.html")
 SCRIPT = Path(__file__).with_name("run_page.js")
+MOST_NAMES = 4  # of runs in the title
 QUOTED = (
     "<p>Rows in italics are quoted from the paper (Berend 2024): DeBERTa base on the text of BabyLM. "
     "They do not compare with models of another size or on other text.</p>"
@@ -46,7 +47,7 @@ def run_page(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows, quoted_c
     `tasks` has the columns of the paper's tables, a row for each run and for means over seeds; the `quoted_`
     rows are the paper's own.
     """
-    names = html.escape(", ".join(run.name for run in runs))
+    title = ", ".join(run.name for run in runs) if len(runs) <= MOST_NAMES else f"{len(runs)} runs"
     settings = record_rows(runs, SETTINGS_PARTS)
     compute = {run.name: compute_row(run) for run in runs}
     curves = run_curves(runs)
@@ -56,7 +57,7 @@ def run_page(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows, quoted_c
     parts = {
         "policy": f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'",
-        "title": names,
+        "title": html.escape(title),
         "results": _results(runs, tasks, quoted_tasks),
         "legend": _legend(curves),
         "curves": drawings(curves),

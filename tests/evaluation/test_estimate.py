@@ -27,7 +27,7 @@ def test_a_suite_takes_the_time_of_its_pairs(
     plain = estimate.score_pairs
     monkeypatch.setattr(estimate, "score_pairs", lambda m, p, b: scored.append(len(p)) or plain(m, p, b))
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: float(sum(scored)))
-    monkeypatch.setattr(estimate, "NUM_EXAMPLES", 6)
+    monkeypatch.setattr(estimate, "SHARE", 0.2)
     files = read_files(SUITES["blimp"], write_suites(tmp_path))
     assert estimate.suite_seconds(subject, "blimp", files, Scoring()) == pytest.approx(3 * 10)
     assert scored == [1, 6]
