@@ -7,7 +7,8 @@ import torch
 
 from mlsm.log import progress
 from mlsm.pages.concept_reading import Agreement, Reading, Sentence
-from mlsm.pages.concept_report import About, ConceptReport, build_report
+from mlsm.pages.concept_report import About, ConceptReport, SentenceConcepts
+from mlsm.pages.concept_statistics import build_report, sentence_concepts
 from mlsm.pages.concept_use import Codes
 from mlsm.text.tokenizer import CLS_ID, SEP_ID
 
@@ -53,10 +54,13 @@ def small_report() -> ConceptReport:
         positions=len(ids_N), types=len(PIECES) - 5,
     )  # fmt: skip
     atoms_KD = draw.standard_normal((NUM_CONCEPTS, 5))
-    weights_LK = draw.dirichlet(np.full(NUM_CONCEPTS, 0.02), 3)
-    sentence = Sentence([5, 8, 9], {"teacher": weights_LK, "student": weights_LK})
     pieces: Any = Pieces()
     with progress(2, "") as bar:
-        return build_report(
-            reading, pieces, about, bar, atoms_KD=atoms_KD, others_JD=atoms_KD[::-1], sentence=sentence
-        )
+        return build_report(reading, pieces, about, bar, atoms_KD=atoms_KD, others_JD=atoms_KD[::-1])
+
+
+def small_sentence() -> SentenceConcepts:
+    """The concepts of three tokens, two of them hostile, the same for both readers."""
+    weights_LK = np.random.default_rng(1).dirichlet(np.full(NUM_CONCEPTS, 0.02), 3)
+    pieces: Any = Pieces()
+    return sentence_concepts(Sentence([5, 8, 9], {"teacher": weights_LK, "student": weights_LK}), pieces)

@@ -1,6 +1,7 @@
 """The command that shows what the concepts of a run stand for."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -67,13 +68,17 @@ def test_the_command_writes_and_shows(
         } == {24}
         assert len(source["token_concepts"]) == len(report["pieces"]) == len(report["counts"])
     assert sum(report["counts"]) == report["about"]["positions"] == 400
-    for name in ("concepts.png", "concepts-text.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "concepts.html").exists()
-    tokens, strongest = report["sentence"]["tokens"], report["sentence"]["strongest"]["student"]
-    rows = [line for line in shown.splitlines() if line.startswith(f"1 {tokens[0]} ")]
-    assert f"#{strongest[0][0][0]} {strongest[0][0][1]:.0%}" in rows[0]
+    assert (tmp_path / "concepts.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "concepts.html").read_text(encoding="utf-8")
+    embedded = re.search(r'<script type="application/json" id="report">(.*?)</script>', page, re.DOTALL)
+    sentence = json.loads(embedded[1])["sentence"]
+    tokens, strongest = sentence["tokens"], sentence["weights"]["student"]
+    [row] = [line for line in shown.splitlines() if line.startswith(f"1 {tokens[0]} ")]
+    assert f"#{strongest[0][0][0]} " in row
+    assert f" {strongest[0][0][1]:.0%}" in row
     assert all(listed == sorted(listed, key=lambda item: -item[1]) for listed in strongest)
+    for name in ("interest", "leader", "labels"):
+        assert {len(source[name]) for source in report["sources"].values()} == {24}
     again = tmp_path / "again"
     concepts.main([*command[:3], f"--output={again}"])
     same = json.loads((again / "concepts.json").read_text(encoding="utf-8"))
@@ -93,11 +98,17 @@ def test_contexts_are_the_text_around_the_token(teacher: Path, tmp_path: Path) -
     )
     contexts = [context for listed in report["sources"]["teacher"]["contexts"] for context in listed]
     assert len(contexts) > 24
-    for before, token, after, weight, _ in contexts:
-        assert before + token + after in text
-        assert 0 < weight <= 1
-    weights = [c[3] for c in report["sources"]["teacher"]["contexts"][0] if not c[4]]
-    assert weights == sorted(weights, reverse=True)
+    for sequence, start, stop, place, weights, _ in contexts:
+        pieces = [report["pieces"][i] for i in report["sequences"][sequence]]
+        shown = "".join(pieces[start:stop]).replace("▁", " ").strip()
+        assert shown in text
+        assert start <= place < stop
+        assert all(0 < weight <= 1 for _, weight in weights)
+        assert place in dict(weights)
+        for border in (start, stop):  # between two words
+            assert border in (1, len(pieces) - 1) or pieces[border].startswith("▁")
+    strongest = [dict(c[4])[c[3]] for c in report["sources"]["teacher"]["contexts"][0] if not c[5]]
+    assert strongest == sorted(strongest, reverse=True)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -151,7 +162,7 @@ def test_mistakes_are_named(teacher: Path, tmp_path: Path) -> None:
         ([str(bare), f"--dictionary={dictionary}"], "of another teacher"),
         ([str(teacher), f"--teacher={stranger}"], "--teacher is for students"),
         ([str(teacher), f"--compare={tmp_path / 'no.safetensors'}"], "no dictionary at"),
-        ([str(teacher), "--text="], "--text has no tokens"),
+        ([str(teacher), "--text="], "the text has no tokens"),
         ([str(teacher), "--text=" + "the cat " * 400], "tokens, the model reads"),
         ([str(teacher), "--num-tokens=0"], "num_tokens must be above 0"),
         ([str(teacher), f"--corpus={tmp_path / 'no.txt'}"], "no corpus file"),

@@ -179,9 +179,9 @@ def read_sentence(readers: Readers, ids: list[int], *, longest: int, token_budge
     masked. Raises ValueError for a text without tokens, or of more than `longest` with [CLS] and [SEP].
     """
     if not ids:
-        raise ValueError("--text has no tokens")
+        raise ValueError("the text has no tokens")
     if len(ids) + 2 > longest:
-        raise ValueError(f"--text has {len(ids)} tokens, the model reads {longest - 2} at most")
+        raise ValueError(f"the text has {len(ids)} tokens, the model reads {longest - 2} at most")
     row = torch.tensor([CLS_ID, *ids, SEP_ID])
     is_selected = torch.eye(len(row), dtype=torch.bool)[1:-1]  # a copy of the text for each token
     if not readers.selection.is_masked:

@@ -3,43 +3,27 @@
 Lists have an entry for each concept unless they say otherwise. Texts are printable, because they come from
 the corpus. Shares, cosines and bits are rounded to three digits, which keeps the page small.
 
-Legend: N positions, K concepts, J concepts of another dictionary, V token types, D width of the teacher's
-states, L tokens of a sentence.
+Legend: N positions of the text, T tokens of a sequence, K concepts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-from tqdm import tqdm
-
 from mlsm.evaluation.tables import Rows
-from mlsm.log import printable
 from mlsm.pages import concept_use as use
-from mlsm.pages.concept_reading import Reading, Sentence
-from mlsm.seeds import seed_for
-from mlsm.text.tokenizer import CLS_ID, SEP_ID, Tokenizer
+from mlsm.pages.concept_order import DUPLICATE_COSINE
 
-NUM_TOKENS, NUM_NEIGHBOURS = 12, 5  # listed for each concept
-NUM_STRONGEST, NUM_TYPICAL = 5, 3  # contexts listed for each concept
-NUM_TOKEN_CONCEPTS = 6  # listed for each token type
-CONTEXT_TOKENS = 10  # on each side
-NUM_SHUFFLES = 3
-LEAST_SHARE = 0.005  # of an item that is listed
-SENTENCE_CONCEPTS, FEWEST_CONCEPTS = 40, 3  # columns of the heat map of a sentence: at most, at least
-LEAST_PEAK = 0.03  # largest weight in the sentence of a concept with a column
-SENTENCE_STRONGEST = 4  # concepts listed for each token of a sentence
+ROW_CONCEPTS = 4  # listed for each token of a sentence
 SAME_ATOM = 0.9  # cosine of two atoms that count as the same
-TOKENS_PER_BLOCK = 4096
 
 MEANINGS = {
     "concepts used": "concepts with weight anywhere in the text",
     "dead concepts": "concepts without weight in the text",
     "dense concepts": f"concepts used at more than {use.DENSE_ACTIVITY:.0%} of the positions",
+    "groups": f"used concepts, counting near-duplicates once: atoms or weights of cosine {DUPLICATE_COSINE}",
     "concepts per token": "mean number of concepts at a position; of a student, those with 1 % or more",
     "effective concepts": "2 to the entropy of the shares: so many concepts of equal use have that entropy",
     "weight counted": "mean weight of a position in its concepts; a student's below 1 % do not count",
@@ -73,12 +57,13 @@ class About:
 
 
 class Context(NamedTuple):
-    """A position that uses a concept, and the text around it."""
+    """A position that uses a concept, and the words around it."""
 
-    before: str
-    token: str
-    after: str
-    weight: float
+    sequence: int  # in `ConceptReport.sequences`
+    start: int  # of the words that are shown, in the sequence
+    stop: int
+    place: int  # of the position, in the sequence
+    weights: Listed  # of the concept at the places that are shown, without zeros, in their order
     is_drawn: bool  # at random by weight; otherwise it is one of the strongest
 
 
@@ -90,6 +75,9 @@ class ConceptUse:
     active: list[float]  # share of the positions
     entropy: list[float]  # over token types, bits
     bits: list[float]  # information about the token, beyond chance
+    interest: list[float]  # see `mlsm.pages.concept_order`
+    leader: list[int]  # the most interesting of a group of near-duplicates
+    labels: list[list[int]]  # the token types that tell most about a concept
     tokens: list[Listed]  # token types by their share of the concept
     near: list[Listed]  # concepts by the cosine of their tokens
     contexts: list[list[Context]]
@@ -98,12 +86,14 @@ class ConceptUse:
 
 @dataclass(frozen=True)
 class SentenceConcepts:
-    """The concepts of a text that the user gave."""
+    """The concepts of each token of a text that the user gave."""
 
     tokens: list[str]
-    concepts: list[int]  # columns of the heat map
-    weights: dict[str, list[list[float]]]  # for each reader the heat map, a row for each token
-    strongest: dict[str, list[Listed]]  # for each reader and token
+    weights: dict[str, list[Listed]]  # for each reader and token the strongest concepts
+
+    def to_json(self) -> str:
+        """Compact JSON without "<"."""
+        return _compact(vars(self))
 
 
 @dataclass(frozen=True)
@@ -113,205 +103,67 @@ class ConceptReport:
     about: About
     tables: dict[str, Table]  # by title
     pieces: list[str]  # token types
-    counts: list[int]  # of the token types in the text
+    counts: list[int]  # of the token types, at the positions that were read
+    sequences: list[list[int]]  # token types of the sequences that contexts are from
     sources: dict[str, ConceptUse]  # of "teacher", "student" or both
+    places: list[tuple[float, float]]  # of the concepts on a map
     near_atoms: list[Listed] | None  # concepts by the cosine of their atoms; None without a dictionary
     shared: list[float] | None  # share of the teacher's weight that the student gives it too
     again: Listed | None  # partner in another dictionary (-1: none) and its cosine
-    sentence: SentenceConcepts | None
 
-    def to_json(self) -> str:
+    def to_json(self, sentence: SentenceConcepts | None = None, *, is_served: bool = False) -> str:
         """Compact JSON without "<", so that it can be embedded in a page."""
-        content = vars(self) | {"meanings": MEANINGS}
-        text = json.dumps(content, default=vars, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.replace("<", "\\u003c")
+        return _compact(vars(self) | {"meanings": MEANINGS, "sentence": sentence, "served": is_served})
 
-    def by_share(self, reader: str) -> list[int]:
-        """The concepts in decreasing order of their share of the reader's weight."""
-        share = self.sources[reader].share
-        return sorted(range(len(share)), key=lambda k: -share[k])
+    def by_interest(self, reader: str) -> list[int]:
+        """The most interesting concept of each group of near-duplicates, in decreasing order."""
+        found = self.sources[reader]
+        return sorted(set(found.leader), key=lambda k: (-found.interest[k], k))
 
+    def label(self, reader: str, concept: int, num_words: int | None = None) -> str:
+        """The words that tell most about a concept, or the first of them; "" for a concept without use."""
+        types = self.sources[reader].labels[concept][:num_words]
+        return " ".join(self.pieces[i].replace("▁", " ").strip() for i in types)
 
-def build_report(
-    reading: Reading,
-    tokenizer: Tokenizer,
-    about: About,
-    bar: tqdm,
-    *,
-    atoms_KD: np.ndarray | None = None,
-    others_JD: np.ndarray | None = None,
-    sentence: Sentence | None = None,
-) -> ConceptReport:
-    """The report of a reading; with `others_JD` also a comparison of two dictionaries. The bar is updated
-    once for each reader.
-    """
-    types_V, labels_N, counts_V = np.unique(reading.ids_N, return_inverse=True, return_counts=True)
-    sources, measures = {}, {}
-    for reader, codes in reading.codes.items():
-        generator = np.random.default_rng(seed_for("concept statistics", about.seed))
-        sources[reader], measures[reader] = _use(reading, codes, labels_N, counts_V, tokenizer, generator)
-        bar.update()
-    tables = {"Use": _table(measures)}
-    if agreement := reading.agreement:
-        student = {"KL": agreement.kl, "overlap": agreement.overlap, "weight shared": agreement.shared}
-        mean_code = {"KL": agreement.constant_kl, "overlap": agreement.constant_overlap}
-        tables["Agreement with the teacher"] = _table({"student": student, "mean code": mean_code})
-    again = None
-    if atoms_KD is not None and others_JD is not None:
-        matching = use.match(atoms_KD, others_JD)
-        generator = np.random.default_rng(seed_for("lookalikes", about.seed))
-        chance = use.match(atoms_KD, use.random_atoms_like(others_JD, generator))
-        matchings = {"other dictionary": matching, "chance": chance}
-        tables["Stability"] = _table({name: _match_measures(m) for name, m in matchings.items()})
-        again = [*zip(matching.partner_K.tolist(), _rounded(matching.cosine_K), strict=True)]
-    return ConceptReport(
-        about,
-        tables,
-        [printable(tokenizer.piece(int(i))) for i in types_V],
-        counts_V.tolist(),
-        sources,
-        None if atoms_KD is None else _listed(*use.nearest(atoms_KD, NUM_NEIGHBOURS), 0.0),
-        _rounded(agreement.shared_K) if agreement else None,
-        again,
-        _sentence_concepts(sentence, tokenizer) if sentence else None,
-    )
+    def context_texts(self, context: Context) -> list[str]:
+        """The text of each token that a context shows, with the space before a word."""
+        return [
+            self.pieces[i].replace("▁", " ")
+            for i in self.sequences[context.sequence][context.start : context.stop]
+        ]
 
 
-def _use(
-    reading: Reading,
-    codes: use.Codes,
-    labels_N: np.ndarray,
-    counts_V: np.ndarray,
-    tokenizer: Tokenizer,
-    generator: np.random.Generator,
-) -> tuple[ConceptUse, dict[str, float]]:
-    """What a reader uses concepts for, and the measures of it."""
-    usage, profile_KV = use.usage(codes), use.profile(codes, labels_N, len(counts_V))
-    measured = use.information(profile_KV, counts_V)
-    chance = use.shuffled_information(codes, labels_N, len(counts_V), generator, num_shuffles=NUM_SHUFFLES)
-    token_concepts: list[Listed] = []
-    for first in range(0, len(counts_V), TOKENS_PER_BLOCK):
-        block_VK = np.ascontiguousarray(profile_KV[:, first : first + TOKENS_PER_BLOCK].T)
-        token_concepts += _listed(*use.largest(use.in_shares(block_VK), NUM_TOKEN_CONCEPTS))
-    concept_use = ConceptUse(
-        share=_rounded(usage.share_K, 6),
-        active=_rounded(usage.activity_K, 6),
-        entropy=_rounded(measured.entropy_K),
-        bits=_rounded(measured.bits_K - chance.bits_K),
-        tokens=_listed(*use.largest(use.in_shares(profile_KV), NUM_TOKENS)),
-        near=_listed(*use.nearest(profile_KV, NUM_NEIGHBOURS)),
-        contexts=_contexts(reading, codes, tokenizer, generator),
-        token_concepts=token_concepts,
-    )
-    num_used = int((usage.activity_K > 0).sum())
-    return concept_use, {
-        "concepts used": num_used,
-        "dead concepts": codes.num_concepts - num_used,
-        "dense concepts": int((usage.activity_K > use.DENSE_ACTIVITY).sum()),
-        "concepts per token": usage.concepts_per_position,
-        "effective concepts": usage.effective_concepts,
-        "bits about the token": measured.bits - chance.bits,
-        "bits by chance": chance.bits,
-        "share of the token's bits": use.adjusted(measured, chance),
-        "weight counted": usage.weight_per_position,
-    }
-
-
-def _match_measures(matching: use.Matching) -> dict[str, float]:
-    return {
-        "mean cosine": float(matching.cosine_K.mean()),
-        "found again": float((matching.cosine_K >= SAME_ATOM).mean()),
-        "mutually nearest": matching.mutual_share,
-    }
-
-
-def _table(columns: Mapping[str, Mapping[str, float]]) -> Table:
-    """Values by measure and column, from values by column and measure."""
-    measures = dict.fromkeys(measure for column in columns.values() for measure in column)
-    return {
-        measure: {name: column[measure] for name, column in columns.items() if measure in column}
-        for measure in measures
-    }
-
-
-def _sentence_concepts(sentence: Sentence, tokenizer: Tokenizer) -> SentenceConcepts:
-    """The concepts of the largest weight in the sentence, ordered by the token where they are strongest."""
-    strength_LK = np.max(list(sentence.weights.values()), axis=0)
-    peak_K = strength_LK.max(0)
-    order = np.argsort(-peak_K, kind="stable")[:SENTENCE_CONCEPTS].tolist()
-    chosen = [k for rank, k in enumerate(order) if rank < FEWEST_CONCEPTS or peak_K[k] >= LEAST_PEAK]
-    chosen.sort(key=lambda k: (int(strength_LK[:, k].argmax()), -peak_K[k]))
-    weights = sentence.weights.items()
-    return SentenceConcepts(
-        [printable(tokenizer.piece(i)) for i in sentence.ids],
-        chosen,
-        {reader: _rounded(weights_LK[:, chosen]) for reader, weights_LK in weights},
-        {reader: _listed(*use.largest(weights_LK, SENTENCE_STRONGEST)) for reader, weights_LK in weights},
-    )
-
-
-def _contexts(
-    reading: Reading, codes: use.Codes, tokenizer: Tokenizer, generator: np.random.Generator
-) -> list[list[Context]]:
-    """For each concept the strongest positions, and then some drawn by weight."""
-    sequences_N, bounds = reading.sequences_N, np.append(reading.sequence_starts, len(reading.ids_T))
-    pieces = {int(i): printable(tokenizer.piece(int(i))).replace("▁", " ") for i in np.unique(reading.ids_T)}
-    pieces |= {CLS_ID: "", SEP_ID: " ¶"}
-    texts_T = [pieces[i] for i in reading.ids_T.tolist()]
-
-    def context(entry: int, is_drawn: bool) -> Context:
-        position = codes.positions_M[entry]
-        place, sequence = reading.places_N[position], sequences_N[position]
-        before = texts_T[max(place - CONTEXT_TOKENS, bounds[sequence - 1]) : place]
-        after = texts_T[place + 1 : min(place + 1 + CONTEXT_TOKENS, bounds[sequence])]
-        token = texts_T[place].lstrip()
-        space = texts_T[place].removesuffix(token)
-        weight = round(float(codes.weights_M[entry]), 3)
-        text_before, text_after = "".join(before).lstrip(" ¶") + space, "".join(after).removesuffix(" ¶")
-        return Context(text_before, token, text_after, weight, is_drawn)
-
-    contexts = []
-    for concept in range(codes.num_concepts):
-        strongest = use.strongest(codes, sequences_N, concept, NUM_STRONGEST)
-        typical = [i for i in use.typical(codes, concept, NUM_TYPICAL, generator) if i not in strongest]
-        contexts.append([*(context(i, False) for i in strongest), *(context(i, True) for i in typical)])
-    return contexts
+def _compact(content: dict[str, object]) -> str:
+    text = json.dumps(content, default=vars, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
 
 
 def concept_rows(report: ConceptReport, reader: str, count: int) -> Rows:
-    """The concepts of the largest share, as rows of a table."""
+    """The most interesting concepts, one of each group, as rows of a table."""
     columns, shared, again = report.sources[reader], report.shared, report.again
     return {
         f"#{k}": {
+            "interest": columns.interest[k],
+            "alike": columns.leader.count(k),
             "share %": 100 * columns.share[k],
-            "active %": 100 * columns.active[k],
             "entropy": columns.entropy[k],
             "bits": columns.bits[k],
             **({"shared": shared[k]} if shared else {}),
             **({"again": again[k][1]} if again else {}),
             "tokens": " ".join(f"{report.pieces[i]} {share:.0%}" for i, share in columns.tokens[k][:6]),
         }
-        for k in report.by_share(reader)[:count]
+        for k in report.by_interest(reader)[:count]
     }
 
 
-def sentence_rows(sentence: SentenceConcepts) -> Rows:
-    """The strongest concepts of each token of the sentence, as rows of a table."""
+def sentence_rows(report: ConceptReport, sentence: SentenceConcepts) -> Rows:
+    """The strongest concepts of each token of the sentence, each with the first word of its label."""
     return {
         f"{place + 1} {token}": {
-            reader: "  ".join(f"#{k} {share:.0%}" for k, share in listed[place])
-            for reader, listed in sentence.strongest.items()
+            reader: "  ".join(
+                f"#{k} {report.label(reader, k, 1)} {share:.0%}" for k, share in listed[place][:ROW_CONCEPTS]
+            )
+            for reader, listed in sentence.weights.items()
         }
         for place, token in enumerate(sentence.tokens)
     }
-
-
-def _listed(columns: np.ndarray, values: np.ndarray, least: float = LEAST_SHARE) -> list[Listed]:
-    """For each row the columns with values above 0 and not below `least`."""
-    rows = zip(columns.tolist(), _rounded(values), strict=True)
-    return [[item for item in zip(*row, strict=True) if 0 < item[1] >= least] for row in rows]
-
-
-def _rounded(values: np.ndarray, digits: int = 3) -> list:
-    """Nested lists of Python numbers."""
-    return np.round(values.astype(np.float64), digits).tolist()

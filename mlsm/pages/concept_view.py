@@ -13,27 +13,37 @@ import re
 from pathlib import Path
 
 from mlsm.figures import new_figure
-from mlsm.pages.concept_report import ConceptReport
+from mlsm.pages.concept_report import ConceptReport, SentenceConcepts
 
 TEMPLATE = Path(__file__).with_name("concept_page.html")
 CONCEPTS_DRAWN, TOKENS_DRAWN = 12, 6
 LABEL_CHARACTERS = 16
 
 
-def concept_page(report: ConceptReport) -> str:
-    """The page as HTML."""
+def concept_page(
+    report: ConceptReport, sentence: SentenceConcepts | None = None, *, is_served: bool = False
+) -> str:
+    """The page as HTML, with the concepts of a sentence if there is one. A served page has a field for
+    sentences, and may ask the server that it comes from.
+    """
     template = TEMPLATE.read_text(encoding="utf-8")
     sources = []
     for kind in ("script", "style"):
         [content] = re.findall(rf"<{kind}>(.*?)</{kind}>", template, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         sources.append(f"{kind}-src 'sha256-{digest}'; ")
+    if is_served:
+        sources.append("connect-src 'self'; ")
     policy = f"default-src 'none'; {''.join(sources)}img-src data:; base-uri 'none'; form-action 'none'"
-    return template.replace("{policy}", policy, 1).replace("{report}", report.to_json(), 1)
+    return template.replace("{policy}", policy, 1).replace(
+        "{report}", report.to_json(sentence, is_served=is_served), 1
+    )
 
 
 def draw_concepts(path: Path, report: ConceptReport) -> None:
-    """Draw how evenly concepts are used, how specific they are, and the tokens of the largest concepts."""
+    """Draw how evenly concepts are used, how specific they are, and the tokens of the most interesting
+    concepts, one of each group.
+    """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     reader = list(report.sources)[-1]
@@ -54,7 +64,7 @@ def draw_concepts(path: Path, report: ConceptReport) -> None:
         entropies.set(
             title="How specific they are", xlabel="entropy over token types (bits)", ylabel="concepts"
         )
-        for number, k in enumerate(report.by_share(reader)[:CONCEPTS_DRAWN]):
+        for number, k in enumerate(report.by_interest(reader)[:CONCEPTS_DRAWN]):
             axes = figure.add_subplot(grid[number // 3, 2 + number % 3])
             listed = report.sources[reader].tokens[k][:TOKENS_DRAWN]
             shares = [share for _, share in listed]
@@ -66,28 +76,8 @@ def draw_concepts(path: Path, report: ConceptReport) -> None:
             axes.xaxis.set_major_formatter(PercentFormatter(1))
         figure.suptitle(
             f"{report.about.k} concepts of layer {report.about.layer} in {report.about.positions:,} tokens; "
-            f"right: the largest concepts of the {reader}, and their tokens"
+            f"right: the most interesting concepts of the {reader}, and their tokens"
         )
-
-
-def draw_sentence(path: Path, report: ConceptReport) -> None:
-    """Draw the weight of each concept in each token of the sentence, a panel for each reader."""
-    from matplotlib.colors import PowerNorm
-
-    assert report.sentence
-    tokens, concepts, weights = report.sentence.tokens, report.sentence.concepts, report.sentence.weights
-    listed = next(iter(report.sources.values())).tokens
-    labels = [f"#{k} {_short(report.pieces[listed[k][0][0]]) if listed[k] else '(unused)'}" for k in concepts]
-    width, height = 2 + 0.17 * len(concepts) * len(weights), 2.2 + 0.17 * len(tokens)
-    with new_figure(path, max(5, width), height) as figure:
-        panels = figure.subplots(1, len(weights), sharey=True, squeeze=False)[0]
-        for axes, (reader, rows) in zip(panels, weights.items(), strict=True):
-            # The square root makes small weights visible.
-            image = axes.imshow(rows, cmap="Greys", norm=PowerNorm(0.5, 0, 1), aspect="auto")
-            axes.set_xticks(range(len(concepts)), labels, rotation=90)
-            axes.set_yticks(range(len(tokens)), map(_short, tokens))
-            axes.set_title("the teacher's codes" if reader == "teacher" else "the student's prediction")
-        figure.colorbar(image, ax=panels, label="share of the concept in the token", shrink=0.8)
 
 
 def _short(text: str) -> str:

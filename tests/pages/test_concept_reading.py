@@ -9,11 +9,11 @@ from pipeline import nano_teacher, student_flags
 from small_text import sentences
 
 import train
-from mlsm import concepts
 from mlsm.coding.targets import EVERY_TOKEN
 from mlsm.evaluation.heldout import SEED, score_concepts
 from mlsm.log import progress
 from mlsm.pages.concept_reading import Readers, read_concepts, read_sentence
+from mlsm.pages.concept_source import open_source
 from mlsm.runs.run import load_run
 from mlsm.text.batches import Corpus, MicroBatch, Selection
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
@@ -40,7 +40,7 @@ def student(request: pytest.FixtureRequest, students: dict[str, Path]) -> Path:
 def readers_of(student: Path) -> tuple[Readers, Corpus]:
     run = load_run(student)
     corpus = Corpus(run.record.data, run.tokenizer)
-    return concepts.make_readers(run.record, concepts.Settings(run=student)), corpus
+    return open_source(student).readers, corpus
 
 
 def test_the_codes_are_those_of_the_models(student: Path) -> None:

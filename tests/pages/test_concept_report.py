@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from small_reports import HOSTILE, NUM_CONCEPTS, PIECES, small_report
+from small_reports import HOSTILE, NUM_CONCEPTS, PIECES, small_report, small_sentence
 
 from mlsm.pages.concept_report import MEANINGS, ConceptReport, concept_rows, sentence_rows
 
@@ -22,10 +22,14 @@ def test_a_planted_concept_is_its_token(report: ConceptReport) -> None:
         assert reader.token_concepts[king] == [(KING, 1.0)]
         assert reader.entropy[KING] == 0
         assert reader.active[KING] == pytest.approx(report.counts[king] / report.about.positions, abs=1e-6)
-        assert {context.token for context in reader.contexts[KING]} == {"king"}
+        assert {report.pieces[report.sequences[c.sequence][c.place]] for c in reader.contexts[KING]} == {
+            "▁king"
+        }
         assert reader.share[-1] == 0
         assert reader.contexts[-1] == []
-    assert report.by_share("teacher")[0] == KING
+        assert report.label("teacher", KING) == "king"
+        assert reader.leader[KING] == KING
+        assert reader.interest[KING] == 0
 
 
 def test_every_measure_has_a_meaning(report: ConceptReport) -> None:
@@ -40,18 +44,23 @@ def test_a_dictionary_is_found_again_in_reverse(report: ConceptReport) -> None:
 
 
 def test_the_sentence_lists_its_concepts(report: ConceptReport) -> None:
-    assert report.sentence
-    rows = sentence_rows(report.sentence)
+    sentence = small_sentence()
+    rows = sentence_rows(report, sentence)
     assert [name.split(" ", 1)[0] for name in rows] == ["1", "2", "3"]
-    for row, listed in zip(rows.values(), report.sentence.strongest["student"], strict=True):
-        assert str(row["student"]).startswith(f"#{listed[0][0]} {listed[0][1]:.0%}")
-    for rows_of_reader in report.sentence.weights.values():
-        assert {len(row) for row in rows_of_reader} == {len(report.sentence.concepts)}
+    for row, listed in zip(rows.values(), sentence.weights["student"], strict=True):
+        concept, weight = listed[0]
+        assert str(row["student"]).startswith(
+            f"#{concept} {report.label('student', concept, 1)} {weight:.0%}"
+        )
 
 
-def test_rows_are_the_largest_concepts(report: ConceptReport) -> None:
-    rows = concept_rows(report, "student", 3)
-    assert list(rows) == [f"#{k}" for k in report.by_share("student")[:3]]
+def test_rows_are_the_most_interesting_concepts_one_of_each_group(report: ConceptReport) -> None:
+    first = concept_rows(report, "student", 3)
+    use = report.sources["student"]
+    leaders = sorted({*use.leader}, key=lambda k: -use.interest[k])
+    assert list(first) == [f"#{k}" for k in leaders[:3]]
+    rows = concept_rows(report, "student", NUM_CONCEPTS)
+    assert sum(int(str(row["alike"])) for row in rows.values()) == NUM_CONCEPTS
     assert rows[f"#{KING}"]["tokens"] == "▁king 100%"
     assert rows[f"#{KING}"]["again"] == 1.0
 
@@ -61,7 +70,7 @@ def test_json_holds_everything_and_no_tag(report: ConceptReport) -> None:
     assert "<" not in text
     assert text.isprintable()
     content = json.loads(text)
-    assert content.keys() == vars(report).keys() | {"meanings"}
+    assert content.keys() == vars(report).keys() | {"meanings", "sentence", "served"}
     assert content["sources"]["teacher"]["share"] == report.sources["teacher"].share
     assert HOSTILE[0] in content["pieces"]
     assert "\x1b[31m" in PIECES

@@ -15,7 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from small_reports import HOSTILE, NUM_CONCEPTS, small_report
+from small_reports import HOSTILE, NUM_CONCEPTS, small_report, small_sentence
 
 from mlsm.pages import concept_view
 from mlsm.pages.concept_report import ConceptReport
@@ -32,7 +32,7 @@ def report() -> ConceptReport:
 
 @pytest.fixture(scope="module")
 def page(report: ConceptReport) -> str:
-    return concept_view.concept_page(report)
+    return concept_view.concept_page(report, small_sentence())
 
 
 class Outline(HTMLParser):
@@ -63,7 +63,7 @@ def test_the_page_is_well_formed_and_of_one_file(page: str) -> None:
     assert loaded == ["data:,", "#list"]
     assert "http" not in concept_view.TEMPLATE.read_text().replace("http-equiv", "")
     labelled = {attributes.get("for") for tag, attributes in outline.tags if tag == "label"}
-    assert labelled == {"search", "source", "sort"}
+    assert labelled == {"text", "search", "source", "sort", "grouped"}
 
 
 def test_the_policy_names_the_page_s_own_script_and_style(page: str) -> None:
@@ -79,7 +79,7 @@ def test_what_is_embedded_is_the_report(page: str, report: ConceptReport) -> Non
     embedded = re.search(r'<script type="application/json" id="report">(.*?)</script>', page, re.DOTALL)
     assert embedded
     assert "<" not in embedded[1]
-    assert json.loads(embedded[1]) == json.loads(report.to_json())
+    assert json.loads(embedded[1]) == json.loads(report.to_json(small_sentence()))
     assert "▁</script><script>" not in page
     assert HOSTILE[0] in report.pieces
     assert json.loads(embedded[1])["sources"]["teacher"]["tokens"][7] == [[report.pieces.index("▁king"), 1.0]]
@@ -89,9 +89,7 @@ def test_what_is_embedded_is_the_report(page: str, report: ConceptReport) -> Non
 
 def test_pictures_take_any_text(report: ConceptReport, tmp_path: Path) -> None:
     concept_view.draw_concepts(tmp_path / "concepts.png", report)
-    concept_view.draw_sentence(tmp_path / "sentence.png", report)
-    for name in ("concepts.png", "sentence.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "concepts.png").read_bytes().startswith(b"\x89PNG")
 
 
 def browse(page: str, folder: Path, state: str = "", script: str = "") -> str:
@@ -129,16 +127,42 @@ def shown_concepts(document: str) -> list[int]:
 
 @needs_browser
 def test_the_browser_shows_the_concepts_and_runs_nothing_of_the_corpus(page: str, tmp_path: Path) -> None:
-    document = browse(page, tmp_path)
+    document = browse(page, tmp_path, "grouped=no")
     assert text_of(document, "title") == text_of(document, "title").strip() == "Concepts of runs/<b>bold</b>"
     assert "<title>Concepts of runs/&lt;b&gt;bold&lt;/b&gt;</title>" in document
-    assert not re.search(r"<(img|svg|b|i)[ >]", document)
+    assert not re.search(r"<(img|b|i)[ >]", document)
     assert len(shown_concepts(document)) == 200
     assert text_of(document, "more") == "Show 60 more"
     assert text_of(document, "status") == "260 concepts"
     for title in ("Use", "Agreement with the teacher", "Stability"):
         assert f"<h3>{title}</h3>" in document
-    assert document.count("<tbody>") > 4
+    assert document.count("<tbody>") == 4
+    assert document.count("<circle") > 50
+
+
+@needs_browser
+def test_groups_hide_near_duplicates_until_one_asks(page: str, report: ConceptReport, tmp_path: Path) -> None:
+    document = browse(page, tmp_path)
+    source = report.sources["student"]
+    used = [k for k in report.by_interest("student") if source.share[k]]
+    assert shown_concepts(document) == used[:200]
+    assert f"are {len(used)} groups of near-duplicates" in text_of(document, "status")
+    member = next(k for k, leader in enumerate(source.leader) if leader != k)
+    alike = browse(page, tmp_path, f"concept={member}").split("Near-duplicates (")[1]
+    assert re.search(rf'href="#concept={source.leader[member]}"', alike)
+
+
+@needs_browser
+def test_the_sentence_is_painted_for_each_reader(page: str, tmp_path: Path) -> None:
+    sentence = small_sentence()
+    strongest, weight = sentence.weights["student"][0][0]
+    document = browse(page, tmp_path, f"concept={strongest}")
+    shown = text_of(document, "sentence")
+    assert f"#{strongest} by the teacher:" in shown
+    assert f"{100 * weight:.0f} % #{strongest}" in shown
+    assert document.count('class="painted"') == 2
+    assert "chip chosen" in document
+    assert not re.search(r"<(img|b|i)[ >]", document)
 
 
 @needs_browser
@@ -147,11 +171,11 @@ def test_the_address_holds_the_state(page: str, report: ConceptReport, tmp_path:
     assert shown_concepts(document) == [7]
     assert text_of(document, "status") == "1 of 260 concepts match “KING”"
     assert "<title>#7: Concepts" in document
-    assert text_of(document, "heading") == "Concept #7"
+    assert text_of(document, "heading") == "Concept #7: king"
     assert "100.0 %" in document
     assert html.escape(HOSTILE[0], quote=False) in document  # in a context
-    assert not re.search(r"<(img|svg|b|i)[ >]", document)
-    document = browse(page, tmp_path, "sort=shared")
+    assert not re.search(r"<(img|b|i)[ >]", document)
+    document = browse(page, tmp_path, "sort=shared&grouped=no")
     shown = shown_concepts(document)
     assert shown == sorted(range(NUM_CONCEPTS), key=lambda k: (report.shared[k], k))[:200]
 
@@ -179,6 +203,7 @@ const note = () => { const at = document.activeElement; done.push(at.id || at.te
   press("Escape"); await wait(); note();
   press("Escape"); note();
   search.value = ""; search.dispatchEvent(new Event("input")); await wait();
+  document.getElementById("grouped").click(); await wait();
   document.querySelector("#heads button").click(); await wait();
   done.push(document.querySelector("#heads th").getAttribute("aria-sort"), document.activeElement.id);
   document.getElementById("more").click(); done.push(document.querySelectorAll("#rows tr").length); note();
