@@ -2,10 +2,14 @@
 in a second.
 """
 
+import atexit
+import functools
 import itertools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +25,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def nano_teacher(folder: Path) -> Path:
-    """folder/runs/teacher with a dictionary of 24 concepts, on a corpus of its own."""
+    """folder/runs/teacher with a dictionary of 24 concepts, on a corpus of its own. It is trained once in a
+    process, and copied.
+    """
+    trained = _trained_nano_teacher()
+    shutil.copytree(trained, folder, dirs_exist_ok=True)
+    teacher = folder / "runs" / "teacher"
+    config = teacher / "config.json"
+    config.write_text(config.read_text().replace(str(trained), str(folder)))
+    return teacher
+
+
+@functools.cache
+def _trained_nano_teacher() -> Path:
+    """The folder of `nano_teacher` that the others are copied from."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
     corpus = write_corpus(folder / "text.txt")
     flags = ["--corpus", str(corpus), "--cache-dir", str(folder / "cache"), *NANO_FLAGS]
     teacher = folder / "runs" / "teacher"
@@ -38,7 +57,7 @@ def nano_teacher(folder: Path) -> Path:
     fit_dictionary.main(
         [f"--teacher={teacher}", "--k=24", "--num-tokens=2000", "--num-updates=20", "--batch-size=100"]
     )
-    return teacher
+    return folder
 
 
 def student_flags(teacher: Path, objective: str, output: Path) -> list[str]:
