@@ -45,9 +45,7 @@ class ModelConfig:
     dropout: float = option(0.1, "dropout on hidden states, attention and relative positions")
     init_std: float = option(0.02, "standard deviation of the initial weights")
     num_concepts: int = 0  # rows of the concept head, which the dictionary sets; no flag
-    has_token_head: bool = (
-        False  # whether a linear layer maps concepts to words, as the objective says; no flag
-    )
+    has_token_head: bool = False  # a linear layer from concepts to words, as the objective says; no flag
 
     def __post_init__(self) -> None:
         check_fields(self)

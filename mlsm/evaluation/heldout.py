@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mlsm import distributed
 from mlsm.coding.targets import Teacher
+from mlsm.evaluation.tables import Row, as_markdown
 from mlsm.model.language_model import LanguageModel
 from mlsm.seeds import generator_for
 from mlsm.text.batches import Corpus, Selection
@@ -156,7 +157,7 @@ def predictions(model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, shar
         for probabilities, ids in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
     ]
     places_N = micro.selected_N.tolist()
-    lines = ["| text | masked | predicted |", "| --- | --- | --- |"]
+    rows: list[Row] = []
     for first, stop in pairwise(micro.inputs.cu_seqlens.tolist()):
         n = next((n for n, place in enumerate(places_N) if first <= place < stop), None)
         if n is None:
@@ -165,6 +166,6 @@ def predictions(model: LanguageModel, tokenizer: Tokenizer, corpus: Corpus, shar
         before = pieces_T[max(first, place - PIECES_AROUND) : place]
         after = pieces_T[place + 1 : min(stop, place + 1 + PIECES_AROUND)]
         text = "".join([*before, " **[?]**", *after]).replace("[MASK]", " [ ]").replace("▁", " ")
-        cells = (text, tokenizer.piece(int(micro.text.ids_T[place])), shown_N[n])
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+        masked = tokenizer.piece(int(micro.text.ids_T[place]))
+        rows.append({"text": text, "masked": masked, "predicted": shown_N[n]})
+    return as_markdown(rows)

@@ -70,16 +70,8 @@ _TABLE_5 = {
 }
 # Table 1 and sections 3.1-3.3, by phase: updates, epochs, hours on one NVIDIA A6000, all rounded there.
 _TABLE_1 = {
-    "10M": {
-        "1": (100_000, 200, 50),
-        "2": (10_000, 20, 5),
-        "3": (10_000, 20, 2),
-    },
-    "100M": {
-        "1": (100_000, 20, 50),
-        "2": (100_000, 20, 50),
-        "3": (10_000, 2, 2),
-    },
+    "10M": {"1": (100_000, 200, 50), "2": (10_000, 20, 5), "3": (10_000, 20, 2)},
+    "100M": {"1": (100_000, 20, 50), "2": (100_000, 20, 50), "3": (10_000, 2, 2)},
 }
 # What the rows of each table are, for the reader of a table that quotes them.
 NOTES = {

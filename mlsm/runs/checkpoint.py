@@ -90,14 +90,8 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     later steps, which are damaged (or the run would have resumed there), and of the others all but the newest
     `keep`.
     """
-
-    def fill(work: Path) -> None:
-        _copy_run_files(run, work)
-        write_tensors(work / MODEL_FILE, checkpoint.model)
-        write_tensors(work / OPTIMIZER_FILE, checkpoint.optimizer)
-        _seal(work, checkpoint.step, checkpoint.state)
-
-    final = write_directory(_folder(run) / f"step-{checkpoint.step}", fill)
+    files = {MODEL_FILE: checkpoint.model, OPTIMIZER_FILE: checkpoint.optimizer}
+    final = _write(run, f"step-{checkpoint.step}", files, checkpoint.step, checkpoint.state)
     if distributed.is_rank_zero():
         found = _checkpoints(run)
         num_later = sum(step > checkpoint.step for step, _ in found)
@@ -110,13 +104,25 @@ def save_milestone(run: Path, name: str, step: int, model: dict[str, Tensor], st
     """Write checkpoints/NAME, which is never removed. It has no optimizer, because training does not resume
     from it.
     """
+    _write(run, name, {MODEL_FILE: model}, step, state)
+
+
+def _write(
+    run: Path, name: str, files: Mapping[str, dict[str, Tensor]], step: int, state: TrainingState
+) -> Path:
+    """Write checkpoints/NAME: the run's settings and tokenizer, files of tensors, and state.json with the
+    step, the state, and the checksum of every file.
+    """
 
     def fill(work: Path) -> None:
-        _copy_run_files(run, work)
-        write_tensors(work / MODEL_FILE, model)
-        _seal(work, step, state)
+        for path in (run / "config.json", *run.glob("tokenizer.*")):
+            (work / path.name).write_bytes(read_bytes(path, LARGEST_JSON))
+        for file, tensors in files.items():
+            write_tensors(work / file, tensors)
+        digests = {path.name: file_digest(path) for path in sorted(work.iterdir())}
+        write_json(work / STATE_FILE, {"step": step, **asdict(state), "sha256": digests})
 
-    write_directory(_folder(run) / name, fill)
+    return write_directory(_folder(run) / name, fill)
 
 
 def words_name(words: int) -> str:
@@ -132,17 +138,6 @@ def shortened(words: int) -> str:
 def _folder(run: Path) -> Path:
     """The folder of the checkpoints. Raises ValueError if it is a link that leaves the run."""
     return folder_within(run, "checkpoints")
-
-
-def _copy_run_files(run: Path, directory: Path) -> None:
-    for path in (run / "config.json", *run.glob("tokenizer.*")):
-        (directory / path.name).write_bytes(read_bytes(path, LARGEST_JSON))
-
-
-def _seal(directory: Path, step: int, state: TrainingState) -> None:
-    """Write state.json: the step, the state, and the checksum of every file in the directory."""
-    digests = {path.name: file_digest(path) for path in sorted(directory.iterdir())}
-    write_json(directory / STATE_FILE, {"step": step, **asdict(state), "sha256": digests})
 
 
 def load_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:

@@ -88,21 +88,15 @@ def convert(source: Path, run: Path) -> None:
             )
         return
     try:
-        config, (tokenizer, their_ids) = (
-            hub_config(_read_object(source / "config.json")),
-            _read_tokenizer(source),
-        )
-        shape, layout, tensors = (
-            config.shape(tokenizer.vocab_size),
-            config.layout,
-            _read_weights(weights_file),
-        )
+        config = hub_config(_read_object(source / "config.json"))
+        tokenizer, their_ids = _read_tokenizer(source)
+        shape, layout = config.shape(tokenizer.vocab_size), config.layout
+        tensors = _read_weights(weights_file)
         if max(their_ids) >= len(tensors[EMBEDDINGS]):
             raise ValueError(f"the tokenizer has ids up to {max(their_ids)}, beyond the embedded words")
         if layout is None:
-            ours = _with_all_heads(
-                shape, _in_our_order(from_huggingface(_with_tied_head(tensors)), their_ids)
-            )
+            found = from_huggingface(_with_tied_head(tensors))
+            ours = _with_all_heads(shape, _in_our_order(found, their_ids))
         else:
             found = from_huggingface_v2(tensors, shape.num_heads, config.share_att_key)
             ours = {n.removeprefix("encoder."): w for n, w in _in_our_order(found, their_ids).items()}

@@ -25,7 +25,6 @@ class CorpusRecord(_Record):
     """The text that a run was trained on: its content, and its size."""
 
     digest: str = ""  # of the content of the files; empty in records that lack it
-
     lines: int = 0
     words: int = 0
     tokens: int = 0

@@ -43,13 +43,10 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
     record = read_record(run)
     check_has_heads(run, record)
     tensors = load_weights(run, record)
-    # On the device meta a model takes no memory: a false config.json is refused before its model is built.
     with torch.device("meta"):
-        check_fit(LanguageModel(record.model), tensors, str(run))
-    tokenizer = load_tokenizer(run, record)
-    model = LanguageModel(record.model)
+        model = LanguageModel(record.model)
     load_weights_(model, tensors, str(run))
-    return Run(run, record, model.to(device).eval(), tokenizer)
+    return Run(run, record, model.to(device).eval(), load_tokenizer(run, record))
 
 
 def load_encoder(run: Path, device: torch.device | str = "cpu") -> EncoderRun:
@@ -60,8 +57,7 @@ def load_encoder(run: Path, device: torch.device | str = "cpu") -> EncoderRun:
         return EncoderRun(run, record, loaded.model.encoder, loaded.tokenizer)
     tensors = load_weights(run, record)
     with torch.device("meta"):
-        check_fit(deberta_v2.Encoder(record.model, record.layout), tensors, str(run))
-    encoder = deberta_v2.Encoder(record.model, record.layout)
+        encoder = deberta_v2.Encoder(record.model, record.layout)
     load_weights_(encoder, tensors, str(run))
     return EncoderRun(run, record, encoder.to(device).eval(), load_tokenizer(run, record))
 
@@ -101,9 +97,13 @@ def check_has_heads(run: Path, record: RunRecord) -> None:
 
 
 def load_weights_(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Fill a model with the tensors, all of them. Raises ValueError naming the weights that do not fit."""
+    """Fill a model with the tensors, all of them. Raises ValueError naming the weights that do not fit.
+
+    A model on the device "meta" takes the tensors themselves. It has no memory of its own, so a false
+    config.json is refused before there are weights of its shapes.
+    """
     check_fit(model, tensors, source)
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=any(weight.is_meta for weight in model.parameters()))
 
 
 def check_fit(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
