@@ -36,7 +36,7 @@ from mlsm.runs.record import RunRecord
 from mlsm.runs.teacher import text_of
 from mlsm.text.batches import MicroBatch
 from mlsm.training import divergence
-from mlsm.training.objectives import Outcome
+from mlsm.training.objectives import OBJECTIVES, Outcome
 from mlsm.training.optim import load_scaler_
 
 
@@ -151,7 +151,7 @@ def test_the_message_names_the_micro_batch_that_is_not_finite(
     plan = train.make_plan(cli.parse_flags(train.flags(), flags(shared, tmp_path / "run")))
     corpus = train.Corpus(plan.record.data, plan.tokenizer)
     config, precision = plan.record.train, train.choose_precision("off", torch.device("cpu"), 16)
-    model, objective = train.LanguageModel(plan.record.model), train.OBJECTIVES["mlm"]
+    model, objective = train.LanguageModel(plan.record.model), OBJECTIVES["mlm"]
     update = corpus.update(0, 8, 64, objective.selection(0.15), seed=1)
     bad = update.micro_batches[1]
 
@@ -159,7 +159,7 @@ def test_the_message_names_the_micro_batch_that_is_not_finite(
         outcome = objective.loss(model, micro, *rest)
         return Outcome(outcome.loss * (math.nan if torch.equal(micro.text.ids_T, bad.text.ids_T) else 1), {})
 
-    monkeypatch.setitem(train.OBJECTIVES, "mlm", dataclasses.replace(objective, loss=loss))
+    monkeypatch.setitem(OBJECTIVES, "mlm", dataclasses.replace(objective, loss=loss))
     said = divergence.record_update(
         plan.directory, "it broke", 1, 1e-4, model, update, None, config, precision
     )

@@ -125,7 +125,7 @@ def test_an_unknown_command_is_one_line() -> None:
     command = [sys.executable, "-m", "mlsm", "tarin"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: 'tarin' is not a command; take one of train, ")
+    assert ended.stderr.startswith("error: 'tarin' is not a command; did you mean train?")
     assert len(ended.stderr.splitlines()) == 1
 
 
