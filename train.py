@@ -12,6 +12,7 @@ that exists continues from its newest checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,7 @@ from mlsm.training.optim import (
 )
 from mlsm.training.plan import Plan, make_plan
 from mlsm.training.resume import open_run
+from mlsm.training.updates import make_update, prepared
 
 
 def train(plan: Plan) -> None:
@@ -114,19 +116,21 @@ def train(plan: Plan) -> None:
     if start == 0 and 0 in config.word_counts():
         keep(words_name(0), 0, model.state_dict())
     done = start
+    pads = model.encoder.pads_sequences(precision.dtype)
+    make = functools.partial(make_update, corpus, config, pads=pads)
+    steps = range(start, config.num_steps)
     meter, monitor = Meter(teacher.coding_time if teacher else None), DivergenceMonitor()
     with (
         RunLog(plan.directory, start) as log,
         cli.StopSignals() as signals,
         progress(config.num_steps, plan.directory.name, done=start, unit="update") as bar,
+        prepared(make, steps, in_thread=device.type == "cuda") as updates,
     ):
-        for step in range(start, config.num_steps):
+        for step, update in zip(steps, updates, strict=True):
             if watch.has_stopped_improving():
                 say(f"no better for {watch.evals_since_best} measurements: stopped after update {done}")
                 break
             rate = set_learning_rate_(optimizers, step, config)
-            selection = objective.selection(config.mask_share.at(step, config.num_steps))
-            update = corpus.update(step, config.batch_size, config.token_budget, selection, config.seed)
             if step == start:
                 _say_if_ranks_have_no_work(update)
             for index, micro in distributed.shard([*enumerate(update.micro_batches)]):
@@ -142,9 +146,9 @@ def train(plan: Plan) -> None:
                     save(done)
                 raise cli.Stopped(stop, f"stopped after update {done}; continue with --resume")
             distributed.sum_gradients_(model.parameters())
-            norm = step_(optimizers, precision.scaler, config.clip_norm)
-
+            device_norm = step_(optimizers, precision.scaler, config.clip_norm)
             average.add(step)
+            norm = float(device_norm)  # waits for the device, which has all of this update's work
 
             done = step + 1
             state["skipped_updates"] += monitor.add(norm)

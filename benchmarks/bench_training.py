@@ -94,7 +94,7 @@ def our_lsm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]
     signals_ND = signals_ND.to(device)
     dictionary = RealSignals(atoms_DK, step, LAM, layer=config.depth, teacher="random", signals_ND=signals_ND)
     encoder = LanguageModel(config, seed=1).encoder.eval().to(device)
-    teacher = Teacher(encoder, dictionary.to(device), choose_precision("auto", device))
+    teacher = Teacher(encoder, dictionary.to(device), choose_precision("auto", device, config.width))
     student = LanguageModel(dataclasses.replace(config, num_concepts=K)).to(device)
     train = TrainConfig()
     return student, lambda micro: OBJECTIVES["lsm"].loss(student, micro.to(device), teacher, train).loss
@@ -152,7 +152,7 @@ def run_side(
     update after a warm-up, and the memory that training took, in MiB.
     """
     device = choose_device("auto")
-    precision = choose_precision("auto", device)
+    precision = choose_precision("auto", device, config.width)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
     before = _peak_mib(device)
     torch.manual_seed(0)

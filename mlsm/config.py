@@ -124,7 +124,9 @@ class TrainConfig:
     )
     num_steps: int = option(100_000, "updates", is_common=True)
     batch_size: int = option(1024, "sequences per update")
-    token_budget: int = option(16_384, "tokens a micro-batch holds at most, padding included")
+    token_budget: int = option(
+        16_384, "tokens a micro-batch holds at most, with the padding that attention computes (on CPUs)"
+    )
     optimizer: str = option(
         "adamw", "adamw, or muon for the matrices of the layers and adamw for the rest", ("adamw", "muon")
     )

@@ -48,11 +48,16 @@ class Precision(NamedTuple):
     scaler: torch.amp.GradScaler
     device_type: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of matrix products."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[self.name]
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The context for forward passes."""
-        if self.name == "off":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device_type, {"bf16": torch.bfloat16, "fp16": torch.float16}[self.name])
+        return (
+            contextlib.nullcontext() if self.name == "off" else torch.autocast(self.device_type, self.dtype)
+        )
 
 
 def choose_precision(asked: str, device: torch.device, width: int, *, before: str | None = None) -> Precision:

@@ -61,8 +61,7 @@ def disentangled_attention(
         )
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p must be at least 0 and less than 1, got {dropout_p}")
-    # any() and not "in", which a compiler with symbolic widths would leave undecided.
-    has_kernel = any(width == head_width for width in WIDTHS_FOR_TRITON.get(q_THE.dtype, ()))
+    has_kernel = _has_kernel(q_THE.dtype, head_width)
     name = _choice(implementation, q_THE.device.type, q_THE.device.index, q_THE.dtype, has_kernel)
     if name == "triton":
         # Imported here, so that a machine without triton can import this module.
@@ -72,12 +71,25 @@ def disentangled_attention(
     return attend(q_THE, k_THE, v_THE, rel_k_HRE, rel_q_HRE, cu_seqlens, max_length, dropout_p=dropout_p)
 
 
+def pads_sequences(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Whether the implementation that "auto" runs computes sequences as if all were as long as the
+    longest.
+    """
+    has_kernel = _has_kernel(dtype, head_width)
+    return _choice("auto", device.type, device.index, dtype, has_kernel) == "strided"
+
+
 def allow_compiling() -> None:
     """Let torch.compile trace `disentangled_attention`: the compiler must not trace the choice of an
     implementation, and guards on all arguments of that choice. This is not done at import, because it imports
     the compiler, which takes a second.
     """
     torch.compiler.assume_constant_result(_choice)
+
+
+def _has_kernel(dtype: torch.dtype, head_width: int) -> bool:
+    # any() and not "in", which a compiler with symbolic widths would leave undecided.
+    return any(width == head_width for width in WIDTHS_FOR_TRITON.get(dtype, ()))
 
 
 def _choice(wanted: str, device: str, index: int | None, dtype: torch.dtype, has_kernel: bool) -> str:

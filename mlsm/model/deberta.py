@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kernels.attention import allow_compiling, disentangled_attention
+from kernels.attention import allow_compiling, disentangled_attention, pads_sequences
 from kernels.dropout import dropout
 from mlsm.config import ModelConfig
 from mlsm.text.sequences import Sequences
@@ -135,7 +135,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.max_positions = config.max_positions
+        self.max_positions, self.num_heads = config.max_positions, config.num_heads
         self.recomputes_layers = False  # whether the backward pass recomputes them, to save memory
         self.token_embedding = Embedding(config.vocab_size, config.width)
         self.embedding_norm = LayerNorm(config.width)
@@ -168,6 +168,14 @@ class Encoder(nn.Module):
         if self.recomputes_layers and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
+
+    def pads_sequences(self, dtype: torch.dtype) -> bool:
+        """Whether the attention, with matrix products of a dtype, computes every sequence of a call as long
+        as the longest.
+        """
+        weight = self.token_embedding.weight
+        head_width = weight.shape[1] // self.num_heads
+        return pads_sequences(weight.device, dtype, head_width)
 
     def compile_layers_(self, backend: str = "inductor") -> None:
         """Compile the layers for sequences of any length; all layers share a few graphs. Raises ValueError on

@@ -23,6 +23,7 @@ from mlsm.evaluation.heldout import KLSums
 from mlsm.model.language_model import LanguageModel
 from mlsm.pages.concept_use import Codes
 from mlsm.text.batches import MicroBatch, Selection
+from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, SEP_ID
 
 LEAST_PROBABILITY = 0.01  # of a student's concept that is stored
@@ -188,7 +189,7 @@ def read_sentence(readers: Readers, ids: list[int], *, longest: int, token_budge
         is_selected = is_selected.any(0, keepdim=True)  # one copy for all tokens
     blocks: dict[str, list[np.ndarray]] = {}
     for copies in is_selected.split(max(1, token_budget // len(row))):
-        micro = MicroBatch.of([row] * len(copies), list(copies), readers.selection)
+        micro = MicroBatch.of(Sequences.of([row] * len(copies)), copies.flatten(), readers.selection)
         for name, weights_NK in readers.distributions(micro).items():
             blocks.setdefault(name, []).append(weights_NK.cpu().numpy())
     return Sentence(ids, {name: np.concatenate(parts) for name, parts in blocks.items()})

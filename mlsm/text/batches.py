@@ -21,7 +21,7 @@ from mlsm.config import DataConfig
 from mlsm.seeds import generator_for, seed_for
 from mlsm.text.corpus import EncodedText, encode_corpus
 from mlsm.text.masking import mask, select
-from mlsm.text.sequences import Sequences, moved
+from mlsm.text.sequences import Sequences, moved, slice_positions
 from mlsm.text.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 MOST_HELDOUT_LINES = 4_000  # enough for a loss good to one per cent
@@ -101,9 +101,8 @@ class MicroBatch(NamedTuple):
     selected_N: Tensor  # flat positions to learn from
 
     @classmethod
-    def of(cls, rows: list[Tensor], selected: list[Tensor], selection: Selection) -> MicroBatch:
-        """From rows of ids, and for each row a mask that is True at the positions to learn from."""
-        text, is_selected_T = Sequences.of(rows), torch.cat(selected)
+    def of(cls, text: Sequences, is_selected_T: Tensor, selection: Selection) -> MicroBatch:
+        """From sequences, and a mask that is True at the positions to learn from."""
         inputs_T = mask(text.ids_T, is_selected_T) if selection.is_masked else text.ids_T
         return cls(text, text._replace(ids_T=inputs_T), is_selected_T.nonzero().squeeze(1))
 
@@ -135,26 +134,40 @@ class Selection(NamedTuple):
 
 
 def cut_by_token_budget(
-    lengths: Sequence[int], token_budget: int, *, is_sorted: bool = True, shortest_share: float = 0.0
+    lengths: Sequence[int],
+    token_budget: int,
+    *,
+    is_sorted: bool = True,
+    shortest_share: float = 0.0,
+    counts_padding: bool = True,
 ) -> list[list[int]]:
-    """The numbers of sequences, by micro-batch. A micro-batch, padded to its longest sequence, has at most
-    `token_budget` tokens; a sequence beyond the budget is a micro-batch of its own. The longest sequences
-    come first, or all stay in the given order. A sequence shorter than `shortest_share` of the longest one
-    before it in its micro-batch starts the next micro-batch.
+    """The numbers of sequences, by micro-batch. A micro-batch has at most `token_budget` tokens; with
+    `counts_padding` that counts every sequence as long as the longest. A sequence beyond the budget is a
+    micro-batch of its own. The longest sequences come first, or all stay in the given order. A sequence
+    shorter than `shortest_share` of the longest one before it in its micro-batch starts the next micro-batch.
     """
     numbers = range(len(lengths))
     order = sorted(numbers, key=lambda number: -lengths[number]) if is_sorted else numbers
     cut: list[list[int]] = []
-    longest = 0
+    longest = num_tokens = 0
     for number in order:
         length = lengths[number]
-        longest = max(longest, length)
-        if cut and (len(cut[-1]) + 1) * longest <= token_budget and length >= shortest_share * longest:
+        longest, num_tokens = max(longest, length), num_tokens + length
+        size = (len(cut[-1]) + 1) * longest if cut and counts_padding else num_tokens
+        if cut and size <= token_budget and length >= shortest_share * longest:
             cut[-1].append(number)
         else:
             cut.append([number])
-            longest = length
+            longest = num_tokens = length
     return cut
+
+
+class _Drawn(NamedTuple):
+    """Sequences, one after another, before they are sorted and cut into micro-batches."""
+
+    ids_T: Tensor
+    is_selected_T: Tensor  # True at the positions to learn from
+    lengths_B: np.ndarray
 
 
 class Corpus:
@@ -208,7 +221,14 @@ class Corpus:
         return np.random.default_rng(seed_for("order", seed, epoch)).permutation(self.training)
 
     def update(
-        self, step: int, batch_size: int, token_budget: int, selection: Selection, seed: int
+        self,
+        step: int,
+        batch_size: int,
+        token_budget: int,
+        selection: Selection,
+        seed: int,
+        *,
+        counts_padding: bool = True,
     ) -> Update:
         """Update number `step` of a run. Raises ValueError if the corpus is smaller than an update."""
         size = len(self.training)
@@ -220,7 +240,8 @@ class Corpus:
         rest = max(0, first + batch_size - size)  # from the next epoch
         parts = self._epoch(seed, epoch)[first : first + batch_size], self._epoch(seed, epoch + 1)[:rest]
         generator = generator_for("mask", seed, step)
-        return self.cut(np.concatenate(parts), token_budget, selection, generator)
+        sequences = np.concatenate(parts)
+        return self.cut(sequences, token_budget, selection, generator, counts_padding=counts_padding)
 
     def heldout_update(self, token_budget: int, selection: Selection, seed: int) -> Update:
         """All held-out sequences with one fixed choice of positions. Raises ValueError if there are none."""
@@ -229,22 +250,29 @@ class Corpus:
         return self.cut(self.heldout, token_budget, selection, generator_for("heldout mask", seed))
 
     def cut(
-        self, sequences: np.ndarray, token_budget: int, selection: Selection, generator: torch.Generator
+        self,
+        sequences: np.ndarray,
+        token_budget: int,
+        selection: Selection,
+        generator: torch.Generator,
+        *,
+        counts_padding: bool = True,
     ) -> Update:
-        """Sort the sequences by length and cut them where a micro-batch, padded, would pass the budget.
+        """Sort the sequences by length and cut them by `cut_by_token_budget`.
 
         Positions are drawn before sorting, so they do not depend on the budget.
         """
-        rows, selected = self._rows(sequences, selection.share, generator)
-        lengths = [len(row) for row in rows]
-        micro_batches = [
-            MicroBatch.of([rows[i] for i in numbers], [selected[i] for i in numbers], selection)
-            for numbers in cut_by_token_budget(lengths, token_budget)
-        ]
+        ids_T, is_selected_T, lengths_B = self._read(sequences, selection.share, generator)
+        first_B = lengths_B.cumsum() - lengths_B
+        micro_batches = []
+        for numbers in cut_by_token_budget(lengths_B.tolist(), token_budget, counts_padding=counts_padding):
+            at_T = torch.from_numpy(slice_positions(first_B[numbers], lengths_B[numbers]))
+            text = Sequences.split(ids_T.index_select(0, at_T), lengths_B[numbers])
+            micro_batches.append(MicroBatch.of(text, is_selected_T.index_select(0, at_T), selection))
         return Update(
             micro_batches,
             num_selected=sum(len(m.selected_N) for m in micro_batches),
-            num_tokens=sum(lengths),
+            num_tokens=len(ids_T),
             num_words=int(self.index.words_S[sequences].sum()),
         )
 
@@ -265,23 +293,21 @@ class Corpus:
         for part in parts:
             order = part[torch.randperm(len(part), generator=generator).numpy()]
             for first in range(0, len(order), num_sequences):
-                rows, selected = self._rows(order[first : first + num_sequences], selection.share, generator)
-                micro = MicroBatch.of(rows, selected, selection)
+                drawn = self._read(order[first : first + num_sequences], selection.share, generator)
+                text = Sequences.split(drawn.ids_T, drawn.lengths_B)
+                micro = MicroBatch.of(text, drawn.is_selected_T, selection)
                 yield micro._replace(selected_N=micro.selected_N[:num_selected])
                 num_selected -= len(micro.selected_N)
                 if num_selected <= 0:
                     return
 
-    def _rows(
-        self, sequences: np.ndarray, share: float, generator: torch.Generator
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The ids of each sequence, and for each a mask that is True at the positions to learn from."""
-        starts, stops = self.index.starts_S[sequences], self.index.stops_S[sequences]
-        ids = np.asarray(self.text.ids)  # the same memory without memmap's 30 microseconds per slice
-        rows = []
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            row = np.empty(stop - start + 1, np.int64)
-            row[0], row[1:], row[-1] = CLS_ID, ids[start:stop], SEP_ID
-            rows.append(torch.from_numpy(row))
-        lengths = [len(row) for row in rows]
-        return rows, list(select(torch.cat(rows), share, generator).split(lengths))
+    def _read(self, sequences: np.ndarray, share: float, generator: torch.Generator) -> _Drawn:
+        """The sequences in the given order, with positions to learn from."""
+        lengths_B = self.index.stops_S[sequences] - self.index.starts_S[sequences] + 1  # with [CLS]
+        # The token before a slice is read, too, to be replaced by [CLS].
+        at_T = slice_positions(self.index.starts_S[sequences] - 1, lengths_B)
+        ids_T = np.asarray(self.text.ids)[at_T].astype(np.int64)
+        last_B = lengths_B.cumsum() - 1
+        ids_T[last_B - lengths_B + 1], ids_T[last_B] = CLS_ID, SEP_ID
+        ids = torch.from_numpy(ids_T)
+        return _Drawn(ids, select(ids, share, generator), lengths_B)

@@ -8,9 +8,9 @@ Legend: T tokens of all sequences, B sequences.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,9 +25,13 @@ class Sequences(NamedTuple):
     @classmethod
     def of(cls, rows: Sequence[Tensor]) -> Sequences:
         """Concatenate rows of ids. Each has at least one token."""
-        lengths = [len(row) for row in rows]
-        cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        return cls(torch.cat(list(rows)), cu_seqlens, max(lengths))
+        return cls.split(torch.cat(list(rows)), np.array([len(row) for row in rows]))
+
+    @classmethod
+    def split(cls, ids_T: Tensor, lengths_B: np.ndarray) -> Sequences:
+        """Sequences of these lengths, none of them 0, whose ids are concatenated already."""
+        cu_seqlens = torch.from_numpy(np.append(0, lengths_B.cumsum()).astype(np.int32))
+        return cls(ids_T, cu_seqlens, int(lengths_B.max()))
 
     @property
     def first_B(self) -> Tensor:
@@ -37,6 +41,14 @@ class Sequences(NamedTuple):
     def to(self, device: torch.device) -> Sequences:
         """The same sequences on a device."""
         return self._replace(ids_T=moved(self.ids_T, device), cu_seqlens=moved(self.cu_seqlens, device))
+
+
+def slice_positions(starts_B: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    """The positions (T) in slices of a flat array, one slice after another, without a loop over them."""
+    before_B = lengths_B.cumsum() - lengths_B
+    positions_T = np.repeat(starts_B - before_B, lengths_B)
+    positions_T += np.arange(len(positions_T))
+    return positions_T
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

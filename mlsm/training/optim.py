@@ -67,19 +67,25 @@ def set_learning_rate_(optimizers: Sequence[torch.optim.Optimizer], step: int, c
 
 def step_(
     optimizers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler, clip_norm: float
-) -> float:
-    """Unscale, clip, step, clear the gradients; returns their norm before clipping.
+) -> Tensor:
+    """Unscale, clip, step, clear the gradients; returns their norm before clipping, on the device.
 
-    Where the norm is not finite, no weight changes (and an fp16 loss scale shrinks).
+    Where the norm is not finite, no weight changes (and an fp16 loss scale shrinks). The host does not wait
+    for the device, except for Muon.
     """
     weights = [w for optimizer in optimizers for group in optimizer.param_groups for w in group["params"]]
     scaler.scale(weights[0].new_zeros(()))  # creates the scale on a rank that had no micro-batch
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
-    norm = float(nn.utils.clip_grad_norm_(weights, clip_norm))
+    norm = nn.utils.clip_grad_norm_(weights, clip_norm)
     for optimizer in optimizers:
-        if math.isfinite(norm):
-            scaler.step(optimizer)
+        if isinstance(optimizer, torch.optim.AdamW):
+            # A fused AdamW reads on the device whether to skip, as it does for a GradScaler.
+            optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
+            optimizer.step()
+            del optimizer.found_inf  # type: ignore[attr-defined]
+        elif norm.isfinite():
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     scaler.update()
     return norm

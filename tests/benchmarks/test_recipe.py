@@ -7,6 +7,7 @@ import recipe
 import torch
 
 from mlsm.text.batches import MicroBatch, Selection
+from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import MASK_ID, PAD_ID
 
 
@@ -15,7 +16,7 @@ def test_a_peer_gets_the_same_sequences_padded_and_all_on_its_device() -> None:
         [torch.tensor([7, 8, 9]), torch.tensor([6])],
         [torch.tensor([0, 1, 0]), torch.tensor([1])],
     )
-    micro = MicroBatch.of(rows, [x.bool() for x in selected], Selection(0.5, is_masked=True))
+    micro = MicroBatch.of(Sequences.of(rows), torch.cat(selected).bool(), Selection(0.5, is_masked=True))
     batch = recipe.padded(micro)
     assert batch.ids_BL.tolist() == [[7, 8, 9], [6, PAD_ID, PAD_ID]]
     assert batch.inputs_BL.tolist() == [[7, MASK_ID, 9], [MASK_ID, PAD_ID, PAD_ID]]

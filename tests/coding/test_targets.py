@@ -18,6 +18,7 @@ from mlsm.device import choose_precision
 from mlsm.model.deberta import Encoder, init_weights_
 from mlsm.text.batches import Corpus, MicroBatch, Selection
 from mlsm.text.corpus import corpus_tokenizer
+from mlsm.text.sequences import Sequences
 
 CPU = torch.device("cpu")
 FLOAT32 = choose_precision("off", CPU, 16)
@@ -44,7 +45,7 @@ def teacher() -> Teacher:
 def micro_batch(is_masked: bool) -> MicroBatch:
     rows = [torch.randint(5, 90, (n,), generator=seeded()) for n in (20, 9)]
     selected = [torch.rand(len(row), generator=seeded()) < 0.4 for row in rows]
-    return MicroBatch.of(rows, selected, Selection(0.4, is_masked))
+    return MicroBatch.of(Sequences.of(rows), torch.cat(selected), Selection(0.4, is_masked))
 
 
 def test_targets_are_distributions_of_the_unmasked_text(teacher: Teacher) -> None:

@@ -16,6 +16,7 @@ from mlsm.pages.concept_reading import Readers, read_concepts, read_sentence
 from mlsm.pages.concept_source import open_source
 from mlsm.runs.run import load_run
 from mlsm.text.batches import Corpus, MicroBatch, Selection
+from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 
@@ -86,7 +87,9 @@ def test_agreement_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     row, selected = torch.tensor([CLS_ID, 9, 8, SEP_ID]), torch.tensor([False, True, True, False])
     readers = Readers("teacher", "student", EVERY_TOKEN)  # type: ignore[arg-type]
     with progress(2, "") as bar:
-        agreement = read_concepts(readers, [MicroBatch.of([row], [selected], EVERY_TOKEN)], bar).agreement
+        agreement = read_concepts(
+            readers, [MicroBatch.of(Sequences.of([row]), selected, EVERY_TOKEN)], bar
+        ).agreement
     assert agreement is not None
     first = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.15)
     assert agreement.kl == pytest.approx((first + np.log(2)) / 2)
@@ -109,6 +112,6 @@ def test_a_masked_student_sees_all_but_the_token_it_predicts(student: Path) -> N
     place = len(ids) // 2
     is_chosen = torch.arange(len(row)) == place + 1
     inputs = row.masked_fill(is_chosen, MASK_ID) if readers.selection.is_masked else row
-    micro = MicroBatch.of([inputs], [is_chosen], Selection(1.0, False))
+    micro = MicroBatch.of(Sequences.of([inputs]), is_chosen, Selection(1.0, False))
     expected_K = readers._replace(teacher=None).distributions(micro)["student"][0].detach().numpy()
     assert sentence.weights["student"][place] == pytest.approx(expected_K, abs=1e-5)

@@ -19,6 +19,7 @@ from mlsm.text.batches import (
     num_leaking_lines,
 )
 from mlsm.text.corpus import corpus_tokenizer
+from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, SEP_ID
 
 MASKED = Selection(0.15, is_masked=True)
@@ -262,7 +263,7 @@ def test_bad_corpora_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_micro_batches_move_whole_and_no_tensor_twice(is_masked: bool) -> None:
     row, selected = torch.full((5,), 7), torch.tensor([True, False, True, False, False])
-    micro = MicroBatch.of([row], [selected], Selection(0.5, is_masked)).to(torch.device("meta"))
+    micro = MicroBatch.of(Sequences.of([row]), selected, Selection(0.5, is_masked)).to(torch.device("meta"))
     tensors = [micro.selected_N, *micro.text[:2], *micro.inputs[:2]]
     assert all(x.device.type == "meta" for x in tensors)
     assert len({id(x) for x in tensors}) == 3 + is_masked
@@ -270,18 +271,22 @@ def test_micro_batches_move_whole_and_no_tensor_twice(is_masked: bool) -> None:
 
 @pytest.mark.parametrize(("shortest_share", "is_sorted"), [(0.0, True), (0.75, True), (0.0, False)])
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("counts_padding", [True, False])
 def test_micro_batches_are_as_large_as_the_budget_allows(
-    seed: int, shortest_share: float, is_sorted: bool
+    seed: int, shortest_share: float, is_sorted: bool, counts_padding: bool
 ) -> None:
     lengths = np.random.default_rng(seed).integers(1, 60, 200).tolist()
-    cut = cut_by_token_budget(lengths, 50, is_sorted=is_sorted, shortest_share=shortest_share)
+    cut = cut_by_token_budget(
+        lengths, 50, is_sorted=is_sorted, shortest_share=shortest_share, counts_padding=counts_padding
+    )
     order = [number for numbers in cut for number in numbers]
     expected = sorted(range(200), key=lambda number: (-lengths[number], number))
     assert order == (expected if is_sorted else list(range(200)))
 
     def fits(numbers: list[int]) -> bool:
         these = [lengths[number] for number in numbers]
-        return len(these) * max(these) <= 50 and min(these[1:], default=99) >= shortest_share * max(these)
+        size = len(these) * max(these) if counts_padding else sum(these)
+        return size <= 50 and min(these[1:], default=99) >= shortest_share * max(these)
 
     assert all(len(numbers) == 1 or fits(numbers) for numbers in cut)
     assert not any(fits([*numbers, after[0]]) for numbers, after in pairwise(cut))

@@ -1,8 +1,9 @@
 """Flat sequences can be taken apart again into the rows that they were made of."""
 
+import numpy as np
 import torch
 
-from mlsm.text.sequences import Sequences, moved
+from mlsm.text.sequences import Sequences, moved, slice_positions
 
 
 def test_rows_come_back() -> None:
@@ -22,3 +23,9 @@ def test_sequences_move_to_a_device_and_keep_their_length() -> None:
     assert there.max_length == 4
     row = torch.arange(4)
     assert moved(row, torch.device("cpu")) is row
+
+
+def test_positions_are_those_of_each_slice() -> None:
+    starts_B, lengths_B = np.array([7, 0, 3, -1]), np.array([2, 4, 1, 3])
+    expected = [i for start, n in zip(starts_B, lengths_B, strict=True) for i in range(start, start + n)]
+    assert slice_positions(starts_B, lengths_B).tolist() == expected

@@ -11,6 +11,7 @@ import torch
 from pipeline import NANO_FLAGS
 from small_text import write_corpus
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from mlsm.config import ModelConfig, TrainConfig
@@ -84,7 +85,7 @@ def update_(model: nn.Module, optimizers: list[torch.optim.Optimizer], scale: fl
         [(w**2 * torch.arange(1.0, w.numel() + 1).view_as(w)).sum() for w in model.parameters()]
     )
     (loss.sum() * scale).backward()
-    return step_(optimizers, NO_SCALER, clip_norm=1.0)
+    return float(step_(optimizers, NO_SCALER, clip_norm=1.0))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -124,13 +125,39 @@ def test_the_average_is_that_of_the_last_weights() -> None:
     assert not WeightAverage(model, TrainConfig()).mean
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_state(name: str) -> None:
     model = LanguageModel(SHAPE)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    optimizers = make_optimizers(model, TrainConfig(optimizer="muon"))
+    optimizers = make_optimizers(model, TrainConfig(optimizer=name))
+    update_(model, optimizers)
+    before = {**model.state_dict(), **optimizer_tensors(optimizers, model)}
+    before = {name: tensor.clone() for name, tensor in before.items()}
     assert not math.isfinite(update_(model, optimizers, scale=math.inf))
-    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    after = {**model.state_dict(), **optimizer_tensors(optimizers, model)}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
     assert all(weight.grad is None for weight in model.parameters())
+    update_(model, optimizers)
+    assert not torch.equal(model.transform.weight, before["transform.weight"])
+
+
+class NoReads(TorchDispatchMode):
+    """Makes reading the value of a tensor an error: on a GPU the host would wait for it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert func != torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("has_scale", [True, False])
+def test_a_step_does_not_wait_for_the_device(has_scale: bool) -> None:
+    model = LanguageModel(SHAPE)
+    optimizers = make_optimizers(model, TrainConfig())
+    model.transform.weight.sum().backward()
+    scaler = torch.amp.GradScaler("cpu", enabled=has_scale)
+    with NoReads():
+        step_(optimizers, scaler, clip_norm=1.0)
+    with pytest.raises(AssertionError), NoReads():
+        float(model.decoder_bias.sum())
 
 
 def test_a_gradient_is_clipped_to_the_norm() -> None:
