@@ -131,7 +131,7 @@ class Panel {
       ...ticks(low, high, 6).flatMap(x => [draw("path", {d: `M${this.left(x)} ${BOX.top}V${BOX.bottom}`}),
         draw("text", {x: this.left(x), y: BOX.bottom + 15, "text-anchor": "middle"}, short(x))]),
     ];
-    const clip = draw("rect", {x: BOX.left, y: 0, width: BOX.width - BOX.left, height: BOX.height});
+    const clip = draw("rect", {x: BOX.left, y: 0, width: (state.zoom ? BOX.right : BOX.width) - BOX.left, height: BOX.height});
     this.marks = draw("g", {class: "marks"});
     this.svg.replaceChildren(draw("clipPath", {id}, clip), draw("g", {class: "grid"}, ...grid), curves, this.marks);
   }
@@ -155,7 +155,7 @@ class Panel {
     const nearest = points => points.reduce((best, p) => Math.abs(p[0] - x) < Math.abs(best[0] - x) ? p : best);
     const [low, high] = shownAxis(), isNear = ([, px]) => Math.abs(px - x) <= NEAR * (high - low);
     const rows = this.lines.filter(({points}) => points.length).map(({run, points}) => [run, ...nearest(points)]).filter(isNear);
-    this.marks.append(...rows.map(([run, px, y]) => draw("circle", {cx: this.left(px), cy: this.height(y), r: 3, fill: run.stroke.color})));
+    this.marks.append(...rows.map(([run, px, y]) => draw("circle", {cx: this.left(px), cy: this.height(y), r: 2, stroke: run.stroke.color})));
     this.tip.replaceChildren(make("b", {}, `${AXES[state.axis].title} ${exact(Math.round(x * 100) / 100)}`),
       ...rows.sort((a, b) => b[2] - a[2]).map(([run, , y]) => make("div", {}, swatch(run), ` ${exact(y)} `, run.name)));
     this.tip.hidden = false;

@@ -73,6 +73,7 @@ const press = key => svg.dispatchEvent(new KeyboardEvent("keydown", {key, cancel
 const change = (id, type, value) => { $(id).value = value; $(id).dispatchEvent(new Event(type)); };
 done.labels = labels();
 at("pointermove", 0.125); done.both = tip();
+done.dots = [...svg.querySelectorAll(".marks circle")].map(dot => getComputedStyle(dot).stroke);
 at("pointermove", 0.5); done.tip = tip(); done.marks = document.querySelectorAll(".marks path").length;
 at("pointerleave", 0.5); done.left = tip();
 at("pointerdown", 0.25); at("pointermove", 0.5); at("pointerup", 0.5); done.zoom = state.zoom;
@@ -99,6 +100,7 @@ def test_switches_axes_zoom_smoothing_and_values(page: str, tmp_path: Path) -> N
     done = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     assert {"0", "100", "400"} <= set(done["labels"])
     assert done["both"].startswith("update 50 ")
+    assert set(done["dots"]) == {"rgb(0, 114, 178)", "rgb(213, 94, 0)"}  # the first two of COLORS
     assert f" 1 {HOSTILE}" in done["both"]
     assert " 1 second" in done["both"]
     assert done["tip"] == "update 200 0.25 second"  # the other run ends at update 50
