@@ -43,6 +43,7 @@ from mlsm.runs.teacher import load_teacher
 from mlsm.seeds import seed_for
 from mlsm.settings import option
 from mlsm.text.batches import Corpus, Update
+from mlsm.training.cost import check_cost
 from mlsm.training.divergence import DivergenceMonitor, record_update
 from mlsm.training.objectives import find_objective
 from mlsm.training.optim import (
@@ -90,6 +91,11 @@ def train(plan: Plan) -> None:
         )
         say(f"resuming {plan.directory} after update {checkpoint.step}")
     start = distributed.equal_on_all_ranks(checkpoint.step if checkpoint else 0, "newest checkpoint")
+
+    if start == 0:
+        check_cost(
+            model, teacher, corpus, config, precision, preset=record.preset, is_confirmed=plan.is_confirmed
+        )
 
     def save(step: int) -> None:
         tensors = optimizer_tensors(optimizers, model) | average.tensors()
@@ -252,6 +258,7 @@ class Output:
         is_common=True,
     )
     resume: bool = option(False, "continue this run where it stopped, or start it", is_common=True)
+    yes: bool = option(False, "start a run that takes more than a day on a CPU", is_common=True)
 
 
 def flags() -> Parser:

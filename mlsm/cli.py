@@ -83,9 +83,12 @@ def pass_along(given: Flags, *names: str) -> list[str]:
     flags: list[str] = []
     for name in names:
         if name in given:
-            value = given[name]
+            value, flag = given[name], name.replace("_", "-")
+            if isinstance(value, bool):
+                flags.append(f"--{flag}" if value else f"--no-{flag}")
+                continue
             words = map(str, value) if isinstance(value, tuple) else [str(value)]
-            flags += ["--" + name.replace("_", "-"), *words]
+            flags += [f"--{flag}", *words]
     return flags
 
 

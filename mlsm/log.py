@@ -33,10 +33,12 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """A duration in seconds, minutes or hours: 35 s, 12 min, 1.5 h."""
+    """A duration in seconds, minutes, hours or days: 35 s, 12 min, 1.5 h, 9 days."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:,.0f} days"
 
 
 class Screen:

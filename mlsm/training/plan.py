@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     dictionary: Dictionary | None  # None: the objective has no teacher
     start: Path | None  # the run whose weights this run starts from
     origin: Origin | None  # the run that tokenizer, text and shape come from
+    is_confirmed: bool = False  # whether it may train for more than a day on a CPU
 
 
 def make_plan(given: Flags) -> Plan:
@@ -54,7 +55,8 @@ def make_plan(given: Flags) -> Plan:
     tokenizer = find_tokenizer(settings, origin)
     concepts, dictionary = find_concepts(settings, origin, before)
     record = make_record(settings, tokenizer, concepts, before)
-    return Plan(request.output, record, tokenizer, dictionary, settings.start, origin)
+    is_confirmed = bool(given.get("yes"))
+    return Plan(request.output, record, tokenizer, dictionary, settings.start, origin, is_confirmed)
 
 
 def make_record(

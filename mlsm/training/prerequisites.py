@@ -18,7 +18,8 @@ from mlsm.text.tokenizer import Tokenizer
 from mlsm.training.objectives import find_objective
 from mlsm.training.request import Origin, Request, Settings
 
-SHARED_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_share", "cache_dir", "device")
+TEXT_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_share", "cache_dir")
+SHARED_FLAGS = (*TEXT_FLAGS, "device", "yes")
 
 
 def find_origin(request: Request) -> Origin | None:

@@ -19,7 +19,7 @@ def test_what_a_run_took_is_summed_from_its_lines(tmp_path: Path) -> None:
     assert row["parameters"] == f"{sum(weight.numel() for weight in model.parameters()):,}"
     assert model.token_head is not None
     assert row["of them trained"] == f"{sum(weight.numel() for weight in model.token_head.parameters()):,}"
-    assert [duration(s) for s in (35, 720, 5400 * 4)] == ["35 s", "12 min", "6.0 h"]
+    assert [duration(s) for s in (35, 720, 5400 * 4, 9e5)] == ["35 s", "12 min", "6.0 h", "10 days"]
 
 
 def test_what_a_run_does_not_hold_stays_empty(tmp_path: Path) -> None:
