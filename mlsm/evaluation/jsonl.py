@@ -15,8 +15,71 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 T = TypeVar("T")
 
 
+class Line(NamedTuple):
+    """One line of a task file. Its methods raise ValueError naming the file and the line."""
+
+    path: Path
+    number: int  # from 1
+    values: dict[str, Any]
+
+    def error(self, problem: str) -> ValueError:
+        """The error to raise for a problem in this line."""
+        return ValueError(f"{self.path}, line {self.number}: {problem}")
+
+    def _value(self, name: str) -> Any:
+        if name not in self.values:
+            raise self.error(f"no field {name!r}; there are {', '.join(self.values)}")
+        return self.values[name]
+
+    def text(self, name: str, *, may_be_empty: bool = False) -> str:
+        """The text of a field, which is not empty unless it may be."""
+        value = self._value(name)
+        if not isinstance(value, str):
+            raise self.error(f"{name} must be text, got {value!r}")
+        if not (may_be_empty or value.strip()):
+            raise self.error(f"{name} is empty")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """The texts of a field that holds a list of at least two."""
+        value = self._value(name)
+        if not isinstance(value, list) or len(value) < 2 or not all(isinstance(one, str) for one in value):
+            raise self.error(f"{name} must be a list of two or more texts, got {value!r}")
+        return value
+
+    def whole_number(self, name: str, end: int) -> int:
+        """The number of a field, which is in 0..end-1."""
+        value = self._value(name)
+        if type(value) is not int or not 0 <= value < end:
+            raise self.error(f"{name} must be a whole number in 0..{end - 1}, got {value!r}")
+        return value
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a file. Raises ValueError naming the file and the line of what is no JSON object."""
+    try:
+        contents = read_bytes(path).removeprefix(BYTE_ORDER_MARK).split(b"\n")
+    except OSError as error:
+        raise ValueError(f"no file {path} ({error.strerror}): --data names the folder of the tasks") from None
+    lines = []
+    for number, content in enumerate(contents, start=1):
+        if content.strip():
+            try:
+                values = parse_json(content, "the line")
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            if not isinstance(values, dict):
+                raise ValueError(
+                    f"{path}, line {number}: a line must be an object with fields, got {values!r}"
+                )
+            lines.append(Line(path, number, values))
+    if not lines:
+        raise ValueError(f"{path} is empty")
+    return lines
+
+
 class Example(NamedTuple):
-    """One line of a task file."""
+    """The texts and the label of one line."""
 
     line: int  # its number, from 1
     texts: dict[str, str]  # by the name of the field
@@ -38,35 +101,9 @@ def read_examples(
 
     Raises ValueError naming the file and the line of what cannot be used.
     """
-    try:
-        lines = read_bytes(path).removeprefix(BYTE_ORDER_MARK).split(b"\n")
-    except OSError as error:
-        raise ValueError(f"no file {path} ({error.strerror}): --data names the folder of the tasks") from None
     examples = []
-    for number, content in enumerate(lines, start=1):
-        if content.strip():
-            try:
-                values = _checked(parse_json(content, "the line"), fields, num_labels, may_be_empty)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            texts = {name: values[name] for name in fields}
-            examples.append(Example(number, texts, values["label"] if num_labels else 0))
-    if not examples:
-        raise ValueError(f"{path} is empty")
+    for line in read_lines(path):
+        texts = {name: line.text(name, may_be_empty=may_be_empty) for name in fields}
+        label = line.whole_number("label", num_labels) if num_labels else 0
+        examples.append(Example(line.number, texts, label))
     return examples
-
-
-def _checked(values: Any, fields: Collection[str], num_labels: int, may_be_empty: bool) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise ValueError(f"a line must be an object with fields, got {values!r}")
-    for name in [*fields, *["label"] * bool(num_labels)]:
-        if name not in values:
-            raise ValueError(f"no field {name!r}; there are {', '.join(values)}")
-    for name in fields:
-        if not isinstance(values[name], str):
-            raise ValueError(f"{name} must be text, got {values[name]!r}")
-        if not (may_be_empty or values[name].strip()):
-            raise ValueError(f"{name} is empty")
-    if num_labels and (type(label := values["label"]) is not int or not 0 <= label < num_labels):
-        raise ValueError(f"label must be a whole number in 0..{num_labels - 1}, got {label!r}")
-    return values

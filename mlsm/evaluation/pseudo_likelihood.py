@@ -5,14 +5,14 @@ log p(token) over its tokens. The masked copies of thousands of sentences are so
 batches by a token budget, which bounds the memory. Equal copies are computed once, and the last layer and the
 logits only at the masked position. Everything is float32.
 
-Legend: N masked copies in a batch, A scores that they give, D width, V vocabulary, T scores of all texts.
+Legend: N queries or masked copies, A scores that a batch gives, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 REDUCTIONS = ("mean", "sum")
-TEXTS_PER_BLOCK = 4096  # whose masked copies are in memory at the same time
+QUERIES_PER_BLOCK = 1 << 16  # whose sequences are in memory at the same time
 
 
 class Text(NamedTuple):
@@ -53,22 +53,64 @@ class Score(NamedTuple):
         return self.total / max(1, self.num_tokens) if reduction == "mean" else self.total
 
 
-class _Copy(NamedTuple):
-    """A text with one token masked. Texts that differ only in that token share the copy, as those of minimal
-    pairs often do.
-    """
+class Query(NamedTuple):
+    """A word asked for at one position of a sequence."""
 
-    ids: tuple[int, ...]  # with [CLS], [MASK] and [SEP]
-    position: int  # of the mask
-    asked: list[tuple[int, int]]  # for each text: the id of the masked token, and the place of its score
+    ids: tuple[int, ...]  # with [CLS] and [SEP] at the ends and [MASK] at the position
+    position: int
+    token: int  # whose log p is wanted
 
 
 @torch.no_grad()
+def log_probabilities(
+    model: LanguageModel, queries: Iterable[Query], token_budget: int, bar: tqdm | None = None
+) -> Tensor:
+    """log p, in nats, of the token of each query (N,). Ranks share the work, and each gets all results; `bar`
+    counts queries.
+
+    Queries of the same sequence and position, as minimal pairs often have them, are computed once.
+    """
+    waiting, numbers = iter(queries), itertools.count()
+    blocks = [torch.zeros(0)]
+    while block := list(itertools.islice(waiting, QUERIES_PER_BLOCK)):
+        asked: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        for place, query in enumerate(block):
+            asked.setdefault((query.ids, query.position), []).append(place)
+        sequences = list(asked)
+        scores_N = torch.zeros(len(block))
+        for batch in cut_by_token_budget([len(ids) for ids, _ in sequences], token_budget):
+            places = [asked[sequences[i]] for i in batch]
+            if distributed.is_mine(next(numbers)):
+                log_probability_NV = _at_masks(model, [sequences[i] for i in batch])
+                rows = [(n, block[place].token, place) for n, these in enumerate(places) for place in these]
+                n_A, token_A, place_A = torch.tensor(rows).unbind(1)
+                scores_N[place_A] = log_probability_NV[n_A, token_A].cpu()
+            if bar is not None:
+                bar.update(sum(map(len, places)))
+        blocks.append(scores_N)
+    result_N = torch.cat(blocks)
+    distributed.all_reduce_sum_(result_N)
+    return result_N
+
+
+def _at_masks(model: LanguageModel, batch: Sequence[tuple[tuple[int, ...], int]]) -> Tensor:
+    """log p of each word at the position of each sequence (N, V), on the model's device."""
+    sequences = Sequences.of([torch.tensor(ids) for ids, _ in batch])
+    selected_N = sequences.first_B + torch.tensor([position for _, position in batch])
+    hidden_ND = model.hidden_at(sequences.to(model.device), selected_N.to(model.device))
+    return model.token_logits(hidden_ND).float().log_softmax(-1)
+
+
+def masked_each(ids: Sequence[int], positions: Iterable[int]) -> Iterator[Query]:
+    """A query for the token at each of these positions of a sequence, which is masked there."""
+    for position in positions:
+        yield Query((*ids[:position], MASK_ID, *ids[position + 1 :]), position, ids[position])
+
+
 def token_log_probabilities(
     model: LanguageModel, texts: Sequence[Text], token_budget: int, bar: tqdm | None = None
 ) -> list[Tensor]:
-    """log p, in nats, of each scored token of each text, given all its other tokens. Ranks share the work,
-    and each gets all results; `bar` counts tokens.
+    """log p, in nats, of each scored token of each text, given all its other tokens; `bar` counts tokens.
 
     Raises ValueError for a text longer than the model's positions.
     """
@@ -78,42 +120,16 @@ def token_log_probabilities(
             raise ValueError(
                 f"sentence {number} has {text.num_positions} tokens, the model reads {longest} at most"
             )
-    num_scored = [len(text.scored) for text in texts]
-    scores_T = torch.zeros(sum(num_scored))
-    for number, batch in enumerate(_batches(texts, token_budget)):
-        if distributed.is_mine(number):
-            log_probability_NV = _at_masks(model, batch)
-            asked = [(n, token, place) for n, copy in enumerate(batch) for token, place in copy.asked]
-            n_A, token_A, place_A = torch.tensor(asked).unbind(1)
-            scores_T[place_A] = log_probability_NV[n_A, token_A].cpu()
-        if bar is not None:
-            bar.update(sum(len(copy.asked) for copy in batch))
-    distributed.all_reduce_sum_(scores_T)
-    return list(scores_T.split(num_scored))
-
-
-def _batches(texts: Sequence[Text], token_budget: int) -> Iterator[list[_Copy]]:
-    """All masked copies in batches, the longest of each block of texts first."""
-    places = itertools.count()
-    for first in range(0, len(texts), TEXTS_PER_BLOCK):
-        copies: dict[tuple[tuple[int, ...], int], _Copy] = {}
-        for text in texts[first : first + TEXTS_PER_BLOCK]:
-            row = (CLS_ID, *text.visible, *text.scored, SEP_ID)
-            for position in range(1 + len(text.visible), len(row) - 1):
-                ids = (*row[:position], MASK_ID, *row[position + 1 :])
-                copy = copies.setdefault((ids, position), _Copy(ids, position, []))
-                copy.asked.append((row[position], next(places)))
-        block = list(copies.values())
-        for numbers in cut_by_token_budget([len(copy.ids) for copy in block], token_budget):
-            yield [block[i] for i in numbers]
-
-
-def _at_masks(model: LanguageModel, batch: Sequence[_Copy]) -> Tensor:
-    """log p of each word at the mask of each copy (N, V), on the model's device."""
-    sequences = Sequences.of([torch.tensor(copy.ids) for copy in batch])
-    selected_N = sequences.first_B + torch.tensor([copy.position for copy in batch])
-    hidden_ND = model.hidden_at(sequences.to(model.device), selected_N.to(model.device))
-    return model.token_logits(hidden_ND).float().log_softmax(-1)
+    queries = (
+        query
+        for text in texts
+        for query in masked_each(
+            (CLS_ID, *text.visible, *text.scored, SEP_ID),
+            range(1 + len(text.visible), text.num_positions - 1),
+        )
+    )
+    scores_N = log_probabilities(model, queries, token_budget, bar)
+    return list(scores_N.split([len(text.scored) for text in texts]))
 
 
 def score_texts(
