@@ -2,11 +2,15 @@
 
     python evaluate.py runs/teacher runs/lsm-random runs/token-head-lsm-random --tasks demo
     python evaluate.py runs/token-head-lsm-random --tasks blimp,supplement,ewok,glue --paper 10M
+    python evaluate.py runs/teacher --tasks babylm2026,fast
 
 The table is printed, with a row of means for runs that differ only in their seed. Each run gets its own
 numbers in results.json and results.md, and its predictions in evaluation/. The demo also draws a picture, in
 the last run. An evaluation that was interrupted continues with the first file of a suite or the first seed of
 GLUE that has no result yet.
+
+The tasks of BabyLM 2026 have their own scoring and their own folder, RUN/evaluation/babylm2026: `babylm2026`
+measures the finished model, and `fast` all models that were kept by words seen (docs/babylm.md).
 """
 
 from __future__ import annotations
@@ -21,10 +25,12 @@ import torch
 
 from mlsm import cli
 from mlsm.command_line import Parser
-from mlsm.config import DEVICE_HELP
+from mlsm.config import DEVICE_HELP, parse_word_counts
 from mlsm.device import choose_device
 from mlsm.directory import check_writable, only_process
 from mlsm.evaluation import estimate, glue, paper, summary
+from mlsm.evaluation.babylm import entry
+from mlsm.evaluation.babylm.curves import SOURCE, fast_table, full_table, write_report
 from mlsm.evaluation.demo import score_demo
 from mlsm.evaluation.finetune import FineTuneSettings
 from mlsm.evaluation.glue_scores import score_seeds
@@ -36,11 +42,13 @@ from mlsm.evaluation.subject import Subject, of_run, random_twin
 from mlsm.evaluation.tables import Cell, Spread, as_text, columns_of, draw
 from mlsm.files import folder_within
 from mlsm.log import duration, say
+from mlsm.runs.revisions import MAIN, Revision, find_revisions, kept_revisions
 from mlsm.runs.run import Run, load_run
 from mlsm.settings import argument, check_fields, check_positive, from_flags, option
 from mlsm.training.objectives import find_objective
 
-TASKS = ("demo", *SUITES, "glue", *glue.TASKS)
+BABYLM, FAST = "babylm2026", "fast"
+TASKS = ("demo", *SUITES, "glue", *glue.TASKS, BABYLM, FAST)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,8 @@ class Settings:
     tasks: str = option("demo", f"what to measure, of {', '.join(TASKS)}", metavar="NAMES", is_common=True)
     data: Path = option(
         Path("evaluation_data"),
-        "folder with blimp_filtered, supplement_filtered, ewok_filtered, glue_filtered",
+        "folder with blimp_filtered, supplement_filtered, ewok_filtered, glue_filtered; for BabyLM 2026 with "
+        "full_eval and fast_eval",
         metavar="FOLDER",
         is_common=True,
     )
@@ -76,6 +85,13 @@ class Settings:
         "only so many examples of each file, for a first look; their results are not stored with the run's, "
         "but in RUN/evaluation/limit-N",
     )
+    track: str | None = option(
+        None,
+        "BabyLM 2026: measure the models that a track asks for, strict-small or strict, or those after these "
+        "numbers of words, such as 0,1M,20M (default: all that the run kept)",
+        metavar="TRACK",
+    )
+    tie_seed: int = option(12, "BabyLM 2026: seed of the draws between equal scores")
     baseline: bool = option(False, "also a row of random weights, and one of chance and the majority class")
     paper: str | None = option(
         None, "also the rows the paper prints for this many words, quoted", tuple(paper.SIZES)
@@ -106,6 +122,15 @@ class Settings:
                 f"--seeds takes whole numbers with commas between them, got {self.seeds!r}"
             ) from None
 
+    def revisions(self, run: Path) -> list[Revision]:
+        """The models of a run that the tasks of BabyLM 2026 measure, the finished one last. Raises ValueError
+        naming those that the run does not have.
+        """
+        if self.track is None:
+            return kept_revisions(run)
+        main, *others = find_revisions(run, parse_word_counts(self.track, "--track"))
+        return [*others, main]
+
     def task_names(self) -> list[str]:
         """The tasks, each once; glue stands for its eleven tasks. Raises ValueError for an unknown task."""
         names = [name.strip() for name in self.tasks.split(",")]
@@ -131,6 +156,20 @@ def read_tasks(names: Sequence[str], settings: Settings) -> Tasks:
     trained_on = dict.fromkeys(glue.TASKS[name].trained_on for name in names if name in glue.TASKS)
     trainings = [glue.read_task_data(data, name, names, limit) for name in trained_on]
     return Tasks(suites, trainings, names)
+
+
+def read_entry(names: Sequence[str], runs: Mapping[str, Run], settings: Settings) -> dict[str, entry.Data]:
+    """The data of BabyLM 2026 by task. Mistakes in it, models that a run lacks and runs without words are
+    reported before the work begins.
+    """
+    data = {
+        name: entry.read_data(settings.data, is_fast=name == FAST) for name in names if name in (BABYLM, FAST)
+    }
+    for name, run in runs.items() if data else ():
+        settings.revisions(run.directory)
+        if not find_objective(run.record.train.objective).predicts_words:
+            raise ValueError(f"{name} predicts no words, and the tasks of BabyLM 2026 ask for words")
+    return data
 
 
 def say_estimate(subjects: Sequence[Subject], tasks: Tasks, settings: Settings) -> None:
@@ -218,6 +257,36 @@ def show_tasks(
             print(f"{name} predicts no words: its scores of minimal pairs are those of an untrained decoder")
 
 
+def show_entry(
+    runs: Mapping[str, Run], data: Mapping[str, entry.Data], settings: Settings, device: torch.device
+) -> None:
+    """Measure the tasks of BabyLM 2026, print their tables, and write what the organisers collect."""
+    revisions = {name: settings.revisions(run.directory) for name, run in runs.items()}
+    for name, run in runs.items():
+        *checkpoints, main = revisions[name]
+        if BABYLM in data:
+            entry.measure(run.directory, [main], data[BABYLM], settings.tie_seed, device)
+            if data[BABYLM].occurrences:
+                trained = [revision for revision in checkpoints if revision.words]
+                path = entry.write_surprisals(run.directory, trained, data[BABYLM], device)
+                say(f"surprisal of children's words at {len(trained)} checkpoints: {path}")
+        if FAST in data:
+            entry.measure(run.directory, revisions[name], data[FAST], settings.tie_seed, device)
+        results = entry.read_results(run.directory)
+        if BABYLM in data:
+            print(as_text(full_table(name, results[MAIN]), "BabyLM 2026, the finished model"))
+            print(f"* quoted: {SOURCE}\n")
+        if FAST in data:
+            print(as_text(fast_table(results), f"{name}: fast tasks of BabyLM 2026 by words seen") + "\n")
+        place = entry.place_of(run.directory)
+        for path in write_report(place.folder, results):
+            say(f"wrote {path}")
+        say(
+            f"the organisers' collate_preds takes: --results_dir {place.folder / 'results'} "
+            f"--model_path_or_name {place.name} --backend {entry.BACKEND}"
+        )
+
+
 def parser() -> Parser:
     """The command line."""
     return cli.parser(__doc__ or "", {"settings": Settings})
@@ -230,6 +299,10 @@ def _say_unused(given: Iterable[str], tasks: Sequence[str]) -> None:
     if glue.TASKS.keys().isdisjoint(tasks):
         names = {"seeds", "max_epochs", "learning_rate", "batch_size"}
         cli.say_unused(given, "nothing is fine-tuned", names)
+    if not {BABYLM, FAST} & set(tasks):
+        cli.say_unused(given, "BabyLM 2026 is not measured", {"track", "tie_seed"})
+    elif set(tasks) <= {BABYLM, FAST}:
+        cli.say_unused(given, "the tasks of BabyLM 2026 do not use it", {"limit", "baseline", "paper"})
     if set(tasks) == {"demo"}:
         cli.say_unused(given, "only the demo is measured", {"data", "baseline", "paper", "limit"})
 
@@ -251,7 +324,8 @@ def main(argv: list[str]) -> None:
     with contextlib.ExitStack() as locks:
         for directory in {directory.resolve(): directory for directory in directories}.values():
             locks.enter_context(only_process(directory))
-        other_tasks = [task for task in tasks if task != "demo"]
+        other_tasks = [task for task in tasks if task not in ("demo", BABYLM, FAST)]
+        entry_data = read_entry(tasks, runs, settings)
         data = read_tasks(other_tasks, settings)
         if "demo" in tasks:
             show_demo(runs, recipes, device)
@@ -263,6 +337,8 @@ def main(argv: list[str]) -> None:
                 subjects = [_apart(subject, f"limit-{settings.limit}") for subject in subjects]
             say_estimate(subjects, data, settings)
             show_tasks(subjects, runs, recipes, data, settings)
+        if entry_data:
+            show_entry(runs, entry_data, settings, device)
 
 
 def _apart(subject: Subject, name: str) -> Subject:

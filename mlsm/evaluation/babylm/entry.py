@@ -4,7 +4,7 @@
 The scores of each file of each model are stored, so that an interrupted evaluation continues with the next
 file. All results come from the stored scores, so that another seed for equal scores needs no model.
 
-    RUN/evaluation/babylm2026/scores/REVISION/...                     what the model said
+    RUN/evaluation/babylm2026/scores/WEIGHTS/...                      scores of the model of these weights
     RUN/evaluation/babylm2026/results/NAME/REVISION/zero_shot/mlm/... predictions, in the organisers' layout
     RUN/evaluation/babylm2026/results.json                            accuracies
 """
@@ -123,7 +123,7 @@ class Scorer:
     ) -> None:
         self.revision, self.tokenizer, self.device = revision, tokenizer, device
         self.weights = fingerprint(revision.directory)
-        self.folder = place.folder / "scores" / revision.name
+        self.folder = place.folder / "scores" / self.weights
         self._model: LanguageModel | None = None
 
     @property
@@ -135,7 +135,7 @@ class Scorer:
     def rows(self, name: str, digest: str, num_rows: int, compute: Callable[[], Rows]) -> Rows:
         """The rows that `compute` returns, or those that are stored for the same weights and data."""
         path = self.folder / f"{name}.json"
-        origin = {"weights": self.weights, "data": digest}
+        origin = {"data": digest}
         stored = distributed.broadcast_from_zero(_stored(path, origin, num_rows))
         if stored is not None:
             return stored

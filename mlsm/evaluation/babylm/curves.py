@@ -1,0 +1,95 @@
+"""The results of an entry as tables and as curves over the words seen, beside the organisers' baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlsm.evaluation.babylm.entry import RevisionResult
+from mlsm.evaluation.babylm.formats import TASKS
+from mlsm.evaluation.tables import Cell, as_markdown
+from mlsm.figures import new_figure
+from mlsm.files import write_text
+from mlsm.runs.revisions import MAIN
+
+Table = dict[str, dict[str, Cell]]
+
+READING = {"eye_tracking": "reading, eye tracking", "self_paced": "reading, self-paced"}
+SOURCE = "README.md of babylm-org/babylm-eval, July 2026 (commit 3d57ddc)"
+# Accuracies that the organisers print for their baselines, as shares. They print no others of these tasks.
+BASELINES = {
+    "GPT-2, strict-small": {
+        "BLiMP": 0.6508,
+        "supplement": 0.5725,
+        "COMPS": 0.5181,
+        "entity tracking": 0.2107,
+    },
+    "GPT-2, strict": {"BLiMP": 0.7453, "supplement": 0.65, "COMPS": 0.5585, "entity tracking": 0.2358},
+}
+
+
+def full_table(name: str, result: RevisionResult) -> Table:
+    """The finished model on the full tasks: with equal scores drawn between, and with equal scores wrong; and
+    the organisers' baselines.
+    """
+    found = {task.title: result.tasks[task.full] for task in TASKS.values() if task.full in result.tasks}
+    drawn: dict[str, Cell] = {title: one.average for title, one in found.items()}
+    wrong: dict[str, Cell] = {title: one.average_without_ties for title, one in found.items()}
+    times = {READING[key]: value for key, value in result.reading.items()}
+    table: Table = {name: {**drawn, **times}, f"{name}, ties wrong": wrong}
+    for model, shares in BASELINES.items():
+        table[f"{model} *"] = {title: share for title, share in shares.items() if title in found}
+    return table
+
+
+def fast_table(results: Mapping[str, RevisionResult]) -> Table:
+    """Every model on the fast tasks, by words seen; those that were not measured are left out."""
+    rows: Table = {}
+    for name, result in sorted(results.items(), key=lambda pair: (pair[1].words, pair[0])):
+        cells: dict[str, Cell] = {
+            task.title: result.tasks[task.fast].average
+            for task in TASKS.values()
+            if task.fast and task.fast in result.tasks
+        }
+        if any(task.fast in result.tasks for task in TASKS.values() if task.fast != task.full):
+            rows[name] = cells | {READING[key]: value for key, value in result.reading.items()}
+    return rows
+
+
+def draw_curves(path: Path, results: Mapping[str, RevisionResult]) -> None:
+    """A curve of each fast task over the words seen, which are on a logarithmic scale."""
+    table = fast_table(results)
+    titles = list(dict.fromkeys(title for row in table.values() for title in row))
+    first = min((results[name].words for name in table if results[name].words), default=1)
+    with new_figure(path, 11, 4.6) as figure:
+        accuracies, times = figure.subplots(1, 2)
+        for number, title in enumerate(titles):
+            axes = times if title in READING.values() else accuracies
+            points = [(results[name].words, row[title]) for name, row in table.items() if title in row]
+            style = ("-", "--", ":", "-.")[number % 4]
+            grey = str(0.6 * (number // 4))
+            axes.plot(*zip(*points, strict=True), style, marker=".", color=grey, label=title)
+        accuracies.set(ylabel="accuracy", title="Choices", ylim=(0, 1))
+        times.set(ylabel="share of variance explained", title="Reading times")
+        for axes in (accuracies, times):
+            axes.set_xscale("symlog", linthresh=first)  # linear from the untrained model to the first one
+            axes.set_xlabel("words seen")
+            if axes.lines:
+                axes.legend(frameon=False, fontsize="small")
+
+
+def write_report(folder: Path, results: Mapping[str, RevisionResult]) -> list[Path]:
+    """Write results.md, and curves.png if several models were measured on the fast tasks; returns them."""
+    sections, written = [], [folder / "results.md"]
+    if (main := results.get(MAIN)) and any(task.full in main.tasks for task in TASKS.values()):
+        sections.append(
+            f"## The finished model\n\n{as_markdown(full_table(MAIN, main))}\n* quoted: {SOURCE}\n"
+        )
+    if table := fast_table(results):
+        sections.append(f"## Fast tasks by words seen\n\n{as_markdown(table)}")
+        if len(table) > 1:
+            draw_curves(folder / "curves.png", results)
+            sections.append("![accuracies by words seen](curves.png)\n")
+            written.append(folder / "curves.png")
+    write_text(written[0], "# BabyLM 2026\n\n" + "\n".join(sections))
+    return written
