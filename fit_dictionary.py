@@ -31,6 +31,7 @@ from mlsm.settings import option, override
 from mlsm.text.batches import Corpus
 from mlsm.text.corpus import corpus_digest
 from mlsm.training.prerequisites import find_teacher
+from mlsm.training.request import find_teacher_name
 
 HELDOUT_SHARE = 0.05  # share of the sampled states that the statistics are computed from
 
@@ -131,11 +132,12 @@ def main(argv: list[str]) -> None:
         output = override(Output(), given).output
         if output is not None and output.is_dir():
             raise ValueError(f"{output} is a directory; --output names a file")
-        teacher = Path(override(DictionaryConfig(), given).teacher)
+        teacher = find_teacher_name(given)
         check_writable(output.parent if output else teacher)
         record = read_record(find_teacher(teacher, given))
         preset = PRESETS[str(given.get("preset", record.preset))]()
-        config, data = override(preset.dictionary, given), text_of(record, given)
+        config = dataclasses.replace(override(preset.dictionary, given), teacher=str(teacher))
+        data = text_of(record, given)
     fit(config, data, preset.teacher.token_budget, output)
 
 

@@ -253,7 +253,8 @@ class Output:
 
     output: Path | None = option(
         None,
-        "run directory (default: runs/teacher for mlm from random weights, else runs/OBJECTIVE-INIT)",
+        "run directory (default: runs/teacher for mlm from random weights, else runs/OBJECTIVE-INIT; with "
+        "--corpus or --teacher, followed by the name of the text or the teacher)",
         metavar="DIRECTORY",
         is_common=True,
     )

@@ -115,7 +115,8 @@ class TrainConfig:
     )
     teacher: str = option(
         DEFAULT_TEACHER,
-        "run whose hidden states are the targets, or a DeBERTa as transformers saves it",
+        "run whose hidden states are the targets, or a DeBERTa as transformers saves it "
+        "(default: runs/teacher; with --corpus, runs/teacher-TEXT)",
         metavar="DIRECTORY",
         is_common=True,
     )
@@ -236,7 +237,8 @@ class DictionaryConfig:
 
     teacher: str = option(
         DEFAULT_TEACHER,
-        "run whose hidden states are decomposed, or a DeBERTa as transformers saves it",
+        "run whose hidden states are decomposed, or a DeBERTa as transformers saves it "
+        "(default: runs/teacher; with --corpus, runs/teacher-TEXT)",
         metavar="DIRECTORY",
         is_common=True,
     )

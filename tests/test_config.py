@@ -141,7 +141,7 @@ def test_what_is_missing_is_built_first_and_said(
     assert commands == [[*expected, "--preset", "small", "--corpus", "a.txt", "b.txt"], expected]
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith(
-        "the teacher runs/teacher is missing; building it first: python train.py --objective mlm"
+        "the teacher runs/teacher-a is missing; building it first: python train.py --objective mlm"
     )
 
 

@@ -242,12 +242,12 @@ def test_a_prerequisite_that_is_stopped_saves_its_work(tmp_path: Path) -> None:
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: read_metrics(tmp_path / "runs" / "teacher"))
+    wait_for(lambda: read_metrics(tmp_path / "runs" / "teacher-text"))
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "continue with --resume" in said.strip().splitlines()[-1]
-    assert list(tmp_path.glob("runs/teacher/checkpoints/step-*"))
+    assert list(tmp_path.glob("runs/teacher-text/checkpoints/step-*"))
 
 
 def test_sigterm_saves_and_says_how_to_go_on(teacher: Path, student: Path, tmp_path: Path) -> None:

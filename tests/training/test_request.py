@@ -31,11 +31,38 @@ def settings_of(origin: Origin | None = None, **flags: object) -> Settings:
         ({"objective": "lsm", "init": "random"}, "random", "runs/lsm-random"),
         ({"objective": "token-head", "init": "runs/x"}, "runs/x", "runs/token-head-x"),
         ({"objective": "lsm", "output": "elsewhere"}, "teacher", "elsewhere"),
+        ({"objective": "mlm", "corpus": ("embedded",)}, "random", "runs/teacher"),
+        ({"objective": "mlm", "corpus": ("text/my book.txt",)}, "random", "runs/teacher-my-book"),
+        ({"objective": "mlm", "corpus": ("10M/a.train", "10M/b.train")}, "random", "runs/teacher-10M"),
+        ({"objective": "mlm", "corpus": ("a.train", "b.train")}, "random", "runs/teacher-a"),
+        ({"objective": "mlm", "corpus": ("../../..",)}, "random", "runs/teacher-text"),
+        ({"objective": "lsm", "corpus": ("a.txt",)}, "teacher", "runs/lsm-teacher-a"),
+        ({"objective": "lsm", "teacher": "runs/teacher-a"}, "teacher", "runs/lsm-teacher-a"),
+        ({"objective": "lsm", "teacher": "runs/mine", "init": "random"}, "random", "runs/lsm-random-mine"),
+        (
+            {"objective": "lsm", "teacher": "runs/teacher-a", "corpus": ("a",)},
+            "teacher",
+            "runs/lsm-teacher-a",
+        ),
+        ({"objective": "lsm", "teacher": "runs/v3", "corpus": ("a",)}, "teacher", "runs/lsm-teacher-v3-a"),
+        (
+            {"objective": "token-head", "init": "runs/lsm-random-a"},
+            "runs/lsm-random-a",
+            "runs/token-head-lsm-random-a",
+        ),
     ],
 )
 def test_start_and_place_of_a_run(flags: Flags, init: str, output: str) -> None:
     request = read_request(flags)
     assert (request.init, request.output) == (init, Path(output))
+
+
+def test_the_default_teacher_is_that_of_the_text() -> None:
+    assert read_request({"objective": "lsm"}).teacher == Path("runs/teacher")
+    assert read_request({"objective": "lsm", "corpus": ("a.txt",)}).teacher == Path("runs/teacher-a")
+    assert read_request({"objective": "lsm", "corpus": ("a.txt",), "teacher": "t"}).teacher == Path("t")
+    settings = settings_of(ORIGIN, objective="lsm", init="teacher", corpus=("a.txt",))
+    assert (settings.train.teacher, settings.start) == ("runs/teacher-a", Path("runs/teacher-a"))
 
 
 def test_an_objective_is_required_and_known() -> None:
