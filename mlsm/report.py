@@ -1,9 +1,10 @@
-"""Write a page about runs: what they took, how they learnt, their results beside the paper's, their settings.
+"""Write a page about runs: their results beside the paper's, how they learnt, what they took, their settings.
 
     python -m mlsm.report runs/teacher runs/lsm-random runs/token-head-lsm-random
     python -m mlsm.report runs/lsm-teacher --paper 100M --output lsm.html
 
-The page is one HTML file that holds everything it shows. It is made from the files of the runs, which may
+The page is one HTML file that holds everything it shows. Its curves are drawn over updates, words or hours;
+runs are switched on and off, and parts of a curve enlarged. It is made from the files of the runs, which may
 still be training; results are those that evaluate.py has written there. No model is loaded.
 """
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mlsm.evaluation import paper
 from mlsm.evaluation.recipes import recipe_of
 from mlsm.evaluation.results import Numbers
 from mlsm.evaluation.summary import demo_rows, over_seeds
@@ -35,10 +36,6 @@ from mlsm.pages.run_facts import (
 TEMPLATE = Path(__file__).with_name("run_page.html")
 SCRIPT = Path(__file__).with_name("run_page.js")
 MOST_NAMES = 4  # of runs in the title
-QUOTED = (
-    "<p>Rows in italics are quoted from the paper (Berend 2024): DeBERTa base on the text of BabyLM. "
-    "They do not compare with models of another size or on other text.</p>"
-)
 
 
 def run_page(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows, quoted_compute: Rows) -> str:
@@ -63,7 +60,9 @@ def run_page(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows, quoted_c
         "curves": drawings(curves),
         "learning": as_html(learning_rows(runs, MEASURES), "Last values"),
         "compute": as_html({**compute, **quoted_compute}, "", quoted_compute)
-        + QUOTED
+        + _notes(
+            "Rows in italics are quoted from the paper (Berend 2024) and do not compare with other models."
+        )
         + as_html(dictionary_rows(runs), "Dictionaries that students learnt from"),
         "settings": as_html(differing(settings, runs) if len(runs) > 1 else {}, "Settings that differ")
         + _folded("All settings", as_html(settings, ""))
@@ -89,7 +88,7 @@ def _results(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows) -> str:
         sections += [as_html(rows, "Held-out text and minimal pairs of a small grammar"), _grammar(demo)]
     if tasks:
         sections.append(as_html({**tasks, **quoted_tasks}, "Tasks of the paper", quoted_tasks))
-        sections.append(QUOTED if quoted_tasks else "")
+        sections.append(_notes(*paper.notes(quoted_tasks)))
     for title, subtasks in subtask_rows(runs).items():
         sections.append(_folded(f"{title} by sub-task", as_html(subtasks, "")))
     sections.append(_folded("GLUE by seed", as_html(glue_rows(runs), "")))
@@ -123,6 +122,10 @@ def _legend(curves: Sequence[RunCurves]) -> str:
         for run in curves
     ]
     return f'<ul id="legend">{"".join(items)}</ul>'
+
+
+def _notes(*lines: str) -> str:
+    return f'<p class="faint">{"<br>".join(map(html.escape, lines))}</p>' if lines else ""
 
 
 def _folded(title: str, content: str) -> str:
