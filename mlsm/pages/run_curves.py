@@ -70,8 +70,9 @@ def _curves_of(run: RunFacts, stroke: Stroke) -> RunCurves:
         seconds += line.get("seconds", math.nan)
         words = line.get("words_seen", math.nan)
         places.append({"step": line["step"], "words": words, "hours": seconds / 3600})
-    heldout = [
-        next((place for place in reversed(places) if place["step"] <= line["step"]), {"step": line["step"]})
+    heldout = [  # words and hours are those of the line of training before it
+        next((place for place in reversed(places) if place["step"] <= line["step"]), {})
+        | {"step": line["step"]}
         for line in run.heldout_lines
     ]
     return RunCurves(

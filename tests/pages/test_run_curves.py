@@ -21,14 +21,15 @@ def curves_of(run: Path) -> run_curves.RunCurves:
 def test_points_have_places_over_updates_words_and_hours(tmp_path: Path) -> None:
     run = logged_run(tmp_path / "run")
     with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write('{"step": 20, "heldout_concept_kl": 2.5}\n')
+        file.write('{"step": 25, "heldout_concept_kl": 2.5}\n')
     curves = curves_of(run)
     assert curves.training.axes["step"] == [10, 20, 30, 40, 50]
     assert curves.training.axes["words"] == [70, 140, 210, 280, 350]
     assert curves.training.axes["hours"] == pytest.approx([2 / 3600 * n for n in range(1, 6)])
     assert curves.training.values["concept_kl"] == [5 / n for n in range(1, 6)]
     assert curves.heldout.values == {"concept_kl": [1.25, 2.5]}
-    assert curves.heldout.axes["words"] == [350, 140]
+    assert curves.heldout.axes["step"] == [50, 25]
+    assert curves.heldout.axes["words"] == [350, 140]  # those of update 20
 
 
 def test_what_was_not_logged_has_no_place(tmp_path: Path) -> None:
