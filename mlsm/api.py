@@ -1,4 +1,4 @@
-"""A trained model from Python: its concepts, its words, its scores of sentences.
+"""A trained model from Python: its tensors, its concepts, its words, its scores of sentences.
 
     import mlsm
 
@@ -6,6 +6,9 @@
     model.concepts("The cat sat.")                  # [(piece, [(concept, weight), ...]), ...]
     model.predict("The [MASK] sat.", top=3)         # [[(piece, probability), ...]]
     model.score(["The cat sat.", "The cat sit."])   # [nats per token, ...]
+    model.encode(["The cat sat."]).concepts_TK      # tensors; also hidden states, codes and places of tokens
+    model.dictionary.concept(17).tokens             # what a concept stands for
+    model.intervene("The [MASK] sat.", {17: 0.0})   # which words change without a concept
 
 [MASK] in a text is the mask: it replaces one piece, with the space before it, as
 `Tokenizer.encode_with_masks` defines. Every other text that spells a special token is ordinary text.
@@ -16,8 +19,10 @@ Legend: N positions, K concepts, V vocabulary.
 
 from __future__ import annotations
 
+import math
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +33,11 @@ from mlsm.coding.dictionary import Dictionary
 from mlsm.coding.targets import Teacher
 from mlsm.device import choose_device, choose_precision
 from mlsm.evaluation.pseudo_likelihood import score_sentences
+from mlsm.inspection.concept_dictionary import ConceptDictionary, check_concept
+from mlsm.inspection.encoding import Encoding, encode_texts
+from mlsm.inspection.intervention import Intervention, intervene_in_student, intervene_in_teacher
+from mlsm.model.deberta import Encoder
+from mlsm.pages.concept_source import open_source
 from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.record import read_record
 from mlsm.runs.run import EncoderRun, Run, check_has_heads, load_encoder, load_run
@@ -53,6 +63,11 @@ class Model:
         A converted DeBERTa v2 or v3 is an encoder alone: it has concepts, and no words.
         Raises ValueError, with what is wrong, for a directory or a device that cannot be used.
         """
+        for name, value in (("directory", directory), ("dictionary", dictionary)):
+            if not isinstance(value, str | os.PathLike) and (name == "directory" or value is not None):
+                raise TypeError(f"{name} must be a path, got {value!r}")
+        if not isinstance(device, str):
+            raise TypeError(f"device must be a str such as 'cuda:0', got {device!r}")
         path, self._device = Path(directory), choose_device(device)
         is_encoder = read_record(path).layout is not None
         self.run: Run | EncoderRun = (
@@ -63,7 +78,84 @@ class Model:
             raise ValueError(f"{directory} predicts concepts itself; dictionary is for teachers")
 
     def __repr__(self) -> str:
-        return f"mlsm.load({str(self.run.directory)!r})"
+        model = self.run.record.model
+        kind = "teacher" if not self._has_concept_head else "student"
+        if model.has_token_head:
+            kind = "student with a token head"
+        size = f"{model.depth} layers of width {model.width}, {self.run.tokenizer.vocab_size} pieces"
+        return f"mlsm.load({str(self.run.directory)!r}): {kind}, {size}, on {self._device}"
+
+    def encode(
+        self, texts: Sequence[str], layers: int | Sequence[int] | None = None, *, token_budget: int = 8192
+    ) -> Encoding:
+        """Tensors at every token of some texts: hidden states of `layers`, codes and concepts.
+
+        Layer 0 is the output of the embeddings, -1 the last layer. The default is the layer of the dictionary
+        for a teacher that has one, else the last layer. Texts are read together, `token_budget` tokens at
+        once. A teacher without a dictionary has no codes and no concepts; a student has no codes.
+
+        Raises TypeError for what is no list of texts, and ValueError for a text that is too long, and for a
+        layer that the model does not have.
+        """
+        _check_texts("encode", texts)
+        depth = len(self._encoder.layers)
+        teacher = self._teacher_if_any
+        if layers is None:
+            layers = teacher.dictionary.layer if teacher else depth
+        chosen = [
+            _check_int("a layer", i) for i in (layers if isinstance(layers, list | tuple) else [layers])
+        ]
+        for layer in chosen:
+            if not -depth - 1 <= layer <= depth:
+                raise ValueError(f"there is no layer {layer}: they are 0 (the embeddings) to {depth}")
+        if _check_int("token_budget", token_budget) < 1:
+            raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+        chosen = [layer % (depth + 1) for layer in chosen]
+        return encode_texts(self.run, teacher, texts, chosen, token_budget=token_budget, device=self._device)
+
+    @cached_property
+    def dictionary(self) -> ConceptDictionary:
+        """What the concepts stand for: `model.dictionary.concept(17).tokens`, `.contexts`, `.nearest`. A
+        student's concepts are shown as it predicts them. Raises ValueError for a teacher without a
+        dictionary.
+        """
+        source = open_source(self.run.directory, dictionary=self._dictionary, device=str(self._device))
+        return ConceptDictionary(source)
+
+    def intervene(
+        self, text: str, concepts: Mapping[int, float], *, at: Sequence[int] | None = None
+    ) -> Intervention:
+        """What changes if concepts have other weights, at the tokens `at` (indices without [CLS]; default:
+        all). Weight 0 removes a concept.
+
+        In a teacher, a weight is that of a code, as `encode(...).codes_TK` has it: the hidden state of the
+        dictionary's layer is changed, and the layers above compute the rest. In a student, a weight is a
+        probability as in `encode(...).concepts_TK`, and the token head computes the words.
+
+        Raises TypeError and ValueError for other arguments, IndexError for a concept or a token that is not
+        there, and ValueError for a text that is too long.
+        """
+        ids = self._encode(text)
+        if not isinstance(concepts, Mapping) or not concepts:
+            raise TypeError(f"concepts must map concepts to weights, as {{17: 0.0}}; got {concepts!r}")
+        teacher = None if self._has_concept_head else self._teacher
+        num_concepts = teacher.dictionary.atoms_DK.shape[1] if teacher else self.run.record.model.num_concepts
+        weights = {check_concept(k, num_concepts): _check_weight(w) for k, w in concepts.items()}
+        if at is None:
+            at = range(len(ids) - 2)
+        elif not isinstance(at, list | tuple):
+            raise TypeError(f"at must be a list of tokens, got {at!r}")
+        for place in at:
+            if not 0 <= _check_int("a token", place) < len(ids) - 2:
+                raise IndexError(f"there is no token {place}: the text has {len(ids) - 2}")
+        row = torch.tensor(ids)
+        if teacher is None:
+            if max(weights.values()) > 1 or sum(weights.values()) > 1 or len(weights) == num_concepts:
+                raise ValueError("a student's concepts are probabilities: leave some to the others")
+            model = self._language_model().model
+            return intervene_in_student(model, self.run.tokenizer, row, weights, at)
+        words = self.run.model if isinstance(self.run, Run) else None
+        return intervene_in_teacher(self._encoder, words, teacher, self.run.tokenizer, row, weights, at)
 
     def concepts(self, text: str, top: int = 10) -> list[tuple[str, list[tuple[int, float]]]]:
         """The concepts of every token, as (piece, [(concept, weight), ...]), the largest weight first and
@@ -103,10 +195,7 @@ class Model:
 
         Raises ValueError for an unknown reduction, for a sentence that is too long, and for an encoder alone.
         """
-        if not isinstance(sentences, Sequence) or isinstance(sentences, str | bytes):
-            raise TypeError(f"score takes a list of sentences, got {sentences!r}")
-        for sentence in sentences:
-            _check_text(sentence)
+        _check_texts("score", sentences)
         return score_sentences(self._language_model(), sentences, reduction=reduction)
 
     def _language_model(self) -> Run:
@@ -138,13 +227,22 @@ class Model:
 
     def _largest(self, weights: Tensor, top: int) -> list[list[tuple[int, float]]]:
         """The `top` largest values of each row as (column, value)."""
-        if not isinstance(top, int):
-            raise TypeError(f"top must be an int, got {top!r}")
-        if top < 1:
+        if _check_int("top", top) < 1:
             raise ValueError(f"top must be at least 1, got {top}")
         largest = weights.topk(min(top, weights.shape[1]))
         rows = zip(largest.indices.tolist(), largest.values.tolist(), strict=True)
         return [list(zip(columns, values, strict=True)) for columns, values in rows]
+
+    @property
+    def _encoder(self) -> Encoder:
+        return self.run.model.encoder if isinstance(self.run, Run) else self.run.encoder
+
+    @property
+    def _teacher_if_any(self) -> Teacher | None:
+        """None for a student, and for a teacher without a dictionary."""
+        if self._has_concept_head or not (self._dictionary or find_dictionary(self.run.directory)):
+            return None
+        return self._teacher
 
     @cached_property
     def _teacher(self) -> Teacher:
@@ -155,11 +253,34 @@ class Model:
             raise ValueError(
                 f"{directory} has no concepts: learn them with python fit_dictionary.py --teacher {directory}"
             )
-        encoder = self.run.model.encoder if isinstance(self.run, Run) else self.run.encoder
         dictionary = Dictionary.load(path, teacher=fingerprint(directory)).to(self._device)
         return Teacher(
-            encoder, dictionary, choose_precision("off", self._device, self.run.record.model.width)
+            self._encoder, dictionary, choose_precision("off", self._device, self.run.record.model.width)
         )
+
+
+def _check_int(name: str, value: object) -> int:
+    """The value. Raises TypeError for what is no int."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    return operator.index(value)
+
+
+def _check_weight(weight: object) -> float:
+    """The weight. Raises TypeError for what is no number, and ValueError if it is negative or not finite."""
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise TypeError(f"the weight of a concept must be a number, got {weight!r}")
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"the weight of a concept must be finite and at least 0, got {weight}")
+    return float(weight)
+
+
+def _check_texts(method: str, texts: object) -> None:
+    """Raise TypeError for what is not a list of texts."""
+    if not isinstance(texts, Sequence) or isinstance(texts, str | bytes):
+        raise TypeError(f"{method} takes a list of sentences, got {texts!r}")
+    for text in texts:
+        _check_text(text)
 
 
 def _check_text(text: object) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from small_text import sentences
 
+from mlsm.coding.dictionary import Dictionary
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.files import write_json, write_tensors
 from mlsm.model.language_model import LanguageModel
-from mlsm.runs.checkpoint import MODEL_FILE
+from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
 from mlsm.text.tokenizer import Tokenizer, train_tokenizer
 
 LETTERS = ["The quick brown fox jumps over the lazy dog.", "Numbers 1 2 3 4 5 6 7 8 9 0, and ? ! \" ' - ; :"]
@@ -61,3 +62,12 @@ def random_run(
     }
     write_json(folder / "config.json", record)
     return folder
+
+
+def write_dictionary(run: Path, seed: int = 0, layer: int = 1) -> Path:
+    """A dictionary of 40 random atoms for a layer of such a run; returns its file."""
+    atoms_DK = torch.randn(32, 40, generator=torch.Generator().manual_seed(seed))
+    atoms_DK = torch.nn.functional.normalize(atoms_DK, dim=0)
+    path = run / f"dictionary-{seed}.safetensors"
+    Dictionary(atoms_DK, 0.05, layer=layer, teacher=fingerprint(run)).save(path)
+    return path

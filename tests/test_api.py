@@ -8,13 +8,12 @@ import pytest
 import torch
 from hub_checkpoints import v2_checkpoint
 from pipeline import ROOT
-from small_runs import random_run
+from small_runs import random_run, write_dictionary
 
 import mlsm
 from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.pseudo_likelihood import score_sentences
 from mlsm.runs import hub_import
-from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.run import load_encoder, load_run
 from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
@@ -34,14 +33,6 @@ def teacher(tmp_path: Path) -> Path:
     run = random_run(tmp_path / "teacher")
     write_dictionary(run, seed=0)
     return run
-
-
-def write_dictionary(run: Path, seed: int) -> Path:
-    atoms_DK = torch.randn(32, 40, generator=torch.Generator().manual_seed(seed))
-    atoms_DK = torch.nn.functional.normalize(atoms_DK, dim=0)
-    path = run / f"dictionary-{seed}.safetensors"
-    Dictionary(atoms_DK, 0.05, layer=1, teacher=fingerprint(run)).save(path)
-    return path
 
 
 def sequence_of(run: Path, text: str) -> Sequences:
@@ -159,11 +150,34 @@ def test_what_cannot_be_asked(student: Path, tmp_path: Path) -> None:
         model.concepts("The cat sees.", top=0)
     for ask in (
         model.concepts,
+        lambda text: model.encode([text]),
+        lambda text: model.intervene(text, {0: 0.5}),
         lambda text: model.predict(text + " [MASK]"),
         lambda text: model.score([text]),
     ):
         with pytest.raises(ValueError, match="tokens"):
             ask("The cat sees. " * 100)
+    for wrong in ("The cat sees.", None, b"The cat sees.", 3):
+        with pytest.raises(TypeError, match="encode takes a list of sentences, got"):
+            model.encode(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a text must be a str"):
+        model.encode(["The cat", None])  # type: ignore[list-item]
+    for wrong in ("1", 1.0, [None]):
+        with pytest.raises(TypeError, match="a layer must be an int"):
+            model.encode(["The cat"], layers=wrong)  # type: ignore[arg-type]
+    for layer in (3, -4):
+        with pytest.raises(ValueError, match=r"there is no layer .*: they are 0 \(the embeddings\) to 2"):
+            model.encode(["The cat"], layers=layer)
+    with pytest.raises(ValueError, match="token_budget must be at least 1"):
+        model.encode(["The cat"], token_budget=0)
+    for wrong in (None, ["run"], 3):
+        with pytest.raises(TypeError, match="directory must be a path"):
+            mlsm.load(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="dictionary must be a path"):
+        mlsm.load(student, dictionary=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="device must be a str"):
+        mlsm.load(student, device=0)  # type: ignore[arg-type]
+    assert repr(model).endswith(": student with a token head, 2 layers of width 32, 105 pieces, on cpu")
     with pytest.raises(ValueError, match="no run at"):
         mlsm.load(tmp_path)
     with pytest.raises(ValueError, match="device must be"):

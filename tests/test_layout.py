@@ -23,6 +23,7 @@ LEVELS = [
     ["mlsm.training"],
     ["mlsm.evaluation"],
     ["mlsm.pages"],
+    ["mlsm.inspection"],
     [*COMMANDS, "mlsm", "mlsm.__main__", "setup"],
 ]
 LEVELS_ABOVE = ["experiments", "benchmarks"]  # they use everything, and each only itself beside

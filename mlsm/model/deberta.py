@@ -154,9 +154,23 @@ class Encoder(nn.Module):
                 f"sequences of {sequences.max_length} tokens, "
                 f"but the model was built for {self.max_positions}"
             )
-        table_RD = self._table(sequences.max_length)
         x_TD = self.dropout(self.embedding_norm(self.token_embedding(sequences.ids_T)))
-        layers = self.layers[:num_layers]
+        return self.run_layers(x_TD, sequences, at_N, stop=num_layers)
+
+    def run_layers(
+        self,
+        x_TD: Tensor,
+        sequences: Sequences,
+        at_N: Tensor | None = None,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Hidden states after layer `stop` (default: the last), of all tokens (T, D) or at flat positions (N,
+        D), from those of all tokens after layer `start`.
+        """
+        table_RD = self._table(sequences.max_length)
+        layers = self.layers[start:stop]
         for layer in layers[:-1]:
             x_TD = self._run(layer, x_TD, table_RD, sequences)
         if layers:

@@ -46,7 +46,10 @@ class LanguageModel(nn.Module):
 
     def hidden_at(self, sequences: Sequences, selected_N: Tensor) -> Tensor:
         """The hidden states of the last layer at flat positions, transformed for the heads (N, D)."""
-        hidden_ND = self.encoder(sequences, selected_N)
+        return self.transformed(self.encoder(sequences, selected_N))
+
+    def transformed(self, hidden_ND: Tensor) -> Tensor:
+        """Hidden states of the last layer (N, D), transformed for the heads."""
         return self.transform_norm(F.gelu(self.transform(hidden_ND)))
 
     def tied_decoder(self) -> tuple[Tensor, Tensor]:

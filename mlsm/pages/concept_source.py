@@ -69,6 +69,11 @@ class ConceptSource:
         is_masked = origin is not None and find_objective(origin.objective).is_masked
         return Selection(MASK_SHARE, is_masked=True) if is_masked else EVERY_TOKEN
 
+    @property
+    def num_concepts(self) -> int:
+        """The number of concepts."""
+        return self.dictionary.atoms_DK.shape[1] if self.dictionary else self.record.model.num_concepts
+
     @cached_property
     def readers(self) -> Readers:
         """The models, loaded when they are first used. Raises ValueError if one of them cannot be used."""
@@ -84,10 +89,13 @@ class ConceptSource:
         sentence = read_sentence(self.readers, ids, longest=longest, token_budget=TOKEN_BUDGET)
         return sentence_concepts(sentence, self.tokenizer)
 
-    def report(self, folder: Path, other: Dictionary | None = None) -> ConceptReport:
-        """The report in a folder if it was made from the same inputs; else it is computed and written there.
-        `other` is a dictionary to compare with. Raises ValueError for a text that cannot be read.
+    def report(self, folder: Path | None, other: Dictionary | None = None) -> ConceptReport:
+        """The report in a folder if it was made from the same inputs; else it is computed and written there,
+        or not written without a folder. `other` is a dictionary to compare with. Raises ValueError for a text
+        that cannot be read.
         """
+        if folder is None:
+            return self._computed(other)
         key, path = self._key(other), folder / REPORT_FILE
         if (kept := _kept_report(path, key)) is not None:
             return dataclasses.replace(kept, about=self._about(kept.about.positions, kept.about.types))
@@ -120,13 +128,12 @@ class ConceptSource:
     def _about(self, num_positions: int, num_types: int) -> About:
         origin = self.dictionary or self.record.concepts
         assert origin is not None
-        num_concepts = self.record.model.num_concepts
         return About(
             run=printable(str(self.run)),
             corpus=[*map(printable, self.data.corpus)],
             layer=origin.layer,
             lam=origin.lam,
-            k=num_concepts if self.dictionary is None else self.dictionary.atoms_DK.shape[1],
+            k=self.num_concepts,
             seed=self.seed,
             positions=num_positions,
             types=num_types,

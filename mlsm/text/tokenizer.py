@@ -15,7 +15,7 @@ import operator
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -39,6 +39,20 @@ _SPECIAL_NAMES = (("[CLS]",), ("[SEP]",), ("<unk>", "[UNK]"), ("<pad>", "[PAD]")
 
 # Quotation marks as in the Penn Treebank become plain ones; every kind of blank becomes a space.
 _REPLACEMENTS = {"``": '"', "''": '"', "\t": " ", "\r": " ", "\n": " ", "\u00a0": " "}
+
+
+class Span(NamedTuple):
+    """A piece and its place in a text."""
+
+    piece_id: int
+    start: int  # in characters
+    stop: int
+
+
+def _without_spaces(span: Span, text: str) -> Span:
+    """The span without the spaces before its word; a piece that is a space alone keeps its place."""
+    word = text[span.start : span.stop].lstrip()
+    return span._replace(start=span.stop - len(word)) if word else span
 
 
 class Tokenizer:
@@ -85,13 +99,21 @@ class Tokenizer:
         its own is such a word. Around a mask within a word no space is added: 'un[MASK]able' becomes '▁un',
         the mask, 'able', whatever the pieces of 'unable' are.
         """
-        ids: list[int] = []
-        space_id = self._processor_with_masks.piece_to_id("▁")
-        for piece_id in self._processor_with_masks.encode(_well_formed(text)):
-            while piece_id == MASK_ID and ids and ids[-1] == space_id != UNK_ID:
-                ids.pop()
-            ids.append(piece_id)
-        return ids
+        return [span.piece_id for span in self.spans_with_masks(text)]
+
+    def spans_with_masks(self, text: str) -> list[Span]:
+        """The pieces of `encode_with_masks`, each with its place in the text, without spaces before it."""
+        spans: list[Span] = []
+        text, space_id = _well_formed(text), self._processor_with_masks.piece_to_id("▁")
+        # SentencePiece counts bytes of UTF-8; a piece of a character's bytes has the whole character.
+        character_of_byte = [i for i, c in enumerate(text) for _ in c.encode()]
+        character_of_byte.append(len(text))
+        for piece in self._processor_with_masks.encode(text, return_type="proto").pieces:
+            while piece.id == MASK_ID and spans and spans[-1].piece_id == space_id != UNK_ID:
+                spans.pop()
+            start, stop = character_of_byte[piece.begin], character_of_byte[piece.end]
+            spans.append(_without_spaces(Span(piece.id, start, stop), text))
+        return spans
 
     @functools.cached_property
     def _processor_with_masks(self) -> sentencepiece.SentencePieceProcessor:
@@ -142,8 +164,15 @@ class JsonTokenizer(Tokenizer):
 
     def encode_with_masks(self, text: str) -> list[int]:
         """Piece ids as `Tokenizer.encode_with_masks` gives them."""
-        ids = self._tokenizer_with_masks.encode(_well_formed(text), add_special_tokens=False).ids
-        return [i if i >= NUM_SPECIALS or i == MASK_ID else UNK_ID for i in ids]
+        return [span.piece_id for span in self.spans_with_masks(text)]
+
+    def spans_with_masks(self, text: str) -> list[Span]:
+        """Pieces and places as `Tokenizer.spans_with_masks` gives them."""
+        text = _well_formed(text)
+        encoded = self._tokenizer_with_masks.encode(text, add_special_tokens=False)
+        ids = [i if i >= NUM_SPECIALS or i == MASK_ID else UNK_ID for i in encoded.ids]
+        spans = map(Span, ids, *zip(*encoded.offsets, strict=True)) if ids else []
+        return [_without_spaces(span, text) for span in spans]
 
     @functools.cached_property
     def _tokenizer_with_masks(self) -> tokenizers.Tokenizer:

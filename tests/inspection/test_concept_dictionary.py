@@ -1,0 +1,62 @@
+"""Concepts one by one are those of the report, and read the text once."""
+
+import os
+from pathlib import Path
+
+import pytest
+from pipeline import nano_teacher, student_flags
+
+import mlsm
+import train
+from mlsm.pages import concept_source
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nano_teacher(tmp_path_factory.mktemp("dictionary"))
+
+
+def test_a_concept_shows_its_words_contexts_and_neighbours(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concept_source, "NUM_TOKENS", 500)
+    dictionary = mlsm.load(teacher, device="cpu").dictionary
+    assert len(dictionary) == 24
+    assert repr(dictionary).startswith("24 concepts of layer")
+    assert dictionary.atoms_DK.shape[1] == 24
+    concept = dictionary.concept(dictionary.by_interest()[0])
+    assert concept.interest == max(dictionary.report.sources["teacher"].interest)
+    assert concept.tokens[0][1] == max(share for _, share in concept.tokens)
+    assert len(concept.nearest) == 5
+    assert concept.number not in concept.alike
+    for other in concept.alike:
+        assert concept.number in dictionary.concept(other).alike
+    pieces = {piece.lstrip("▁") for piece in dictionary.report.pieces}
+    for context in concept.contexts:
+        assert context.text[context.start : context.stop] in pieces
+        assert 0 < context.weight <= 1
+    assert concept.label in repr(concept)
+    assert (teacher / "concepts.json").exists()
+    monkeypatch.setattr(concept_source, "read_concepts", None)  # the second time, no text is read
+    assert mlsm.load(teacher, device="cpu").dictionary.concept(concept.number) == concept
+
+
+def test_a_student_shows_its_own_use(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = teacher.parent / "lsm"
+    train.main(student_flags(teacher, "lsm", student))
+    os.chmod(student, 0o555)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    dictionary = mlsm.load(student, device="cpu").dictionary
+    shares = [dictionary.concept(k).share for k in range(24)]
+    assert shares == dictionary.report.sources["student"].share
+    assert not (student / "concepts.json").exists()
+
+
+def test_what_is_no_concept(teacher: Path) -> None:
+    dictionary = mlsm.load(teacher, device="cpu").dictionary
+    for wrong in ("3", None, 3.0, [3], True):
+        with pytest.raises(TypeError, match="a concept is an int"):
+            dictionary.concept(wrong)
+    for number in (-1, 24):
+        with pytest.raises(IndexError, match="there is no concept"):
+            dictionary.concept(number)
