@@ -5,6 +5,7 @@ Each field is a flag with a help line (see `mlsm.settings`). A run saves all of 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 from kernels.solvers import SOLVERS
@@ -282,6 +283,7 @@ class Preset:
         return (self.teacher, self.student, self.token_head)[phase - 1]
 
 
+@functools.cache
 def tiny() -> Preset:
     """Twelve narrow layers: the whole pipeline in minutes on two CPU cores.
 
@@ -301,6 +303,7 @@ def tiny() -> Preset:
     )
 
 
+@functools.cache
 def small() -> Preset:
     """Half the paper's width: hours on a CPU, minutes on a GPU."""
     train = TrainConfig(
@@ -316,6 +319,7 @@ def small() -> Preset:
     )
 
 
+@functools.cache
 def base() -> Preset:
     """The paper's models and settings for 10M words; for 100M, students take --num-steps 100000."""
     return Preset(

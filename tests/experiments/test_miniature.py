@@ -25,6 +25,7 @@ import fit_dictionary
 import train
 from mlsm import cli
 from mlsm.config import PRESETS, Preset, tiny
+from mlsm.evaluation import grammar
 from mlsm.files import read_json, write_json
 
 PARSERS = {"train.py": train.flags, "fit_dictionary.py": fit_dictionary.flags, "evaluate.py": evaluate.parser}
@@ -173,6 +174,9 @@ def test_a_small_study_from_text_to_page(
     asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(study, "DICTIONARY_FLAGS", ("--num-tokens", "2000", "--num-updates", "5"))
+    # The pictures and the many minimal pairs of each demo would take most of the time.
+    monkeypatch.setattr(evaluate, "draw", lambda *_: None)
+    monkeypatch.setattr(grammar, "TWINS_PER_PHENOMENON", 4)
     few = {"lsm-random", "mlsm-random", "seed-13", "lam-0.2"}
     every = study.students
     monkeypatch.setattr(study, "students", lambda *a: [s for s in every(*a) if s.name in few])
