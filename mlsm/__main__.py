@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "measure finished runs side by side",
     "concepts": "show what the concepts of a run stand for",
     "report": "write a page about runs",
+    "runs": "list runs with their state and their numbers",
     "export": "write a run as a directory that transformers loads",
 }
 USAGE = "\n".join(
@@ -39,7 +40,7 @@ def main() -> None:
         sys.exit(2)
     from mlsm import cli  # here, because it imports PyTorch, which takes seconds
 
-    name = command.replace("-", "_")
+    name = "list_runs" if command == "runs" else command.replace("-", "_")
     is_inside = importlib.util.find_spec(f"mlsm.{name}") is not None  # the scripts only when installed
     module = importlib.import_module(f"mlsm.{name}" if is_inside else name)
     sys.argv = [f"mlsm {command}", *words]

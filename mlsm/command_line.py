@@ -100,7 +100,9 @@ def _usage(command_line: Parser) -> str:
     """The arguments and the flags that are required; --help lists the others."""
     words = []
     for action in command_line._actions:
-        if action.required:
+        if not action.option_strings and action.nargs == "?":
+            words.append(f"[{action.metavar}]")
+        elif action.required:
             value = f"{action.metavar} [{action.metavar} ...]" if action.nargs == "+" else f"{action.metavar}"
             words.append(" ".join([*action.option_strings[:1], value]))
     return " ".join(["%(prog)s", *words, "[--flag ...]"])
@@ -128,7 +130,15 @@ def _add_flag(
     metavar, help_line = field.metadata["metavar"], field.metadata["help"].replace("%", "%%")
     nargs = "+" if is_list else None
     if field.metadata["is_argument"]:
-        group.add_argument(field.name, type=kind, nargs=nargs, metavar=metavar, help=help_line)
+        has_default = field.default is not dataclasses.MISSING
+        group.add_argument(
+            field.name,
+            type=kind,
+            nargs="?" if has_default else nargs,
+            default=argparse.SUPPRESS,
+            metavar=metavar,
+            help=help_line,
+        )
         return
     flag, help_line = "--" + field.name.replace("_", "-"), help_line + default(cls, field)
     choices = field.metadata["choices"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mlsm import distributed
+from mlsm.files import open_file
 from mlsm.log import say
 
 LOCK_FILE = ".lock"
@@ -56,6 +57,16 @@ def only_process(directory: Path) -> Iterator[None]:
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether a process has locked a directory with `only_process`. Changes nothing."""
+    try:
+        with open_file(directory / LOCK_FILE) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _HELD_BY_ANOTHER
+    return False
 
 
 def _lock_file(path: Path) -> TextIO:

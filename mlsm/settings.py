@@ -81,10 +81,10 @@ def option(
     return field(default=default, metadata=metadata | {"is_common": is_common, "is_argument": False})
 
 
-def argument(help_line: str, metavar: str) -> Any:
-    """A dataclass field that is a required argument without a flag."""
+def argument(help_line: str, metavar: str, *, default: object = dataclasses.MISSING) -> Any:
+    """A dataclass field that is an argument without a flag; without a default it is required."""
     metadata = {"help": help_line, "choices": None, "metavar": metavar}
-    return field(metadata=metadata | {"is_common": True, "is_argument": True})
+    return field(default=default, metadata=metadata | {"is_common": True, "is_argument": True})
 
 
 @functools.cache  # a command asks hundreds of times, and every answer evaluates the annotations

@@ -11,7 +11,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 BASE = ["version", "settings", "config", "seeds", "distributed", "files", "device", "directory", "log"]
 BASE += ["command_line", "cli"]
-COMMANDS = ["train", "fit_dictionary", "evaluate", "mlsm.api", "mlsm.concepts", "mlsm.export", "mlsm.report"]
+COMMANDS = [
+    "train",
+    "fit_dictionary",
+    "evaluate",
+    "mlsm.api",
+    "mlsm.concepts",
+    "mlsm.export",
+    "mlsm.list_runs",
+    "mlsm.report",
+]
 # The levels of the project, lowest first. A module imports from its own level and from lower ones; the
 # modules of one level do not import each other in a circle.
 LEVELS = [

@@ -13,7 +13,7 @@ from torch.distributed.run import get_args_parser
 import evaluate
 import fit_dictionary
 import train
-from mlsm import __version__, concepts, export, report
+from mlsm import __version__, concepts, export, list_runs, report
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PATHS = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
@@ -32,6 +32,7 @@ PARSERS = {
     "mlsm.export": export.parser,
     "mlsm.concepts": concepts.parser,
     "mlsm.report": report.parser,
+    "mlsm.list_runs": list_runs.parser,
 }
 OF_USERS = {"results.md", "score_mlsm.py", "kernels/lasso/ista.py"}  # files that a run or a reader makes
 

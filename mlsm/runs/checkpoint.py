@@ -160,6 +160,11 @@ def load_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
+def newest_step(run: Path) -> int:
+    """The step of a run's newest checkpoint, which may be damaged; 0 without one."""
+    return max((step for step, _ in _checkpoints(run)), default=0)
+
+
 def read_state(checkpoint: Path) -> tuple[int, TrainingState]:
     """The step and the state of a checkpoint's directory. Raises ValueError if one of its files is missing or
     damaged.
