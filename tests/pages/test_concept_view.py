@@ -9,20 +9,17 @@ import hashlib
 import html
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import browse, needs_browser, width_on_a_phone
 from small_reports import HOSTILE, NUM_CONCEPTS, small_report, small_sentence
 
 from mlsm.pages import concept_view
 from mlsm.pages.concept_report import ConceptReport
 
 VOID = {"meta", "link", "input", "br", "img"}
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)")
 
 
 @pytest.fixture(scope="module")
@@ -90,26 +87,6 @@ def test_what_is_embedded_is_the_report(page: str, report: ConceptReport) -> Non
 def test_pictures_take_any_text(report: ConceptReport, tmp_path: Path) -> None:
     concept_view.draw_concepts(tmp_path / "concepts.png", report)
     assert (tmp_path / "concepts.png").read_bytes().startswith(b"\x89PNG")
-
-
-def browse(page: str, folder: Path, state: str = "", script: str = "") -> str:
-    """The document after its scripts ran, at an address that ends in `state`; `script` runs last."""
-    if script:  # the page's own policy would refuse it
-        page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-        page = page.replace("</body>", f"<script>{script}</script></body>")
-    path = folder / "concepts.html"
-    path.write_text(page, encoding="utf-8")
-    return dump(f"{path.as_uri()}#{state}", folder)
-
-
-def dump(address: str, folder: Path) -> str:
-    """What a headless browser makes of a file."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
-    flags += ["--virtual-time-budget=3000", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
-    command = [str(CHROMIUM), *flags, address]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def text_of(document: str, identifier: str) -> str:
@@ -230,18 +207,7 @@ def test_the_keyboard_reaches_everything(page: str, tmp_path: Path) -> None:
 @needs_browser
 @pytest.mark.parametrize("state", ["", "concept=7", "search=king"])
 def test_nothing_sticks_out_on_a_phone(page: str, tmp_path: Path, state: str) -> None:
-    frame = """<!doctype html><iframe id="phone" width="390" height="800" style="border: 0"></iframe><script>
-      phone.onload = () => {
-        const page = phone.contentDocument.documentElement, rows = page.querySelectorAll("#rows tr");
-        document.title = [page.scrollWidth, page.clientWidth, rows.length].join();
-      };
-      phone.src = "concepts.html" + location.hash;
-    </script>"""
-    (tmp_path / "concepts.html").write_text(page, encoding="utf-8")
-    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
-    document = dump(f"{(tmp_path / 'frame.html').as_uri()}#{state}", tmp_path)
-    title = re.search(r"<title>(\d+),(\d+),(\d+)</title>", document)
-    assert title, document
-    width, available, num_rows = map(int, title.groups())
+    count = "page.querySelectorAll('#rows tr').length"
+    width, available, num_rows = width_on_a_phone(page, tmp_path, count, state)
     assert width == available <= 390
     assert num_rows > 0

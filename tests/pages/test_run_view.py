@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browser import browse, dump, needs_browser
+from browser import browse, needs_browser, width_on_a_phone
 from logged_runs import logged_run
 
 from mlsm.files import write_json
@@ -94,7 +94,7 @@ document.body.append(Object.assign(document.createElement("pre"), shown));
 
 @needs_browser
 def test_switches_axes_zoom_smoothing_and_values(page: str, tmp_path: Path) -> None:
-    document = browse(page, tmp_path, PLAY)
+    document = browse(page, tmp_path, script=PLAY)
     found = re.search(r'<pre id="done">(.*?)</pre>', document)
     assert found, "the script ended with an error"
     done = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
@@ -124,20 +124,7 @@ def test_switches_axes_zoom_smoothing_and_values(page: str, tmp_path: Path) -> N
 
 @needs_browser
 def test_nothing_sticks_out_on_a_phone(page: str, tmp_path: Path) -> None:
-    frame = """<!doctype html><iframe id="phone" width="390" height="800" style="border: 0"></iframe><script>
-      phone.onload = () => {
-        const {scrollWidth, clientWidth} = phone.contentDocument.documentElement;
-        const tables = [...phone.contentDocument.querySelectorAll(".scroll")];
-        const cut = tables.filter(table => table.scrollWidth > table.clientWidth);
-        document.title = [scrollWidth, clientWidth, cut.length].join();
-      };
-      phone.src = "page.html";
-    </script>"""
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
-    document = dump((tmp_path / "frame.html").as_uri(), tmp_path)
-    title = re.search(r"<title>(\d+),(\d+),(\d+)</title>", document)
-    assert title, document
-    width, available, num_cut = map(int, title.groups())
+    cut = "[...page.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth).length"
+    width, available, num_cut = width_on_a_phone(page, tmp_path, cut)
     assert width == available <= 390
     assert num_cut == 0
