@@ -4,7 +4,7 @@
 const $ = id => document.getElementById(id);
 const {measures, runs} = JSON.parse($("data").textContent);
 const BOX = {width: 400, height: 220, left: 48, right: 390, top: 8, bottom: 196}; // of a drawing, in its units
-const NEAREST_PIXELS = 5; // a pointer that moves less chooses no part of the axis
+const LEAST_PIXELS = 5; // a pointer that moves less chooses no part of the axis
 const NEAR = 0.05; // of the axis: a curve without a point so near to the pointer shows no value
 const ZOOM_STEP = 0.1; // of the axis, for an arrow key
 
@@ -17,18 +17,13 @@ const state = {axis: "step", smoothing: 0, zoom: null, hidden: new Set(), cursor
 const short = x => x.toLocaleString("en", {notation: "compact", maximumSignificantDigits: 3});
 const exact = x => x.toLocaleString("en", {maximumSignificantDigits: 5});
 
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
+function filled(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   node.append(...children);
   return node;
 }
-function draw(tag, attributes, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
+const make = (tag, attributes, ...children) => filled(document.createElement(tag), attributes, children);
+const draw = (tag, attributes, ...children) => filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 const strokeOf = ({stroke}) => ({stroke: stroke.color, "stroke-dasharray": stroke.dashes.map(length => 2 * length).join(" ") || "none"});
 
 // The points [x, y] of a measure on the axis that is shown. A line of a run without words or times has no place.
@@ -101,7 +96,7 @@ class Panel {
   choose(x) {
     const [low, high] = shownAxis(), width = this.svg.getBoundingClientRect().width;
     const ends = [this.start, x].sort((a, b) => a - b);
-    if (this.start !== undefined && (ends[1] - ends[0]) / (high - low) * width > NEAREST_PIXELS) zoomTo(ends);
+    if (this.start !== undefined && (ends[1] - ends[0]) / (high - low) * width > LEAST_PIXELS) zoomTo(ends);
     this.start = undefined;
   }
 
