@@ -91,6 +91,8 @@ def test_the_readme_quotes_the_outputs_of_the_tutorial() -> None:
     )
     assert len(table) == 4
     assert [row for row in table if row not in shown] == []
+    [command] = re.findall(r"^    python -m mlsm.concepts .*$", README, re.MULTILINE)
+    assert command in shown  # a test runs the commands of the tutorial
     outputs = re.findall(r"^    model\..*?# ?(.*)$", README, re.MULTILINE)
     numbers = [number for output in outputs for number in re.findall(r"-?\d+(?:\.\d+)?", output)]
     assert len(numbers) == 9
