@@ -68,8 +68,8 @@ def without_positions(lengths: list[int]) -> Callable[..., Tensor]:
         slots = x_THE.new_zeros(inside_BL.numel(), *x_THE.shape[1:]).index_copy(0, slot_T, x_THE)
         return slots.unflatten(0, rectangle).transpose(1, 2)
 
-    def attend(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, *_tables: Tensor) -> Tensor:
-        q, k, v = pad(q_THE), pad(k_THE), pad(v_THE)
+    def attend(qkv_THXE: Tensor, *_tables: Tensor) -> Tensor:
+        q, k, v = map(pad, qkv_THXE.unbind(2))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=DROPOUT_P)
         return out.transpose(1, 2).flatten(0, 1).index_select(0, slot_T)
 
@@ -95,8 +95,7 @@ def measure(lengths: list[int]) -> dict[str, float]:
         return torch.randn(shape, generator=generator).to(DEVICE, DTYPE).requires_grad_()
 
     qkv = random(sum(lengths), NUM_HEADS, 3, HEAD_WIDTH)
-    tables = [random(NUM_HEADS, 2 * max(lengths), HEAD_WIDTH) for _ in range(2)]
-    tensors = [*qkv.unbind(2), *tables]
+    tensors = [qkv, *(random(2 * max(lengths), NUM_HEADS, HEAD_WIDTH) for _ in range(2))]
     gradient_THE = random(sum(lengths), NUM_HEADS, HEAD_WIDTH).detach()
     sides = {name: ours(name, lengths) for name in ("triton", "strided", "reference")}
     if DEVICE == "cpu":

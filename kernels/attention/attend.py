@@ -2,8 +2,8 @@
 
 Sequences of different lengths lie one after another in flat tensors, without padding.
 
-Legend: T tokens of all sequences, B sequences, H heads, E width of a head, R = 2 max_length relative
-distances (row r is distance r - max_length).
+Legend: T tokens of all sequences, B sequences, H heads, X = 3: query, key and value, E width of a head,
+R = 2 max_length relative distances (row r is distance r - max_length).
 """
 
 import importlib.util
@@ -29,11 +29,9 @@ _FOR_ANY_DEVICE = {
 
 
 def disentangled_attention(
-    q_THE: Tensor,
-    k_THE: Tensor,
-    v_THE: Tensor,
-    rel_k_HRE: Tensor,
-    rel_q_HRE: Tensor,
+    qkv_THXE: Tensor,
+    rel_k_RHE: Tensor,
+    rel_q_RHE: Tensor,
     cu_seqlens: Tensor,
     max_length: int,
     *,
@@ -47,12 +45,14 @@ def disentangled_attention(
     k_j.rel_q[i - j]) / sqrt(3 E). Dropout draws from torch's generator, differently in each implementation.
     Raises ValueError on shapes that do not fit together, on a dropout_p outside [0, 1), and on an
     implementation that is unknown or cannot run here."""
-    num_tokens, num_heads, head_width = q_THE.shape
-    table_shape = (num_heads, 2 * max_length, head_width)
-    if k_THE.shape != q_THE.shape or v_THE.shape != q_THE.shape:
-        raise ValueError(f"q, k, v must share a shape, got {q_THE.shape}, {k_THE.shape}, {v_THE.shape}")
-    if rel_k_HRE.shape != table_shape or rel_q_HRE.shape != table_shape:
-        raise ValueError(f"rel_k, rel_q must be {table_shape}, got {rel_k_HRE.shape}, {rel_q_HRE.shape}")
+    if qkv_THXE.ndim != 4 or qkv_THXE.shape[2] != 3:
+        raise ValueError(f"qkv must be (tokens, heads, 3, width of a head), got {tuple(qkv_THXE.shape)}")
+    num_tokens, num_heads, _, head_width = qkv_THXE.shape
+    table_shape = (2 * max_length, num_heads, head_width)
+    if rel_k_RHE.shape != table_shape or rel_q_RHE.shape != table_shape:
+        raise ValueError(
+            f"rel_k, rel_q must be {table_shape}, got {tuple(rel_k_RHE.shape)}, {tuple(rel_q_RHE.shape)}"
+        )
     if cu_seqlens.ndim != 1 or not 1 < len(cu_seqlens) <= num_tokens + 1:
         raise ValueError(f"cu_seqlens must have 2 to {num_tokens + 1} entries, got {tuple(cu_seqlens.shape)}")
     if num_tokens > (len(cu_seqlens) - 1) * max_length:
@@ -61,14 +61,14 @@ def disentangled_attention(
         )
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p must be at least 0 and less than 1, got {dropout_p}")
-    has_kernel = _has_kernel(q_THE.dtype, head_width)
-    name = _choice(implementation, q_THE.device.type, q_THE.device.index, q_THE.dtype, has_kernel)
+    has_kernel = _has_kernel(qkv_THXE.dtype, head_width)
+    name = _choice(implementation, qkv_THXE.device.type, qkv_THXE.device.index, qkv_THXE.dtype, has_kernel)
     if name == "triton":
         # Imported here, so that a machine without triton can import this module.
         from kernels.attention.fused_triton import disentangled_attention as attend
     else:
         attend = _FOR_ANY_DEVICE[name]
-    return attend(q_THE, k_THE, v_THE, rel_k_HRE, rel_q_HRE, cu_seqlens, max_length, dropout_p=dropout_p)
+    return attend(qkv_THXE, rel_k_RHE, rel_q_RHE, cu_seqlens, max_length, dropout_p=dropout_p)
 
 
 def pads_sequences(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:

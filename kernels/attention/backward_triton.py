@@ -20,7 +20,8 @@ from kernels.attention.tile_triton import (
     LOG2_E,
     VARYING,
     dot_T,
-    dropout_factor,
+    dropout_factors,
+    dropout_factors_at,
     load_rows,
     load_window,
     masked_scores,
@@ -29,6 +30,7 @@ from kernels.attention.tile_triton import (
     sequence_bounds,
     spread_columns,
     spread_rows,
+    store_rows,
 )
 
 
@@ -41,10 +43,8 @@ def _load_lse_and_delta(lse_ptr, delta_ptr, place_M, is_query_M):
 
 @triton.jit(do_not_specialize=VARYING)
 def queries_kernel(
-    q_ptr,  # (T, H, E), as k and v: strides stride_T, stride_H, 1
-    k_ptr,
-    v_ptr,
-    rel_k_ptr,  # (H, R, E), as rel_q
+    qkv_ptr,  # (T, H, 3, E)
+    rel_k_ptr,  # (R, H, E), as rel_q
     rel_q_ptr,
     cu_seqlens_ptr,  # (B + 1,)
     seed_ptr,  # (1,) int64
@@ -52,16 +52,14 @@ def queries_kernel(
     d_out_ptr,
     lse_ptr,  # (H, T) float32
     delta_ptr,  # (H, T) float32, written
-    d_q_ptr,  # (T, H, E), written
+    d_qkv_ptr,  # (T, H, 3, E), of which d_q is written
     T,
-    H,
-    stride_T,
-    stride_H,
     max_length,
     scale,
     dropout_p,
     HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
+    H: tl.constexpr,
     E: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -70,65 +68,57 @@ def queries_kernel(
     first, length = sequence_bounds(cu_seqlens_ptr, sequence)
     if m0 >= length:
         return
-    start = first * stride_T + head.to(tl.int64) * stride_H
-    own_start = (first * H + head) * E
-    table = head.to(tl.int64) * 2 * max_length * E
+    own = (first * H + head) * E
+    q_ptr, k_ptr, v_ptr = qkv_ptr + 3 * own, qkv_ptr + 3 * own + E, qkv_ptr + 3 * own + 2 * E
+    rel_k_ptr, rel_q_ptr = rel_k_ptr + head * E, rel_q_ptr + head * E
     i_M = m0 + tl.arange(0, BLOCK)
     row_place_M = head.to(tl.int64) * T + first + i_M
-    q_ME = load_rows(q_ptr + start, m0, length, stride_T, BLOCK, E)
-    d_out_ME = load_rows(d_out_ptr + own_start, m0, length, H * E, BLOCK, E)
-    out_ME = load_rows(out_ptr + own_start, m0, length, H * E, BLOCK, E)
+    q_ME = load_rows(q_ptr, m0, length, 3 * H * E, BLOCK, E)
+    d_out_ME = load_rows(d_out_ptr + own, m0, length, H * E, BLOCK, E)
+    out_ME = load_rows(out_ptr + own, m0, length, H * E, BLOCK, E)
     delta_M = tl.sum(d_out_ME.to(tl.float32) * out_ME.to(tl.float32), axis=1)
     tl.store(delta_ptr + row_place_M, delta_M, mask=i_M < length)
     lse_M = tl.load(lse_ptr + row_place_M, mask=i_M < length, other=float("inf"))
     d_q_ME = tl.zeros((BLOCK, E), tl.float32)
     for n0 in range(0, length, BLOCK):
-        k_NE = load_rows(k_ptr + start, n0, length, stride_T, BLOCK, E)
-        j_N = n0 + tl.arange(0, BLOCK)
+        k_NE = load_rows(k_ptr, n0, length, 3 * H * E, BLOCK, E)
         scores_MN = masked_scores(
-            q_ME, k_NE, rel_k_ptr + table, rel_q_ptr + table, m0, n0, length, max_length, scale, PRECISION, E,
-            BLOCK,
+            q_ME, k_NE, rel_k_ptr, rel_q_ptr, m0, n0, length, max_length, scale, PRECISION, H, E, BLOCK
         )  # fmt: skip
         weights_MN = tl.exp2(scores_MN - lse_M[:, None])
-        v_NE = load_rows(v_ptr + start, n0, length, stride_T, BLOCK, E)
+        v_NE = load_rows(v_ptr, n0, length, 3 * H * E, BLOCK, E)
         d_weights_MN = dot_T(d_out_ME, v_NE, PRECISION)
-        d_weights_MN *= dropout_factor(
-            seed_ptr, sequence, head, i_M[:, None], j_N[None, :], dropout_p, HAS_DROPOUT
+        d_weights_MN *= dropout_factors(
+            seed_ptr, sequence, head, m0, n0, dropout_p, HAS_DROPOUT, BLOCK, BLOCK
         )
         d_scores_MN = (weights_MN * (d_weights_MN - delta_M[:, None])).to(k_NE.dtype)
         d_q_ME = tl.dot(d_scores_MN, k_NE, d_q_ME, input_precision=PRECISION)
         low_MN, high_MN = spread_rows(d_scores_MN, BLOCK)
         row = m0 - n0 - (BLOCK - 1) + max_length
-        low_NE, high_NE = load_window(rel_k_ptr + table, row, 2 * max_length, E, BLOCK, E)
+        low_NE, high_NE = load_window(rel_k_ptr, row, 2 * max_length, H * E, BLOCK, E)
         d_q_ME = tl.dot(low_MN, low_NE, d_q_ME, input_precision=PRECISION)
         d_q_ME = tl.dot(high_MN, high_NE, d_q_ME, input_precision=PRECISION)
-    place_ME = own_start + i_M.to(tl.int64)[:, None] * (H * E) + tl.arange(0, E)[None, :]
-    tl.store(d_q_ptr + place_ME, (d_q_ME * scale).to(d_q_ptr.dtype.element_ty), mask=(i_M < length)[:, None])
+    store_rows(d_qkv_ptr + 3 * own, d_q_ME * scale, m0, length, 3 * H * E, BLOCK, E)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def keys_kernel(
-    q_ptr,  # (T, H, E), as k and v: strides stride_T, stride_H, 1
-    k_ptr,
-    v_ptr,
-    rel_k_ptr,  # (H, R, E), as rel_q
+    qkv_ptr,  # (T, H, 3, E)
+    rel_k_ptr,  # (R, H, E), as rel_q
     rel_q_ptr,
     cu_seqlens_ptr,  # (B + 1,)
     seed_ptr,  # (1,) int64
     d_out_ptr,  # (T, H, E)
     lse_ptr,  # (H, T) float32, as delta
     delta_ptr,
-    d_k_ptr,  # (T, H, E), written, as d_v
-    d_v_ptr,
+    d_qkv_ptr,  # (T, H, 3, E), of which d_k and d_v are written
     T,
-    H,
-    stride_T,
-    stride_H,
     max_length,
     scale,
     dropout_p,
     HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
+    H: tl.constexpr,
     E: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -137,28 +127,24 @@ def keys_kernel(
     first, length = sequence_bounds(cu_seqlens_ptr, sequence)
     if n0 >= length:
         return
-    start = first * stride_T + head.to(tl.int64) * stride_H
-    own_start = (first * H + head) * E
-    table = head.to(tl.int64) * 2 * max_length * E
-    j_N = n0 + tl.arange(0, BLOCK)
-    k_NE = load_rows(k_ptr + start, n0, length, stride_T, BLOCK, E)
-    v_NE = load_rows(v_ptr + start, n0, length, stride_T, BLOCK, E)
+    own = (first * H + head) * E
+    q_ptr, k_ptr, v_ptr = qkv_ptr + 3 * own, qkv_ptr + 3 * own + E, qkv_ptr + 3 * own + 2 * E
+    rel_k_ptr, rel_q_ptr = rel_k_ptr + head * E, rel_q_ptr + head * E
+    k_NE = load_rows(k_ptr, n0, length, 3 * H * E, BLOCK, E)
+    v_NE = load_rows(v_ptr, n0, length, 3 * H * E, BLOCK, E)
     d_k_NE = tl.zeros((BLOCK, E), tl.float32)
     d_v_NE = tl.zeros((BLOCK, E), tl.float32)
     for m0 in range(0, length, BLOCK):
-        q_ME = load_rows(q_ptr + start, m0, length, stride_T, BLOCK, E)
+        q_ME = load_rows(q_ptr, m0, length, 3 * H * E, BLOCK, E)
         i_M = m0 + tl.arange(0, BLOCK)
         row_place_M = head.to(tl.int64) * T + first + i_M
         lse_M, delta_M = _load_lse_and_delta(lse_ptr, delta_ptr, row_place_M, i_M < length)
         scores_MN = masked_scores(
-            q_ME, k_NE, rel_k_ptr + table, rel_q_ptr + table, m0, n0, length, max_length, scale, PRECISION, E,
-            BLOCK,
+            q_ME, k_NE, rel_k_ptr, rel_q_ptr, m0, n0, length, max_length, scale, PRECISION, H, E, BLOCK
         )  # fmt: skip
         weights_MN = tl.exp2(scores_MN - lse_M[:, None])
-        d_out_ME = load_rows(d_out_ptr + own_start, m0, length, H * E, BLOCK, E)
-        factor_MN = dropout_factor(
-            seed_ptr, sequence, head, i_M[:, None], j_N[None, :], dropout_p, HAS_DROPOUT
-        )
+        d_out_ME = load_rows(d_out_ptr + own, m0, length, H * E, BLOCK, E)
+        factor_MN = dropout_factors(seed_ptr, sequence, head, m0, n0, dropout_p, HAS_DROPOUT, BLOCK, BLOCK)
         d_weights_MN = dot_T(d_out_ME, v_NE, PRECISION) * factor_MN
         dropped_MN = (weights_MN * factor_MN).to(v_NE.dtype)
         d_v_NE = tl.dot(tl.trans(dropped_MN), d_out_ME, d_v_NE, input_precision=PRECISION)
@@ -166,39 +152,33 @@ def keys_kernel(
         d_k_NE = tl.dot(tl.trans(d_scores_MN), q_ME, d_k_NE, input_precision=PRECISION)
         low_MN, high_MN = spread_columns(d_scores_MN, BLOCK)
         row = m0 - n0 - (BLOCK - 1) + max_length
-        low_ME, high_ME = load_window(rel_q_ptr + table, row, 2 * max_length, E, BLOCK, E)
+        low_ME, high_ME = load_window(rel_q_ptr, row, 2 * max_length, H * E, BLOCK, E)
         d_k_NE = tl.dot(tl.trans(low_MN), low_ME, d_k_NE, input_precision=PRECISION)
         d_k_NE = tl.dot(tl.trans(high_MN), high_ME, d_k_NE, input_precision=PRECISION)
-    place_NE = own_start + j_N.to(tl.int64)[:, None] * (H * E) + tl.arange(0, E)[None, :]
-    inside_NE = (j_N < length)[:, None]
-    tl.store(d_k_ptr + place_NE, (d_k_NE * scale).to(d_k_ptr.dtype.element_ty), mask=inside_NE)
-    tl.store(d_v_ptr + place_NE, d_v_NE.to(d_v_ptr.dtype.element_ty), mask=inside_NE)
+    store_rows(d_qkv_ptr + 3 * own + E, d_k_NE * scale, n0, length, 3 * H * E, BLOCK, E)
+    store_rows(d_qkv_ptr + 3 * own + 2 * E, d_v_NE, n0, length, 3 * H * E, BLOCK, E)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def distances_kernel(
-    q_ptr,  # (T, H, E), as k and v: strides stride_T, stride_H, 1
-    k_ptr,
-    v_ptr,
-    rel_k_ptr,  # (H, R, E), as rel_q
+    qkv_ptr,  # (T, H, 3, E)
+    rel_k_ptr,  # (R, H, E), as rel_q
     rel_q_ptr,
     cu_seqlens_ptr,  # (B + 1,)
     seed_ptr,  # (1,) int64
     d_out_ptr,  # (T, H, E)
     lse_ptr,  # (H, T) float32, as delta
     delta_ptr,
-    d_rel_k_ptr,  # (P, H, R, E) float32, written, as d_rel_q: sums over every P-th sequence
+    d_rel_k_ptr,  # (P, R, H, E) float32, written, as d_rel_q: sums over every P-th sequence
     d_rel_q_ptr,
     B,
     T,
-    H,
-    stride_T,
-    stride_H,
     max_length,
     scale,
     dropout_p,
     HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
+    H: tl.constexpr,
     E: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -210,34 +190,34 @@ def distances_kernel(
     part, head = tl.program_id(1), tl.program_id(2)
     r0 = (tl.program_id(0) - tl.num_programs(0) // 2) * BLOCK
     r_N = r0 + tl.arange(0, BLOCK)
-    table = head.to(tl.int64) * 2 * max_length * E
-    rel_k_NE = load_rows(rel_k_ptr + table, r0 + max_length, 2 * max_length, E, BLOCK, E)
-    rel_q_NE = load_rows(rel_q_ptr + table, r0 + max_length, 2 * max_length, E, BLOCK, E)
+    rel_k_ptr, rel_q_ptr = rel_k_ptr + head * E, rel_q_ptr + head * E
+    rel_k_NE = load_rows(rel_k_ptr, r0 + max_length, 2 * max_length, H * E, BLOCK, E)
+    rel_q_NE = load_rows(rel_q_ptr, r0 + max_length, 2 * max_length, H * E, BLOCK, E)
     d_rel_k_NE = tl.zeros((BLOCK, E), tl.float32)
     d_rel_q_NE = tl.zeros((BLOCK, E), tl.float32)
     for sequence in range(part, B, tl.num_programs(1)):
         first, length = sequence_bounds(cu_seqlens_ptr, sequence)
-        start = first * stride_T + head.to(tl.int64) * stride_H
-        own_start = (first * H + head) * E
+        own = (first * H + head) * E
+        q_ptr, k_ptr, v_ptr = qkv_ptr + 3 * own, qkv_ptr + 3 * own + E, qkv_ptr + 3 * own + 2 * E
         # Only these queries have a key at one of the distances.
         for m0 in range(tl.maximum(r0, 0), tl.minimum(length, length + r0 + (BLOCK - 1)), BLOCK):
-            q_ME = load_rows(q_ptr + start, m0, length, stride_T, BLOCK, E)
+            q_ME = load_rows(q_ptr, m0, length, 3 * H * E, BLOCK, E)
             j0 = m0 - r0 - (BLOCK - 1)
             i_M = m0 + tl.arange(0, BLOCK)
             j_MN = i_M[:, None] - r_N[None, :]
             row_place_M = head.to(tl.int64) * T + first + i_M
             lse_M, delta_M = _load_lse_and_delta(lse_ptr, delta_ptr, row_place_M, i_M < length)
-            low_NE, high_NE = load_window(k_ptr + start, j0, length, stride_T, BLOCK, E)
+            low_NE, high_NE = load_window(k_ptr, j0, length, 3 * H * E, BLOCK, E)
             scores_MN = dot_T(q_ME, rel_k_NE, PRECISION)
             scores_MN += read_rows(q_ME, low_NE, high_NE, PRECISION, BLOCK)
             scores_MN += read_columns(low_NE, high_NE, rel_q_NE, PRECISION, BLOCK)
             is_key_MN = (j_MN >= 0) & (j_MN < length)
             scores_MN = tl.where(is_key_MN, scores_MN * (scale * LOG2_E), float("-inf"))
             weights_MN = tl.exp2(scores_MN - lse_M[:, None])
-            d_out_ME = load_rows(d_out_ptr + own_start, m0, length, H * E, BLOCK, E)
-            v_low_NE, v_high_NE = load_window(v_ptr + start, j0, length, stride_T, BLOCK, E)
+            d_out_ME = load_rows(d_out_ptr + own, m0, length, H * E, BLOCK, E)
+            v_low_NE, v_high_NE = load_window(v_ptr, j0, length, 3 * H * E, BLOCK, E)
             d_weights_MN = read_rows(d_out_ME, v_low_NE, v_high_NE, PRECISION, BLOCK)
-            d_weights_MN *= dropout_factor(
+            d_weights_MN *= dropout_factors_at(
                 seed_ptr, sequence, head, i_M[:, None], j_MN, dropout_p, HAS_DROPOUT
             )
             d_scores_MN = (weights_MN * (d_weights_MN - delta_M[:, None])).to(q_ME.dtype)
@@ -245,9 +225,7 @@ def distances_kernel(
             low_MN, high_MN = spread_columns(d_scores_MN, BLOCK)
             d_rel_q_NE = tl.dot(tl.trans(low_MN), low_NE, d_rel_q_NE, input_precision=PRECISION)
             d_rel_q_NE = tl.dot(tl.trans(high_MN), high_NE, d_rel_q_NE, input_precision=PRECISION)
-    row_N = r_N + max_length
-    place_NE = (part.to(tl.int64) * H + head) * 2 * max_length * E
-    place_NE += row_N[:, None] * E + tl.arange(0, E)[None, :]
-    inside_NE = ((row_N >= 0) & (row_N < 2 * max_length))[:, None]
-    tl.store(d_rel_k_ptr + place_NE, d_rel_k_NE * scale, mask=inside_NE)
-    tl.store(d_rel_q_ptr + place_NE, d_rel_q_NE * scale, mask=inside_NE)
+    start = (part.to(tl.int64) * 2 * max_length * H + head) * E
+    row = r0 + max_length
+    store_rows(d_rel_k_ptr + start, d_rel_k_NE * scale, row, 2 * max_length, H * E, BLOCK, E)
+    store_rows(d_rel_q_ptr + start, d_rel_q_NE * scale, row, 2 * max_length, H * E, BLOCK, E)

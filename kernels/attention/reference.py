@@ -2,8 +2,8 @@
 
 It is dense and computes one sequence after another, in any dtype and on any device.
 
-Legend: T tokens of all sequences, H heads, E width of a head, L tokens of one sequence, R = 2 max_length
-relative distances (row r is distance r - max_length).
+Legend: T tokens of all sequences, H heads, X = 3: query, key and value, E width of a head, L tokens of one
+sequence, R = 2 max_length relative distances (row r is distance r - max_length).
 """
 
 import math
@@ -15,11 +15,9 @@ from torch.nn import functional as F
 
 
 def disentangled_attention(
-    q_THE: Tensor,
-    k_THE: Tensor,
-    v_THE: Tensor,
-    rel_k_HRE: Tensor,
-    rel_q_HRE: Tensor,
+    qkv_THXE: Tensor,
+    rel_k_RHE: Tensor,
+    rel_q_RHE: Tensor,
     cu_seqlens: Tensor,
     max_length: int,
     *,
@@ -32,14 +30,14 @@ def disentangled_attention(
     """
     outs = []
     for first, last in pairwise(cu_seqlens.tolist()):
-        q_HLE, k_HLE, v_HLE = (x[first:last].transpose(0, 1) for x in (q_THE, k_THE, v_THE))
-        position_L = torch.arange(last - first, device=q_THE.device)
+        q_HLE, k_HLE, v_HLE = qkv_THXE[first:last].permute(2, 1, 0, 3)
+        position_L = torch.arange(last - first, device=qkv_THXE.device)
         distance_LL = position_L[:, None] - position_L[None, :] + max_length
         content_HLL = q_HLE @ k_HLE.mT
         index_HLL = distance_LL.expand_as(content_HLL)
-        content_to_position_HLL = (q_HLE @ rel_k_HRE.mT).gather(-1, index_HLL)
-        position_to_content_HLL = (k_HLE @ rel_q_HRE.mT).gather(-1, index_HLL.mT).mT
+        content_to_position_HLL = (q_HLE @ rel_k_RHE.permute(1, 2, 0)).gather(-1, index_HLL)
+        position_to_content_HLL = (k_HLE @ rel_q_RHE.permute(1, 2, 0)).gather(-1, index_HLL.mT).mT
         scores_HLL = content_HLL + content_to_position_HLL + position_to_content_HLL
-        weights_HLL = (scores_HLL / math.sqrt(3 * q_THE.shape[-1])).softmax(-1)
+        weights_HLL = (scores_HLL / math.sqrt(3 * qkv_THXE.shape[-1])).softmax(-1)
         outs.append((F.dropout(weights_HLL, dropout_p) @ v_HLE).transpose(0, 1))
     return torch.cat(outs)

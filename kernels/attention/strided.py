@@ -9,8 +9,8 @@ Strides need a rectangle. So sequences are padded to the longest and the result 
 that bring the heads to the front and back (each head multiplies its distance table with all sequences in
 one product).
 
-Legend: T tokens of all sequences, B sequences, H heads, L tokens of the longest, M = B L, E width of a head,
-R = 2 L relative distances.
+Legend: T tokens of all sequences, B sequences, H heads, L tokens of the longest, M = B L, X = 3: query,
+key and value, E width of a head, R = 2 L relative distances.
 """
 
 import math
@@ -69,44 +69,42 @@ def _diagonals(product_HMR: Tensor, num_sequences: int, first: int) -> Tensor:
 
 
 def disentangled_attention(
-    q_THE: Tensor,
-    k_THE: Tensor,
-    v_THE: Tensor,
-    rel_k_HRE: Tensor,
-    rel_q_HRE: Tensor,
+    qkv_THXE: Tensor,
+    rel_k_RHE: Tensor,
+    rel_q_RHE: Tensor,
     cu_seqlens: Tensor,
     max_length: int,
     *,
     dropout_p: float = 0.0,
 ) -> Tensor:
     """The same as `reference.disentangled_attention`, with scores and softmax in the dtype of the inputs."""
-    num_tokens, num_heads, head_width = q_THE.shape
+    num_tokens, num_heads, _, head_width = qkv_THXE.shape
     num_sequences = len(cu_seqlens) - 1
     num_slots = num_sequences * max_length
     is_padded = num_tokens < num_slots
     scale = 1 / math.sqrt(3 * head_width)
     if is_padded:
         lengths_B = cu_seqlens.diff()
-        padding_before_B = torch.arange(num_sequences, device=q_THE.device) * max_length - cu_seqlens[:-1]
-        slot_T = torch.arange(num_tokens, device=q_THE.device)
+        padding_before_B = torch.arange(num_sequences, device=qkv_THXE.device) * max_length - cu_seqlens[:-1]
+        slot_T = torch.arange(num_tokens, device=qkv_THXE.device)
         slot_T += padding_before_B.repeat_interleave(lengths_B, output_size=num_tokens)
-        q_HME, k_HME, v_HME = (_Pad.apply(x, slot_T, num_slots) for x in (q_THE, k_THE, v_THE))
+        q_HME, k_HME, v_HME = (_Pad.apply(x, slot_T, num_slots) for x in qkv_THXE.unbind(2))
     else:
-        q_HME, k_HME, v_HME = (x.transpose(0, 1).contiguous() for x in (q_THE, k_THE, v_THE))
+        q_HME, k_HME, v_HME = (x.transpose(0, 1).contiguous() for x in qkv_THXE.unbind(2))
     content_to_position_HBLL = _diagonals(
-        torch.bmm(q_HME, (rel_k_HRE * scale).flip(1).mT), num_sequences, max_length - 1
+        torch.bmm(q_HME, (rel_k_RHE * scale).flip(0).permute(1, 2, 0)), num_sequences, max_length - 1
     )
     # The rows are keys here: entry (j, i) is column i - j + L, so the table is not reversed.
     position_to_content_HBLL = _diagonals(
-        torch.bmm(k_HME, (rel_q_HRE * scale).mT), num_sequences, max_length
+        torch.bmm(k_HME, (rel_q_RHE * scale).permute(1, 2, 0)), num_sequences, max_length
     ).mT
     bias_HBLL = content_to_position_HBLL + position_to_content_HBLL
     if is_padded:
-        is_padding_BL = torch.arange(max_length, device=q_THE.device) >= lengths_B[:, None]
+        is_padding_BL = torch.arange(max_length, device=qkv_THXE.device) >= lengths_B[:, None]
         bias_HBLL = bias_HBLL.masked_fill(is_padding_BL[:, None, :], -math.inf)
     rectangle = (num_heads, num_sequences, max_length, head_width)
     q_HBLE, k_HBLE, v_HBLE = (x.view(rectangle) for x in (q_HME, k_HME, v_HME))
-    if q_THE.is_cuda:
+    if qkv_THXE.is_cuda:
         out_HBLE = F.scaled_dot_product_attention(
             q_HBLE, k_HBLE, v_HBLE, attn_mask=bias_HBLL, dropout_p=dropout_p, scale=scale
         )

@@ -44,6 +44,14 @@ def load_rows(ptr, first, num_rows, stride, BLOCK: tl.constexpr, E: tl.constexpr
 
 
 @triton.jit
+def store_rows(ptr, x, first, num_rows, stride, BLOCK: tl.constexpr, E: tl.constexpr):
+    """Store x as rows first, first + 1, ... of a matrix, but for rows before 0 and from num_rows on."""
+    row = first + tl.arange(0, BLOCK)
+    place = row.to(tl.int64)[:, None] * stride + tl.arange(0, E)[None, :]
+    tl.store(ptr + place, x.to(ptr.dtype.element_ty), mask=((row >= 0) & (row < num_rows))[:, None])
+
+
+@triton.jit
 def load_window(ptr, first, num_rows, stride, BLOCK: tl.constexpr, E: tl.constexpr):
     """Both halves of a window of 2 BLOCK rows."""
     low = load_rows(ptr, first, num_rows, stride, BLOCK, E)
@@ -92,7 +100,7 @@ def spread_columns(x_MN, BLOCK: tl.constexpr):
 def masked_scores(
     q_ME,
     k_NE,
-    rel_k_ptr,  # (R, E) of one head, as rel_q
+    rel_k_ptr,  # (R, H, E), of which the first head is read, as rel_q
     rel_q_ptr,
     m0,
     n0,
@@ -100,6 +108,7 @@ def masked_scores(
     max_length,
     scale,
     PRECISION: tl.constexpr,
+    H: tl.constexpr,
     E: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -111,9 +120,9 @@ def masked_scores(
     # Position terms are summed first: another order of the sum spills registers at float32 heads of 64
     # (sm90).
     content_MN = dot_T(q_ME, k_NE, PRECISION)
-    low_NE, high_NE = load_window(rel_k_ptr, row, 2 * max_length, E, BLOCK, E)
+    low_NE, high_NE = load_window(rel_k_ptr, row, 2 * max_length, H * E, BLOCK, E)
     position_MN = read_rows(q_ME, low_NE, high_NE, PRECISION, BLOCK)
-    low_ME, high_ME = load_window(rel_q_ptr, row, 2 * max_length, E, BLOCK, E)
+    low_ME, high_ME = load_window(rel_q_ptr, row, 2 * max_length, H * E, BLOCK, E)
     position_MN += read_columns(low_ME, high_ME, k_NE, PRECISION, BLOCK)
     scores_MN = content_MN + position_MN
     is_key_N = n0 + tl.arange(0, BLOCK) < length
@@ -121,11 +130,51 @@ def masked_scores(
 
 
 @triton.jit
-def dropout_factor(seed_ptr, sequence, head, i, j, dropout_p, HAS_DROPOUT: tl.constexpr):
-    """1 / (1 - p) for a weight (i, j) that is kept, 0 for one that is dropped; i and j broadcast."""
+def _philox(seed_ptr, sequence, head, i, j):
+    """Four random words (uint32), for the weights of queries i and i + 8 with keys j and j + 1.
+
+    Bit 3 of i and bit 0 of j count as 0."""
+    return tl.philox(tl.load(seed_ptr), j >> 1, i & ~8, head, sequence, PHILOX_ROUNDS)
+
+
+@triton.jit
+def _factor(word, dropout_p):
+    """1 / (1 - p) for a weight that is kept, 0 for one that is dropped."""
+    threshold = (tl.to_tensor(dropout_p) * 4294967296.0).to(tl.uint32)
+    return tl.where(word >= threshold, 1.0 / (1.0 - dropout_p), 0.0)
+
+
+@triton.jit
+def dropout_factors(
+    seed_ptr, sequence, head, m0, n0, dropout_p, HAS_DROPOUT: tl.constexpr, M: tl.constexpr, N: tl.constexpr
+):
+    """The dropout factors of a tile of M queries and N keys.
+
+    One call of Philox serves four weights, which lie in one thread: a thread of a tensor core's result holds
+    two neighbours in a row and the two that lie 8 rows below. So nothing is exchanged between threads.
+    """
     if HAS_DROPOUT:
-        bits, _, _, _ = tl.philox(tl.load(seed_ptr), j, i, head, sequence, PHILOX_ROUNDS)
-        factor = tl.where(tl.uint_to_uniform_float(bits) >= dropout_p, 1.0 / (1.0 - dropout_p), 0.0)
+        row = tl.arange(0, M // 2)
+        i = m0 + row // 8 * 16 + row % 8
+        j = n0 + 2 * tl.arange(0, N // 2)
+        w0, w1, w2, w3 = _philox(seed_ptr, sequence, head, i[:, None], j[None, :])
+        upper = tl.join(_factor(w0, dropout_p), _factor(w1, dropout_p)).reshape(M // 2, N)
+        lower = tl.join(_factor(w2, dropout_p), _factor(w3, dropout_p)).reshape(M // 2, N)
+        factors = tl.join(upper, lower).reshape(M // 16, 8, N, 2).permute(0, 3, 1, 2).reshape(M, N)
     else:
-        factor = 1.0
-    return factor
+        factors = 1.0
+    return factors
+
+
+@triton.jit
+def dropout_factors_at(seed_ptr, sequence, head, i, j, dropout_p, HAS_DROPOUT: tl.constexpr):
+    """The same factors for any queries i and keys j, which broadcast. It uses one word of each call."""
+    if HAS_DROPOUT:
+        w0, w1, w2, w3 = _philox(seed_ptr, sequence, head, i, j)
+        is_even = j % 2 == 0
+        factors = _factor(
+            tl.where(i & 8 != 0, tl.where(is_even, w2, w3), tl.where(is_even, w0, w1)), dropout_p
+        )
+    else:
+        factors = 1.0
+    return factors

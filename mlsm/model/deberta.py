@@ -77,19 +77,16 @@ class Attention(nn.Module):
         return torch.cat([q_HE, torch.zeros_like(q_HE), v_HE], dim=1).flatten()
 
     def _heads(self, table_RD: Tensor) -> Tensor:
-        """The table split by heads (H, R, E)."""
-        return table_RD.view(table_RD.shape[0], self.num_heads, -1).transpose(0, 1)
+        """The table split by heads (R, H, E)."""
+        return table_RD.view(table_RD.shape[0], self.num_heads, -1)
 
     def forward(self, x_TD: Tensor, table_RD: Tensor, sequences: Sequences) -> Tensor:
         """The attention output of each token (T, D), before the output projection."""
         num_tokens, width = x_TD.shape
         qkv_TX = F.linear(x_TD, self.in_proj.weight, self._in_bias())
-        q_THE, k_THE, v_THE = qkv_TX.view(num_tokens, self.num_heads, 3, -1).unbind(2)
         table_RD = self.dropout(table_RD)
         mixed_THE = disentangled_attention(
-            q_THE,
-            k_THE,
-            v_THE,
+            qkv_TX.view(num_tokens, self.num_heads, 3, -1),
             self._heads(self.pos_k(table_RD)),
             self._heads(self.pos_q(table_RD)),
             sequences.cu_seqlens,

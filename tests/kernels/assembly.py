@@ -14,7 +14,8 @@ from triton import knobs
 
 
 class Counts(NamedTuple):
-    """One kernel on one target. `loop_` counts instructions in one round of the inner loop, for one warp."""
+    """One kernel on one target. `loop_` counts instructions in one round of the inner loop, for one warp. A
+    kernel without a loop counts as one round."""
 
     registers: int
     """The number of registers of each thread; on AMD that of the vector registers."""
@@ -64,7 +65,7 @@ def count(kernel: Any, target: str) -> Counts:
 
 
 def inner_loop(assembly: Assembly) -> list[str]:
-    """The instructions of the largest loop that holds no other loop; none if there is no loop.
+    """The instructions of the largest loop that holds no other loop; all instructions if there is no loop.
 
     A loop is what lies between a label and a branch back to it. Code that waits apart, after the kernel's
     end, and jumps back into the middle is no loop.
@@ -75,12 +76,14 @@ def inner_loop(assembly: Assembly) -> list[str]:
         first = assembly.labels.get(target[1], last + 1) if target else last + 1
         if first < last and not any(map(assembly.end.match, assembly.instructions[first:last])):
             loops.append((first, last))
+    ends = [n for n, instruction in enumerate(assembly.instructions) if assembly.end.match(instruction)]
+    end = ends[-1] if ends else len(assembly.instructions) - 1
     innermost = [
         (first, last)
         for first, last in loops
         if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops)
     ]
-    first, last = max(innermost, key=lambda loop: loop[1] - loop[0], default=(0, -1))
+    first, last = max(innermost, key=lambda loop: loop[1] - loop[0], default=(0, end))
     return assembly.instructions[first : last + 1]
 
 

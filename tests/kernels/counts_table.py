@@ -25,7 +25,8 @@ the kernels with this table and fails when one is more than 5 % worse.
 - warps: of a program (waves on gfx942).
 - instructions, barriers, shuffles, products: of one warp in one round of the inner loop. That is one update
   of `_descend_kernel`, one step through the inner dimension of the sparse coder's two products, and one tile
-  of attention. Products are instructions for tensor cores; how much one of them computes depends on the GPU.
+  of attention. `band_kernel` has no loop for sequences of up to 32 tokens, and all its instructions count.
+  Products are instructions for tensor cores; how much one of them computes depends on the GPU.
 
 {table}
 """

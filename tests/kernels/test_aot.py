@@ -72,7 +72,12 @@ def test_the_inner_loop_of_nvidia_code() -> None:
         x if x.startswith(".L") else f"        /*{16 * i:04x}*/    {x} ;" for i, x in enumerate(lines)
     )
     assert inner_loop(read_nvidia(text)) == [lines[4], lines[5], lines[7], lines[8]]
-    assert inner_loop(read_nvidia("        /*0000*/    EXIT ;")) == []
+
+
+def test_a_kernel_without_a_loop_is_counted_to_its_end() -> None:
+    lines = ["MOV R1, R2", "EXIT", ".L_x_1:", "BRA `(.L_x_1)", "NOP"]
+    text = "\n".join(x if x.startswith(".L") else f"        /*0000*/    {x} ;" for x in lines)
+    assert inner_loop(read_nvidia(text)) == ["MOV R1, R2", "EXIT"]
 
 
 def test_the_inner_loop_of_amd_code() -> None:

@@ -19,11 +19,10 @@ needs_triton = pytest.mark.skipif(
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_other_sequences_are_never_read(name: str) -> None:
     lengths = [12, 5]
-    q, k, v, rel_k, rel_q = arguments(2, 4, lengths, torch.float64)
-    before = disentangled_attention(q, k, v, rel_k, rel_q, *layout(lengths), implementation=name)
-    k[12:] = 1e6
-    v[12:] = 1e6
-    after = disentangled_attention(q, k, v, rel_k, rel_q, *layout(lengths), implementation=name)
+    qkv, *tables = arguments(2, 4, lengths, torch.float64)
+    before = disentangled_attention(qkv, *tables, *layout(lengths), implementation=name)
+    qkv[12:, :, 1:] = 1e6
+    after = disentangled_attention(qkv, *tables, *layout(lengths), implementation=name)
     torch.testing.assert_close(after[:12], before[:12], rtol=0, atol=0)
     assert (after[12:] != before[12:]).all()
 
@@ -31,12 +30,10 @@ def test_other_sequences_are_never_read(name: str) -> None:
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_dropout_keeps_the_mean_and_drops_its_share(name: str) -> None:
     lengths = [32] * 4
-    q, k, _, rel_k, rel_q = arguments(4, 32, lengths, torch.float64)
-    v = torch.ones_like(q)  # so that the output is the sum of the kept weights
+    qkv, *tables = arguments(4, 32, lengths, torch.float64)
+    qkv[:] = torch.tensor([0.0, 0.0, 1.0])[:, None]  # so that the output is the sum of the kept weights
     torch.manual_seed(3)
-    out = disentangled_attention(
-        q * 0, k * 0, v, rel_k, rel_q, *layout(lengths), dropout_p=0.25, implementation=name
-    )
+    out = disentangled_attention(qkv, *tables, *layout(lengths), dropout_p=0.25, implementation=name)
     kept = out[..., 0] * 0.75 * 32  # uniform weights: the number of keys kept of 32
     torch.testing.assert_close(kept, kept.round(), atol=1e-6, rtol=0)
     assert abs(float(kept.mean()) / 32 - 0.75) < 0.02
@@ -45,15 +42,14 @@ def test_dropout_keeps_the_mean_and_drops_its_share(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": (7, 2, 4)}, "share a shape"),
-        ({"rel_k": (2, 15, 4)}, "rel_k, rel_q must be"),
+        ({"qkv": (8, 2, 4, 3)}, "qkv must be"),
+        ({"rel_k": (15, 2, 4)}, "rel_k, rel_q must be"),
         ({"cu_seqlens": (1,)}, "cu_seqlens must have 2 to 9 entries"),
-        ({"q": (20, 2, 4), "k": (20, 2, 4), "v": (20, 2, 4)}, "some are longer than 8"),
+        ({"qkv": (20, 2, 3, 4)}, "some are longer than 8"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change: dict[str, tuple[int, ...]], message: str) -> None:
-    shapes = {"q": (8, 2, 4), "k": (8, 2, 4), "v": (8, 2, 4), "rel_k": (2, 16, 4), "rel_q": (2, 16, 4)}
-    shapes |= {"cu_seqlens": (3,)} | change
+    shapes = {"qkv": (8, 2, 3, 4), "rel_k": (16, 2, 4), "rel_q": (16, 2, 4), "cu_seqlens": (3,)} | change
     with pytest.raises(ValueError, match=message):
         disentangled_attention(*(torch.ones(shape) for shape in shapes.values()), 8)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from attention_problems import arguments as any_arguments
 from attention_problems import layout
+from dropout_mask import masks
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -36,8 +37,15 @@ def use_tiles_of(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With small tiles, short sequences have several of them and end inside one."""
+    """With small tiles, short sequences have several of them and end inside one. Bands are off."""
     use_tiles_of(16, monkeypatch)
+    monkeypatch.setattr(fused_triton, "BAND_LENGTHS", {2: {}, 4: {}})
+
+
+@pytest.fixture
+def bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences of any dtype have bands."""
+    monkeypatch.setattr(fused_triton, "BAND_LENGTHS", {size: {32: 128, 64: 128} for size in (2, 4)})
 
 
 def arguments(
@@ -51,7 +59,7 @@ def weight_like(out: Tensor) -> Tensor:
 
 
 def fused(tensors: list[Tensor], lengths: list[int], dropout_p: float = 0.0) -> list[Tensor]:
-    """Output and the five gradients."""
+    """Output and the three gradients."""
     tensors = [x.detach().requires_grad_() for x in tensors]
     where = layout(lengths, tensors[0].device.type)
     out = disentangled_attention(*tensors, *where, dropout_p=dropout_p, implementation="triton")
@@ -68,27 +76,15 @@ def defined(tensors: list[Tensor], lengths: list[int], dropout_p: float = 0.0) -
 
 def check(got: list[Tensor], want: list[Tensor]) -> None:
     """The worst row, on the scale of the largest."""
-    for name, own, true in zip(("out", "q", "k", "v", "rel_k", "rel_q"), got, want, strict=True):
+    for name, own, true in zip(("out", "qkv", "rel_k", "rel_q"), got, want, strict=True):
         worst = (own.double() - true).norm(dim=-1).max() / (1 + true.norm(dim=-1).max())
         assert worst <= TOLERANCE[own.dtype], (name, float(worst))
 
 
-def kept(num_heads: int, lengths: list[int], dropout_p: float, seed: int, device: str) -> Iterator[Tensor]:
-    """The weights (H, L, L) of each sequence that the fused dropout keeps, 1 or 0.
-
-    With equal scores and one-hot values the output is the kept weights.
-    """
-    q, k, v, rel_k, rel_q = (torch.zeros_like(x) for x in arguments(num_heads, 128, lengths, device))
-    for first, length in zip(layout(lengths, device)[0].tolist(), lengths, strict=False):
-        v[first : first + length, :, :length] = torch.eye(length, device=device)[:, None]
+def drawn_seed(seed: int, device: str) -> int:
+    """The seed of the dropout of the first call after torch's generator was seeded."""
     torch.manual_seed(seed)
-    out = fused_triton.disentangled_attention(
-        q, k, v, rel_k, rel_q, *layout(lengths, device), dropout_p=dropout_p
-    )
-    for part, length in zip(out.split(lengths), lengths, strict=True):
-        share_HLL = part[..., :length].transpose(0, 1) * length * (1 - dropout_p)
-        torch.testing.assert_close(share_HLL, share_HLL.round(), atol=1e-5, rtol=0)
-        yield share_HLL.round()
+    return int(fused_triton.draw_seed(torch.device(device)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,6 +97,45 @@ def test_equals_the_definition(
 ) -> None:
     tensors = arguments(num_heads, head_width, lengths, device, dtype)
     check(fused(tensors, lengths), defined(tensors, lengths))
+
+
+@pytest.mark.usefixtures("bands")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_heads", "head_width", "lengths"),
+    [(1, 32, [1]), (2, 32, [7, 1, 16]), (1, 64, [20, 0, 32]), (1, 32, [3, 33, 9])],
+)
+def test_with_bands_it_equals_the_definition(
+    num_heads: int, head_width: int, lengths: list[int], dtype: torch.dtype, device: str
+) -> None:
+    tensors = arguments(num_heads, head_width, lengths, device, dtype)
+    check(fused(tensors, lengths), defined(tensors, lengths))
+
+
+@pytest.mark.usefixtures("bands")
+def test_bands_and_tiles_have_the_same_dropout(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    lengths = [40, 17]
+    tensors = arguments(1, 32, lengths, device)
+    results = []
+    for longest in (128, 0):
+        monkeypatch.setattr(fused_triton, "BAND_LENGTHS", {4: {32: longest}})
+        torch.manual_seed(3)
+        results.append(fused(tensors, lengths, 0.4))
+    check(results[0], [x.double() for x in results[1]])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_width", "longest"),
+    [(torch.bfloat16, 64, 128), (torch.float16, 32, 128), (torch.bfloat16, 128, 64), (torch.float32, 64, 0)],
+)
+def test_which_sequences_have_bands(
+    dtype: torch.dtype, head_width: int, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # of the fixtures
+    for length in (1, 16, 17, 64, 65, 128, 129):
+        assert fused_triton.uses_bands(dtype, head_width, length) == (length <= longest)
+        if length <= longest:
+            assert length <= fused_triton.band_options(length)["BLOCK_N"] < max(2 * length, 17)
 
 
 def test_larger_tiles(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
@@ -122,10 +157,10 @@ def test_kernels_with_tiles_of_different_sizes(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("term", range(3))
 def test_each_term_alone(term: int, device: str) -> None:
     """Content, content to position, position to content: the operands of the others are zero."""
-    q, k, v, rel_k, rel_q = arguments(1, 32, [21], device)
-    off = [(rel_k, rel_q), (k, rel_q), (q, rel_k)][term]
-    tensors = [torch.zeros_like(x) if any(x is y for y in off) else x for x in (q, k, v, rel_k, rel_q)]
-    check(fused(tensors, [21]), defined(tensors, [21]))
+    qkv, rel_k, rel_q = arguments(1, 32, [21], device)
+    for x in [(rel_k, rel_q), (qkv[:, :, 1], rel_q), (qkv[:, :, 0], rel_k)][term]:
+        x.zero_()
+    check(fused([qkv, rel_k, rel_q], [21]), defined([qkv, rel_k, rel_q], [21]))
 
 
 def test_the_gradients_of_the_tables_in_one_part_and_in_many(
@@ -140,57 +175,41 @@ def test_the_gradients_of_the_tables_in_one_part_and_in_many(
 
 
 def test_other_layouts_are_copied(device: str) -> None:
-    q, k, v, rel_k, rel_q = arguments(2, 32, [4, 18], device)
-    tensors = [q.contiguous(), k, v.transpose(0, 2).contiguous().transpose(0, 2), rel_k, rel_q.contiguous()]
+    tensors = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in arguments(2, 32, [4, 18], device)]
     check(fused(tensors, [4, 18]), defined(tensors, [4, 18]))
 
 
 def test_gradients_that_are_not_contiguous(device: str) -> None:
     tensors = [x.detach().requires_grad_() for x in arguments(1, 32, [5], device)]
     disentangled_attention(*tensors, *layout([5], device), implementation="triton").sum().backward()
-    row_T1 = tensors[2].grad.sum(-1)[:, 0] / 32  # each query's weights sum to one
-    torch.testing.assert_close(row_T1.sum(), torch.tensor(5.0, device=device))
+    row_T = tensors[0].grad[:, 0, 2].sum(-1) / 32  # each query's weights sum to one
+    torch.testing.assert_close(row_T.sum(), torch.tensor(5.0, device=device))
 
 
-def test_dropout_in_the_backward_is_that_of_the_forward(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    lengths = [5, 18]
-    tensors = arguments(1, 32, lengths, device)
-    masks = list(kept(1, lengths, 0.3, 7, device))
+@pytest.mark.parametrize("block", [16, 32])
+def test_dropout_is_that_of_its_definition(block: int, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """Output and gradients, so it is the same in all kernels and for all tiles."""
+    lengths = [5, 35]
+    use_tiles_of(block, monkeypatch)
+    tensors = arguments(2, 32, lengths, device)
+    remaining = iter(masks(drawn_seed(7, device), 2, lengths, 0.3))
     torch.manual_seed(7)
     got = fused(tensors, lengths, 0.3)
-    remaining = iter(masks)
-    monkeypatch.setattr(reference.F, "dropout", lambda weights, p: weights * next(remaining) / (1 - p))
+    monkeypatch.setattr(
+        reference.F, "dropout", lambda weights, p: weights * next(remaining).to(device) / (1 - p)
+    )
     check(got, defined(tensors, lengths, 0.3))
-
-
-def test_dropout_drops_its_share_everywhere_anew(device: str) -> None:
-    first, second = kept(2, [48, 48], 0.25, 3, device)
-    assert not torch.equal(first, next(kept(2, [48, 48], 0.25, 4, device)))
-    for mask_HLL in (first, second):
-        assert abs(float(mask_HLL.mean()) - 0.75) < 0.02  # 4,608 weights: three standard deviations
-        for mean_L in (mask_HLL.mean(1), mask_HLL.mean(2)):
-            assert abs(float(mean_L.std()) - (0.75 * 0.25 / 48) ** 0.5) < 0.015
-    for one, other in ((first, second), (first[0], first[1]), (first[0], first[0].mT)):
-        # Two independent masks agree where both keep or both drop: 0.625 of the time.
-        assert abs(float((one == other).double().mean()) - 0.625) < 0.04
-
-
-def test_dropout_does_not_depend_on_the_tile(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    small = list(kept(1, [35], 0.5, 3, device))
-    use_tiles_of(32, monkeypatch)
-    for one, other in zip(small, kept(1, [35], 0.5, 3, device), strict=True):
-        assert torch.equal(one, other)
 
 
 def test_no_sequence_depends_on_the_rest_of_its_batch(device: str) -> None:
     """A sequence alone gives the same bits as in a batch. Dropout depends on its number, not its place."""
     lengths, dropout_p = [17, 5], 0.5
-    q, k, v, rel_k, rel_q = arguments(1, 32, lengths, device)
+    qkv, *tables = arguments(1, 32, lengths, device)
     torch.manual_seed(3)
-    together = fused([q, k, v, rel_k, rel_q], lengths, dropout_p)
+    together = fused([qkv, *tables], lengths, dropout_p)
     torch.manual_seed(3)
-    alone = fused([q[:17], k[:17], v[:17], rel_k, rel_q], [17], dropout_p)
-    for whole, part in zip(together[:4], alone[:4], strict=True):
+    alone = fused([qkv[:17], *tables], [17], dropout_p)
+    for whole, part in zip(together[:2], alone[:2], strict=True):
         assert torch.equal(whole[:17], part)
 
 
@@ -206,14 +225,11 @@ def test_the_same_seed_gives_the_same_bits(device: str) -> None:
 
 def test_compiled_attention_gives_the_same_bits(device: str) -> None:
     """The model is compiled with lengths that vary and heads that do not."""
-    q, k, v, rel_k, rel_q = arguments(1, 32, [5, 9], device)
-    inputs = [torch.stack([q, k, v], 2).flatten(1).requires_grad_()]
-    inputs += [x[0].clone().requires_grad_() for x in (rel_k, rel_q)]
+    inputs = [x.flatten(1).requires_grad_() for x in arguments(1, 32, [5, 9], device)]
 
     def attend(qkv_TX: Tensor, rel_k_RE: Tensor, rel_q_RE: Tensor, *where: Tensor | int) -> Tensor:
-        q, k, v = qkv_TX.view(-1, 1, 3, 32).unbind(2)
-        tables = rel_k_RE.view(1, -1, 32), rel_q_RE.view(1, -1, 32)
-        return 2 * disentangled_attention(q, k, v, *tables, *where, implementation="triton")
+        tables = rel_k_RE.view(-1, 1, 32), rel_q_RE.view(-1, 1, 32)
+        return 2 * disentangled_attention(qkv_TX.view(-1, 1, 3, 32), *tables, *where, implementation="triton")
 
     compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend="aot_eager")
     results = []
@@ -223,6 +239,7 @@ def test_compiled_attention_gives_the_same_bits(device: str) -> None:
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.usefixtures("bands")
 def test_the_operators_pass_opcheck(device: str) -> None:
     tensors = [x.clone().requires_grad_() for x in arguments(1, 32, [5, 9], device)]
     seed = torch.tensor([5], device=device)
@@ -240,10 +257,13 @@ def test_kernels_run_on_the_card_of_their_tensors(monkeypatch: pytest.MonkeyPatc
         current.pop()
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    for name in ("forward", "queries", "keys", "distances"):
+    for name in ("forward", "queries", "keys", "distances", "band"):
         kernel = mock.MagicMock()
         kernel.__getitem__.return_value.side_effect = lambda **_: launched_on.extend(current)
         monkeypatch.setattr(fused_triton, f"{name}_kernel", kernel)
     tensors = arguments(1, 32, [5], device)
     fused(tensors, [5])
     assert launched_on == [tensors[0].device] * 4
+    monkeypatch.setattr(fused_triton, "BAND_LENGTHS", {4: {32: 128}})
+    fused(tensors, [5])
+    assert launched_on == [tensors[0].device] * 6

@@ -36,6 +36,11 @@ def float_to_tf32(x: Vector) -> Vector:
     return np.where(np.isfinite(x), (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000), bits).astype(U32)
 
 
+def float_to_u32(x: Vector) -> Vector:
+    """Round towards zero. What is out of range becomes the nearest number in it, and NaN becomes 0."""
+    return np.clip(np.nan_to_num(x.astype(F64)), 0, 2**32 - 1).astype(U32)
+
+
 def flush(x: Vector) -> Vector:
     """Subnormal numbers become zeros of their sign, as `.ftz` asks."""
     return np.where(np.abs(x) < SMALLEST_NORMAL, np.copysign(np.float32(0), x), x)

@@ -6,11 +6,13 @@ Legend: T tokens of all sequences, H heads, E width of a head, L tokens of a seq
 dimension, K atoms.
 """
 
-from itertools import accumulate, pairwise
+import math
+from itertools import accumulate
 from typing import NamedTuple
 from unittest import mock
 
 import torch
+from dropout_mask import masks
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +20,7 @@ from kernels.attention import disentangled_attention, fused_triton, reference
 from kernels.lasso import descent_triton, nonneg_lasso
 from kernels.lasso.solve import LassoResult
 
-NAMES = ("out", "q", "k", "v", "rel_k", "rel_q")
+NAMES = ("out", "qkv", "rel_k", "rel_q")
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """The largest allowed error of a row, relative to the largest row: some six units in the last place."""
 
@@ -29,35 +31,48 @@ class Attention(NamedTuple):
     lengths: tuple[int, ...]
     dropout_p: float = 0.0
     num_heads: int = 1
-    padding: int = 0
-    """Unused elements before each head's, which leave no pointer and no stride a multiple of 16 bytes."""
+    has_bands: bool = True
+    """Whether short sequences have the backward pass with bands. Else they have that of long ones."""
+    offset: int = 0
+    """Unused elements before each tensor, which leave no pointer a multiple of 16 bytes."""
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        dropout, padded = "-dropout" * bool(self.dropout_p), "-padded" * bool(self.padding)
-        return f"{dtype}-{self.head_width}-{'-'.join(map(str, self.lengths))}{dropout}{padded}"
+        dropout, offset = "-dropout" * bool(self.dropout_p), "-offset" * bool(self.offset)
+        bands = "-bands" * self.has_bands
+        return f"{dtype}-{self.head_width}-{'-'.join(map(str, self.lengths))}{dropout}{bands}{offset}"
 
     def sequences(self) -> tuple[Tensor, int]:
         """The arguments cu_seqlens and max_length of the operation."""
         return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32), max(self.lengths)
 
     def tensors(self) -> list[Tensor]:
-        """q, k, v (T, H, E), slices of one tensor, and rel_k, rel_q (H, R, E), transposed."""
+        """qkv (T, H, 3, E), rel_k and rel_q (R, H, E)."""
         generator = torch.Generator().manual_seed(sum(self.lengths))
-        width = self.padding + self.head_width
-        qkv = torch.randn(sum(self.lengths), self.num_heads, 3, width, generator=generator).to(self.dtype)
-        shape = (2, 2 * max(self.lengths), self.num_heads, self.head_width)
-        tables = torch.randn(shape, generator=generator).to(self.dtype)
-        return [*qkv[..., self.padding :].unbind(2), *tables.transpose(1, 2)]
+        tables = (2 * max(self.lengths), self.num_heads, self.head_width)
+        shapes = [(sum(self.lengths), self.num_heads, 3, self.head_width), tables, tables]
+        return [
+            torch.randn(self.offset + math.prod(shape), generator=generator)
+            .to(self.dtype)[self.offset :]
+            .view(shape)
+            for shape in shapes
+        ]
 
     def run(self) -> list[Tensor]:
-        """The output and the five gradients."""
+        """The output and the three gradients."""
         torch.manual_seed(7)  # of the dropout
         inputs = [x.detach().requires_grad_() for x in self.tensors()]
-        out = disentangled_attention(
-            *inputs, *self.sequences(), dropout_p=self.dropout_p, implementation="triton"
-        )
-        return [out.detach(), *torch.autograd.grad(out, inputs, self.gradient())]
+        lengths = fused_triton.BAND_LENGTHS if self.has_bands else {2: {}, 4: {}}
+        with mock.patch.object(fused_triton, "BAND_LENGTHS", lengths):
+            out = disentangled_attention(
+                *inputs, *self.sequences(), dropout_p=self.dropout_p, implementation="triton"
+            )
+            return [out.detach(), *torch.autograd.grad(out, inputs, self.gradient())]
+
+    def kernels(self) -> set[str]:
+        """The names of the kernels that run."""
+        backward = ("band",) if self.has_bands else ("queries", "keys", "distances")
+        return {f"{name}_kernel" for name in ("forward", *backward)}
 
     def gradient(self) -> Tensor:
         """A random gradient of the loss with respect to the output (T, H, E)."""
@@ -67,30 +82,16 @@ class Attention(NamedTuple):
     def expected(self) -> list[Tensor]:
         """The output and the gradients from the definition in float64, with the dropout of the kernels."""
         inputs = [x.detach().double().requires_grad_() for x in self.tensors()]
-        masks = iter(self.kept_weights() if self.dropout_p else [])
+        torch.manual_seed(7)
+        seed = int(fused_triton.draw_seed(torch.device("cpu")))
+        remaining = iter(masks(seed, self.num_heads, list(self.lengths), self.dropout_p))
 
         def dropout(weights_HLL: Tensor, dropout_p: float) -> Tensor:
-            return weights_HLL * next(masks) / (1 - dropout_p) if dropout_p else weights_HLL
+            return weights_HLL * next(remaining) / (1 - dropout_p) if dropout_p else weights_HLL
 
         with mock.patch.object(F, "dropout", dropout):
             out = reference.disentangled_attention(*inputs, *self.sequences(), dropout_p=self.dropout_p)
         return [out.detach(), *torch.autograd.grad(out, inputs, self.gradient().double())]
-
-    def kept_weights(self) -> list[Tensor]:
-        """Which weights (H, L, L) the fused dropout keeps. With equal scores and one-hot values the output is
-        the kept weights themselves, so no sequence may be longer than a head is wide."""
-        zeros = [torch.zeros_like(x) for x in self.tensors()]
-        sequences = self.sequences()
-        for first, last in pairwise(sequences[0].tolist()):
-            zeros[2][first:last, :, : last - first] = torch.eye(last - first)[:, None].to(self.dtype)
-        torch.manual_seed(7)
-        out = fused_triton.disentangled_attention(*zeros, *sequences, dropout_p=self.dropout_p)
-        shares = [
-            part[..., :length].transpose(0, 1).double() * length * (1 - self.dropout_p)
-            for part, length in zip(out.split(self.lengths), self.lengths, strict=True)
-        ]
-        assert all(((share - share.round()).abs() < 0.02).all() for share in shares)
-        return [share.round() for share in shares]
 
     def worst_rows(self, got: list[Tensor], want: list[Tensor]) -> dict[str, float]:
         """For each result the error of its worst row over 1 + the norm of its largest row."""

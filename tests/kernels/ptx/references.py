@@ -123,6 +123,7 @@ EXPECTED_CVT: dict[str, Callable[..., Number]] = {
     "cvt.rn.bf16x2.f32": lambda x, y: nearest_bf16(x) << 16 | nearest_bf16(y),
     "cvt.rn.f16x2.f32": lambda x, y: nearest_f16(x) << 16 | nearest_f16(y),
     "cvt.rna.tf32.f32": nearest_tf32,
+    "cvt.rzi.u32.f32": lambda x: math.trunc(min(max(x, 0), 2**32 - 1)) if x == x else 0,
 }
 
 

@@ -34,9 +34,11 @@ from ptx.memory import Integers, SharedMemory
 from ptx.program import Fault, Program
 
 CASES = {
-    "bfloat16": lambda: Attention(torch.bfloat16, 64, (40,)).run(),
-    "float32": lambda: Attention(torch.float32, 64, (20,)).run(),
-    "float16": lambda: Attention(torch.float16, 128, (20,), 0.1).run(),
+    "bfloat16": lambda: Attention(torch.bfloat16, 64, (40,), has_bands=False).run(),
+    "float32": lambda: Attention(torch.float32, 64, (20,), has_bands=False).run(),
+    "float16": lambda: Attention(torch.float16, 128, (20,), 0.1, has_bands=False).run(),
+    "bands": lambda: Attention(torch.bfloat16, 64, (20,)).run(),
+    "bands in rounds": lambda: Attention(torch.bfloat16, 64, (40,), 0.1).run(),
     "coder": lambda: solve(*gaussian(1, 24, 600), 0.2),
 }
 WAITS = ("cp.async.wait_group", "wgmma.wait_group.sync.aligned", "fence.proxy.async.shared::cta")
@@ -147,8 +149,12 @@ def noticed(emulator: Emulator, repeat: Callable[[], None], positions: list[int]
 
 
 def cases() -> list[object]:
-    usual = [("sm80", name) for name in ("bfloat16", "float32", "coder")]
-    at_large = [("sm80", "float16"), *(("sm90", name) for name in CASES)]
+    usual = [("sm80", name) for name in ("bfloat16", "float32", "bands", "coder")]
+    at_large = [
+        ("sm80", "float16"),
+        ("sm80", "bands in rounds"),
+        *(("sm90", name) for name in CASES if name != "bands in rounds"),
+    ]
     return [*usual, *(pytest.param(*case, marks=pytest.mark.large) for case in at_large)]
 
 

@@ -25,6 +25,7 @@ from ptx.arithmetic import (
     exp2,
     float_to_bf16,
     float_to_tf32,
+    float_to_u32,
     flushing,
     fused_multiply_add,
     larger,
@@ -112,6 +113,7 @@ def _roundings() -> dict[str, Value]:
     return {
         "cvt.rn.f32.s32": Value(F32, (S32,), lambda x: x.astype(F32)),
         "cvt.rn.f32.u32": Value(F32, (U32,), lambda x: x.astype(F32)),
+        "cvt.rzi.u32.f32": Value(U32, (F32,), float_to_u32),
         "cvt.f32.f16": Value(F32, (F16,), lambda x: x.astype(F32)),
         "cvt.rn.f16.f32": Value(F16, (F32,), lambda x: x.astype(F16)),
         "cvt.f32.bf16": Value(F32, (U16,), bf16_to_float),
