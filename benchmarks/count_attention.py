@@ -7,7 +7,9 @@ It prints a table of results/attention-designs.md. The instructions of a tile co
 inner loop is left out where it has a loop. The bytes are those of the bands, each element read or written
 once a pass, and of the partial sums of the tables' gradients. Both designs also read q, k, v and the gradient
 of the output, and write the gradient of q, k, v. Products of the BLAS are not counted as instructions.
-Nothing here is timed.
+
+The milliseconds are a model of an H100 and not timed: the bytes at BANDWIDTH, after the instructions at
+ISSUE_SHARE of its issue rate.
 """
 
 from pathlib import Path
@@ -18,6 +20,8 @@ NUM_HEADS = 12
 TILE, TOKEN_BUDGET = 32, 16_384
 BAND_ROUNDS = {16: 1, 32: 1, 64: 4, 128: 8}
 """The most rounds of the kernel of bands, by the number of keys in its tile."""
+BANDWIDTH, ISSUE_RATE, ISSUE_SHARE = 2.7e12, 132 * 4 * 1.7e9, 0.5
+"""Bytes and instructions of a warp in a second, and the share of the latter that kernels reach (assumed)."""
 TABLE = Path(__file__).parents[1] / "results" / "gpu-counts.md"
 
 
@@ -47,10 +51,12 @@ def of_bands(lengths: list[int], per_round: dict[str, int]) -> tuple[float, floa
     keys = next(size for size in BAND_ROUNDS if longest <= size)
     rounds = sum(-(-length * BAND_ROUNDS[keys] // keys) for length in lengths)
     instructions = rounds * per_round[f"band_kernel bfloat16 E 64 L {keys}"]
-    # Of 2 longest columns: both products write, half of them is read, four products read the gradients.
-    # The kernel writes all 2 keys columns of both gradients.
-    columns = 2 * longest * (2 + 1 + 4) + 2 * 2 * keys
-    return NUM_HEADS * instructions, NUM_HEADS * sum(lengths) * columns * 2
+    # Both products write, the kernel reads half of that and writes both gradients, which are read twice.
+    return NUM_HEADS * instructions, NUM_HEADS * sum(lengths) * 2 * longest * (2 + 1 + 2 + 4) * 2
+
+
+def modelled_seconds(instructions: float, num_bytes: float) -> float:
+    return instructions / (ISSUE_SHARE * ISSUE_RATE) + num_bytes / BANDWIDTH
 
 
 def update_of_pairs() -> list[list[int]]:
@@ -70,8 +76,8 @@ def main() -> None:
     per_round = counts()
     settings = {f"{length} tokens": [[length] * (TOKEN_BUDGET // length)] for length in (32, 64, 128)}
     settings["an update of pairs of lines"] = update_of_pairs()
-    print("| sequences | tokens | instructions, tiles | bands | bytes, tiles | bands |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    print("| sequences | tokens | instructions, tiles | bands | bytes, tiles | bands | ms, tiles | bands |")
+    print("|" + " --- |" + " ---: |" * 7)
     for name, parts in settings.items():
         num_tokens = sum(map(sum, parts))
         tiles, bands = (
@@ -79,6 +85,7 @@ def main() -> None:
             for design in (of_tiles, of_bands)
         )
         cells = [f"{x / 1e6:,.0f} M" for x in (tiles[0], bands[0], tiles[1], bands[1])]
+        cells += [f"{1e3 * modelled_seconds(*design):.2f}" for design in (tiles, bands)]
         print(f"| {name} | {num_tokens:,} | {' | '.join(cells)} |")
 
 

@@ -27,10 +27,12 @@ from kernels.attention.tile_triton import (
 
 
 @triton.jit
-def _zero_rows(band_ptr, length, N: tl.constexpr, W: tl.constexpr):
-    place_NW = tl.arange(0, N)[:, None] * W + tl.arange(0, W)[None, :]
+def _zero_rows(band_ptr, length, max_length, N: tl.constexpr, W: tl.constexpr):
+    """Zero the columns of all distances, and as many more as make the stores whole."""
+    row_N, column_W = tl.arange(0, N), tl.arange(0, W)
+    mask_NW = (row_N < length)[:, None] & (column_W < tl.cdiv(2 * max_length, 16) * 16)[None, :]
     zeros_NW = tl.zeros((N, W), band_ptr.dtype.element_ty)
-    tl.store(band_ptr + place_NW, zeros_NW, mask=(tl.arange(0, N) < length)[:, None])
+    tl.store(band_ptr + row_N[:, None] * W + column_W[None, :], zeros_NW, mask=mask_NW)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -65,8 +67,8 @@ def band_kernel(
     row = head.to(tl.int64) * T + first
     c2p_ptr, p2c_ptr = c2p_ptr + row * W + max_length, p2c_ptr + row * W + max_length
     d_c2p_ptr, d_p2c_ptr = d_c2p_ptr + row * W, d_p2c_ptr + row * W
-    _zero_rows(d_c2p_ptr, length, BLOCK_N, W)
-    _zero_rows(d_p2c_ptr, length, BLOCK_N, W)
+    _zero_rows(d_c2p_ptr, length, max_length, BLOCK_N, W)
+    _zero_rows(d_p2c_ptr, length, max_length, BLOCK_N, W)
     tl.debug_barrier()  # other threads write gradients to the same places
     d_c2p_ptr, d_p2c_ptr = d_c2p_ptr + max_length, d_p2c_ptr + max_length
     k_NE = load_rows(k_ptr, 0, length, 3 * H * E, BLOCK_N, E)
