@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from mlsm import cli
+from mlsm import board, cli
 from mlsm.command_line import Parser
 from mlsm.config import DEVICE_HELP, parse_word_counts
 from mlsm.device import choose_device
@@ -339,6 +339,9 @@ def main(argv: list[str]) -> None:
             show_tasks(subjects, runs, recipes, data, settings)
         if entry_data:
             show_entry(runs, entry_data, settings, device)
+        for run in runs.values():
+            results = summary.numbers(read_results(run.directory))
+            board.add_results(run.directory, results, run.record.train.num_steps)
 
 
 def _apart(subject: Subject, name: str) -> Subject:

@@ -127,7 +127,7 @@ def train(plan: Plan) -> None:
     steps = range(start, config.num_steps)
     meter, monitor = Meter(teacher.coding_time if teacher else None), DivergenceMonitor()
     with (
-        RunLog(plan.directory, start) as log,
+        RunLog(plan.directory, start, config.tracker) as log,
         cli.StopSignals() as signals,
         progress(config.num_steps, plan.directory.name, done=start, unit="update") as bar,
         prepared(make, steps, in_thread=device.type == "cuda") as updates,
@@ -176,6 +176,8 @@ def train(plan: Plan) -> None:
                 log.write(
                     done, {**values, **state, "learning_rate": rate, "gradient_norm": norm, "epoch": epoch}
                 )
+                if (uses_K := meter.counts.get("dead_concepts")) is not None:
+                    log.write_histogram("concept_use", uses_K, done)
                 bar.set_postfix_str(_headline(values), refresh=False)
             bar.update()
             if watch.is_due(done):

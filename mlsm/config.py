@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from kernels.solvers import SOLVERS
 from mlsm.settings import Line, check_fields, check_not_negative, check_positive, option
 
+TRACKERS = ("trackio", "wandb")  # packages
 EMBEDDED_CORPUS = "embedded"
 DEFAULT_TEACHER = "runs/teacher"
 MILLION = 1_000_000
@@ -173,6 +174,9 @@ class TrainConfig:
     device: str = option("auto", DEVICE_HELP, metavar="DEVICE", is_common=True)
     seed: int = option(12, "seed of everything that is drawn")
     log_every: int = option(10, "updates between two logged lines")
+    tracker: str | None = option(
+        None, "log to trackio or to W&B, too, on this machine (default: only to TensorBoard)", TRACKERS
+    )
     eval_every: int = option(
         0,
         "updates between two measurements on held-out text; the best model so far is kept in "

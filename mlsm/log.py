@@ -20,7 +20,8 @@ import torch
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.files import parse_json, read_bytes, read_text, write_text
+from mlsm.board import Board
+from mlsm.files import parse_json, read_bytes, write_text
 from mlsm.settings import LARGEST_NUMBER
 
 METRICS_FILE = "metrics.jsonl"
@@ -161,6 +162,7 @@ class Meter:
     def __init__(self, coding_time: Stopwatch | None = None) -> None:
         """With `coding_time`, `read` gives its share of the time too."""
         self._coding_time = coding_time
+        self.counts: dict[str, torch.Tensor] = {}  # the vectors behind the values of the last `read`
         self._clear()
 
     def _clear(self) -> None:
@@ -200,6 +202,7 @@ class Meter:
         for sums in by_rank:
             self.add(sums)
         values = {name: self._reduced(name, total) for name, total in self._sums.items()}
+        self.counts = {name: total for name, total in self._sums.items() if total.ndim}
         # This waits for the GPU, so the clock is read after it.
         coding_s = self._coding_s + self._coding_time.read() if self._coding_time else None
         seconds = time.perf_counter() - self._since
@@ -220,12 +223,12 @@ class RunLog:
     step are removed first. On other ranks than 0 it does nothing.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, tracker: str | None = None) -> None:
+        """Raises ValueError if the package of the tracker is not installed."""
         self._is_open = distributed.is_rank_zero()
         if not self._is_open:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
+        self._board = Board(run, step, tracker)
         path = run / METRICS_FILE
         if step and not path.exists():
             say(f"{path} is missing: the metrics of the first {step} updates are lost")
@@ -233,8 +236,6 @@ class RunLog:
         self._written = {(line["step"], *line) for line in kept}
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 -- open as long as the run
-        self._board = SummaryWriter(str(run), purge_step=step + 1)
-        self.write_text("config", f"```json\n{read_text(run / 'config.json')}```", step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write a line of metrics after update number `step`, unless there is one with these names, as
@@ -245,13 +246,17 @@ class RunLog:
         self._written.add((step, "step", *values))
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._board.add(step, values)
 
     def write_text(self, name: str, markdown: str, step: int) -> None:
         """Write a text for TensorBoard."""
         if self._is_open:
             self._board.add_text(name, markdown, step)
+
+    def write_histogram(self, name: str, values: torch.Tensor, step: int) -> None:
+        """Write a histogram for TensorBoard."""
+        if self._is_open:
+            self._board.add_histogram(name, values, step)
 
     def close(self) -> None:
         if self._is_open:

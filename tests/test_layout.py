@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-BASE = ["version", "settings", "config", "seeds", "distributed", "files", "device", "directory", "log"]
+BASE = [
+    "version",
+    "settings",
+    "config",
+    "seeds",
+    "distributed",
+    "files",
+    "device",
+    "directory",
+    "board",
+    "log",
+]
 BASE += ["command_line", "cli"]
 COMMANDS = [
     "train",

@@ -21,6 +21,7 @@ import evaluate
 import fit_dictionary
 import train
 from mlsm import cli, files
+from mlsm.board import tag_of
 from mlsm.evaluation.heldout import predictions
 from mlsm.files import file_digest, read_json, read_tensors, write_tensors
 from mlsm.log import read_metrics
@@ -88,7 +89,13 @@ def test_what_is_logged(teacher: Path, student: Path, tmp_path: Path) -> None:
 
     board = EventAccumulator(str(tmp_path / "run"))
     board.Reload()
-    assert set(board.Tags()["scalars"]) >= (loop | coding) - {"step"}
+    heldout = {"cross_entropy", "token_accuracy", "concept_kl", "top_concept_accuracy"}
+    tags = {tag_of(name) for name in (loop | coding | {"coding_share"}) - {"step"}}
+    assert set(board.Tags()["scalars"]) == tags | {f"heldout/{name}" for name in heldout}
+    assert {tag.partition("/")[0] for tag in tags} == {"train", "codes", "speed"}
+    assert board.Tags()["histograms"] == ["codes/concept_use"]
+    [uses] = board.Histograms("codes/concept_use")  # the accumulator keeps the last
+    assert (uses.step, uses.histogram_value.num) == (6, 24)
     texts = {
         name: board.Tensors(name)[0].tensor_proto.string_val[0].decode() for name in board.Tags()["tensors"]
     }

@@ -47,6 +47,13 @@ def row(results: Results) -> dict[str, Cell]:
     return cells
 
 
+def numbers(results: Results) -> dict[str, float]:
+    """Every measure of a run as one number, of seeds their mean; without those that are not finite."""
+    cells = {**results.demo, **row(results)}
+    values = {title: cell.mean if isinstance(cell, Spread) else cell for title, cell in cells.items()}
+    return {title: value for title, value in values.items() if math.isfinite(value)}
+
+
 def over_seeds(
     rows: Mapping[str, Mapping[str, Cell]], recipes: Mapping[str, Recipe]
 ) -> dict[str, dict[str, Cell]]:
