@@ -22,7 +22,7 @@ from torch import Tensor
 from mlsm import cli, distributed
 from mlsm.command_line import Parser
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
-from mlsm.device import choose_device, choose_precision, keep_num_threads
+from mlsm.device import choose_compiling, choose_device, choose_precision, keep_num_threads
 from mlsm.directory import only_process
 from mlsm.evaluation.heldout import MASKED, predictions
 from mlsm.evaluation.watch import HeldoutWatch
@@ -67,6 +67,7 @@ def train(plan: Plan) -> None:
     keep_num_threads(plan.record.num_threads)
     width, before = plan.record.model.width, plan.record.precision
     precision = choose_precision(config.amp, device, width, before=before)
+    compiles = choose_compiling(config.compile, device)
     corpus = Corpus(plan.record.data, plan.tokenizer)
     record = dataclasses.replace(plan.record, leak=find_leak(plan, corpus))
     checkpoint = open_run(plan.directory, record, plan.tokenizer, corpus, precision.name)
@@ -78,6 +79,11 @@ def train(plan: Plan) -> None:
     teacher = None
     if plan.dictionary is not None:
         teacher = load_teacher(Path(config.teacher), plan.dictionary, config, device)
+    if compiles:
+        say("the first updates are slow, because the layers are compiled in them (not with --no-compile)")
+        model.encoder.compile_layers_()
+        if teacher is not None:
+            teacher.encoder.compile_layers_()
     optimizers, average = make_optimizers(model, config), WeightAverage(model, config)
     watch = HeldoutWatch(model, teacher, corpus, config)
     state = {"words_seen": 0, "skipped_updates": 0}
@@ -224,8 +230,6 @@ def build_model(plan: Plan, checkpoint: Checkpoint | None, device: torch.device)
         say("initial weights: " + init_from_(model, weights, str(plan.start)))
     find_objective(config.objective).prepare_(model.to(device))
     model.encoder.recomputes_layers = config.activation_checkpointing
-    if config.compile:
-        model.encoder.compile_layers_()
     return model
 
 

@@ -165,7 +165,11 @@ class TrainConfig:
         "autocast precision; auto: bf16 where the processor or GPU has it, else fp16 on a GPU, off on a CPU",
         ("auto", "bf16", "fp16", "off"),
     )
-    compile: bool = option(False, "compile the layers with torch.compile (for GPUs; needs a C++ compiler)")
+    compile: bool | None = option(
+        None,
+        "compile the layers of student and teacher with torch.compile (default: on a GPU, if there is a C "
+        "compiler)",
+    )
     activation_checkpointing: bool = option(
         False,
         "keep one state per layer and compute the rest again in the backward pass: less memory, a third "

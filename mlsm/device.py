@@ -1,8 +1,12 @@
-"""The device of a command, and the precision of its forward passes."""
+"""The device of a command, the precision of its forward passes, and whether they are compiled."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -82,6 +86,29 @@ def choose_precision(asked: str, device: torch.device, width: int, *, before: st
         name, reason = ("bf16", "this GPU has it") if has_bf16 else ("fp16", "this GPU has no bf16")
     scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
     return Precision(name, reason, scaler, device.type)
+
+
+def choose_compiling(asked: bool | None, device: torch.device) -> bool:
+    """Whether the layers are compiled; None, the default, is on a GPU, if nothing that compiling needs is
+    missing. Raises ValueError if it is asked for and something is missing.
+    """
+    missing = _missing_for_compiling(device)
+    if asked and missing:
+        raise ValueError(f"--compile needs {missing}, which is missing; install it, or use --no-compile")
+    return asked if asked is not None else device.type == "cuda" and not missing
+
+
+def _missing_for_compiling(device: torch.device) -> str | None:
+    """What PyTorch's compiler would look for in vain."""
+    if device.type == "cpu":
+        return None if shutil.which("g++") or shutil.which("clang++") else "a C++ compiler (g++ or clang++)"
+    if importlib.util.find_spec("triton") is None:
+        return "triton"
+    # Triton compiles a few lines of C that launch each kernel.
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return "a C compiler (gcc or clang)"
+    has_headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    return None if has_headers else "the C headers of Python (python3-dev)"
 
 
 def keep_num_threads(before: int | None) -> None:

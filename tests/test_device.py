@@ -1,9 +1,11 @@
 """Which device a command runs on, and in which precision."""
 
+import shutil
+
 import pytest
 import torch
 
-from mlsm.device import choose_device, choose_precision
+from mlsm.device import choose_compiling, choose_device, choose_precision
 
 
 @pytest.mark.parametrize("asked", ["gpu", "cuda:x", "", "meta", "cpu:x"])
@@ -30,3 +32,19 @@ def test_precision_on_a_cpu(asked: str, dtype: torch.dtype | None, has_scaler: b
     assert precision.scaler.is_enabled() == has_scaler
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (dtype or torch.float32)
+
+
+def test_layers_are_compiled_on_a_gpu_where_the_compilers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr("mlsm.device.Path.exists", lambda path: True)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    compiled = [(None, gpu), (True, cpu)], [(None, cpu), (False, gpu)]
+    assert [[choose_compiling(*case) for case in cases] for cases in compiled] == [[True] * 2, [False] * 2]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not choose_compiling(None, gpu)
+    for device, language in ((cpu, r"C\+\+"), (gpu, "C")):
+        with pytest.raises(ValueError, match=f"--compile needs a {language} compiler"):
+            choose_compiling(True, device)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("mlsm.device.Path.exists", lambda path: False)
+    assert not choose_compiling(None, gpu)

@@ -4,7 +4,6 @@ parameters.
 
 import dataclasses
 import functools
-import shutil
 import warnings
 from unittest import mock
 
@@ -158,7 +157,25 @@ def test_the_loss_is_the_same_with_the_kernel_that_never_pads(monkeypatch: pytes
     assert fused.call_count == 2  # layers
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
-        LanguageModel(SIZES["narrow"]).encoder.compile_layers_()
+def test_updates_of_any_shape_share_a_few_graphs() -> None:
+    """A student in training and a frozen teacher, as in train.py; "eager" counts graphs without compiling."""
+    shape = dataclasses.replace(SIZES["narrow"], dropout=0.1, depth=3)
+    student, teacher = LanguageModel(shape).encoder, LanguageModel(shape, seed=1).encoder.eval()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for encoder in (student, teacher):
+        encoder.compile_layers_("eager")
+    num_graphs = []
+    # Padded, of equal length, alone; with several selected positions, with one, with none; and lengths anew.
+    kinds = [([9, 6], 4), ([7, 7], 2), ([11], 3), ([12, 5], 1), ([13], 1), ([4, 3], 0), ([6], 0)]
+    anew = [([13, 2, 5], 8), ([30], 9), ([3, 3, 3, 2], 5), ([17, 8], 1), ([21, 21], 6), ([2, 2], 0)]
+    for lengths, num_selected in [*kinds, *anew]:
+        sequences = Sequences.of([torch.arange(5, 5 + n) for n in lengths])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the compiler, about itself
+            with torch.no_grad():
+                teacher(sequences, torch.arange(num_selected))
+            student(sequences, torch.arange(num_selected)).sum().backward()
+        num_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert 4 <= num_graphs[0] <= num_graphs[-1] <= 24
+    assert num_graphs[len(kinds) - 1] == num_graphs[-1]
