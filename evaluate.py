@@ -31,9 +31,10 @@ from mlsm.directory import check_writable, only_process
 from mlsm.evaluation import estimate, glue, paper, summary
 from mlsm.evaluation.babylm import entry
 from mlsm.evaluation.babylm.curves import SOURCE, fast_table, full_table, write_report
+from mlsm.evaluation.babylm.formats import FULL
 from mlsm.evaluation.demo import score_demo
-from mlsm.evaluation.finetune import FineTuneSettings
-from mlsm.evaluation.glue_scores import score_seeds
+from mlsm.evaluation.finetune import RECIPES, FineTuneSettings, settings_of_2026
+from mlsm.evaluation.glue_scores import score_seeds, stored_predictions
 from mlsm.evaluation.minimal_pairs import SUITES, TIES, Files, Scoring, read_files, score_suite
 from mlsm.evaluation.pseudo_likelihood import REDUCTIONS
 from mlsm.evaluation.recipes import Recipe, recipe_of, row_names
@@ -44,7 +45,7 @@ from mlsm.files import folder_within
 from mlsm.log import duration, say
 from mlsm.runs.revisions import MAIN, Revision, find_revisions, kept_revisions
 from mlsm.runs.run import Run, load_run
-from mlsm.settings import argument, check_fields, check_positive, from_flags, option
+from mlsm.settings import argument, check_fields, check_positive, from_flags, option, override
 from mlsm.training.objectives import find_objective
 
 BABYLM, FAST = "babylm2026", "fast"
@@ -76,10 +77,19 @@ class Settings:
         False,
         "as the official pipeline: [SEP] before a sentence, and a lone word boundary that is scored too",
     )
-    seeds: str = option("12,13,14,15,16", "seeds of fine-tuning", metavar="NUMBERS")
-    max_epochs: int = option(10, "most epochs of a fine-tuning")
-    learning_rate: float = option(FineTuneSettings.learning_rate, "learning rate of fine-tuning")
-    batch_size: int = option(FineTuneSettings.batch_size, "examples of an update of fine-tuning")
+    recipe: str = option(
+        "2024",
+        "the organisers' recipe of fine-tuning; that of 2026 has seven tasks, in full_eval/glue_filtered",
+        RECIPES,
+    )
+    seeds: str | None = option(
+        None, "seeds of fine-tuning (default: 12,13,14,15,16; 42 in 2026)", metavar="NUMBERS"
+    )
+    max_epochs: int | None = option(None, "most epochs of a fine-tuning (default: 10; 30 for wsc in 2026)")
+    learning_rate: float | None = option(None, "learning rate of fine-tuning (default: 5e-5; 3e-5 in 2026)")
+    batch_size: int | None = option(
+        None, "examples of an update of fine-tuning (default: 64; 32 or 16, by task, in 2026)"
+    )
     limit: int | None = option(
         None,
         "only so many examples of each file, for a first look; their results are not stored with the run's, "
@@ -109,14 +119,21 @@ class Settings:
         """How minimal pairs are scored."""
         return Scoring(self.score, self.ties, self.prefix)
 
-    def fine_tuning(self) -> FineTuneSettings:
-        """The settings of fine-tuning. Raises ValueError for one that is not positive."""
-        return FineTuneSettings(self.learning_rate, self.batch_size, self.max_epochs)
+    def fine_tuning(self, task: str = "cola") -> FineTuneSettings:
+        """The settings of fine-tuning on a task. Raises ValueError for one that is not positive."""
+        settings = settings_of_2026(task) if self.recipe == "2026" else FineTuneSettings()
+        given = {
+            "learning_rate": self.learning_rate,
+            "batch_size": self.batch_size,
+            "max_epochs": self.max_epochs,
+        }
+        return override(settings, {name: value for name, value in given.items() if value is not None})
 
     def seed_numbers(self) -> list[int]:
         """The numbers of `seeds`, each once. Raises ValueError if it is not a list of numbers."""
+        seeds = self.seeds or ("42" if self.recipe == "2026" else "12,13,14,15,16")
         try:
-            return list(dict.fromkeys(int(seed) for seed in self.seeds.split(",")))
+            return list(dict.fromkeys(int(seed) for seed in seeds.split(",")))
         except ValueError:
             raise ValueError(
                 f"--seeds takes whole numbers with commas between them, got {self.seeds!r}"
@@ -132,12 +149,15 @@ class Settings:
         return [*others, main]
 
     def task_names(self) -> list[str]:
-        """The tasks, each once; glue stands for its eleven tasks. Raises ValueError for an unknown task."""
+        """The tasks, each once; glue stands for those of the recipe. Raises ValueError for an unknown one."""
         names = [name.strip() for name in self.tasks.split(",")]
         for name in names:
             if name not in TASKS:
                 raise ValueError(f"--tasks takes {', '.join(TASKS)}, got {name!r}")
-        tasks = [task for name in names for task in (glue.TASKS if name == "glue" else [name])]
+        of_recipe = glue.TASKS_OF_2026 if self.recipe == "2026" else glue.TASKS
+        if others := [name for name in names if name in glue.TASKS and name not in of_recipe]:
+            raise ValueError(f"the recipe of 2026 has {', '.join(of_recipe)}, got {', '.join(others)}")
+        tasks = [task for name in names for task in (of_recipe if name == "glue" else [name])]
         return list(dict.fromkeys(tasks))
 
 
@@ -154,7 +174,8 @@ def read_tasks(names: Sequence[str], settings: Settings) -> Tasks:
     data, limit = settings.data, settings.limit
     suites = {name: read_files(SUITES[name], data, limit) for name in names if name in SUITES}
     trained_on = dict.fromkeys(glue.TASKS[name].trained_on for name in names if name in glue.TASKS)
-    trainings = [glue.read_task_data(data, name, names, limit) for name in trained_on]
+    root = data / FULL if settings.recipe == "2026" else data
+    trainings = [glue.read_task_data(root, name, names, limit) for name in trained_on]
     return Tasks(suites, trainings, names)
 
 
@@ -174,14 +195,15 @@ def read_entry(names: Sequence[str], runs: Mapping[str, Run], settings: Settings
 
 def say_estimate(subjects: Sequence[Subject], tasks: Tasks, settings: Settings) -> None:
     """Measure the speed of every subject, and print how long all tasks take together."""
-    num_seeds, fine_tuning = len(settings.seed_numbers()), settings.fine_tuning()
+    num_seeds = len(settings.seed_numbers())
     seconds = {
         SUITES[name].title: sum(estimate.suite_seconds(s, name, files, settings.scoring()) for s in subjects)
         for name, files in tasks.suites.items()
     }
     for data in tasks.trainings:
         seconds[data.trained_on] = sum(
-            estimate.fine_tuning_seconds(s, data, fine_tuning, num_seeds) for s in subjects
+            estimate.fine_tuning_seconds(s, data, settings.fine_tuning(data.trained_on), num_seeds)
+            for s in subjects
         )
     parts = ", ".join(f"{title} {duration(these)}" for title, these in seconds.items())
     say(f"this takes at most about {duration(sum(seconds.values()))}, less what is stored ({parts})")
@@ -196,9 +218,15 @@ def measure(subject: Subject, tasks: Tasks, settings: Settings) -> Results:
         summary.store(subject.folder, subject.name, results)
     for data in tasks.trainings:
         names = [name for name in data.validations if name in tasks.names]
-        scores = score_seeds(subject, data, names, settings.fine_tuning(), settings.seed_numbers())
+        fine_tuning, seeds = settings.fine_tuning(data.trained_on), settings.seed_numbers()
+        scores = score_seeds(subject, data, names, fine_tuning, seeds)
         results = results.updated(Results(subject.weights, glue=scores))
-        summary.store(subject.folder, subject.name, results)
+        if settings.recipe == "2024":
+            summary.store(subject.folder, subject.name, results)
+        else:
+            found = {name: scores[name].spread.mean for name in names if scores[name].spread.num_seeds}
+            predictions = stored_predictions(subject, data, fine_tuning, seeds[0])
+            entry.store_glue(subject.folder, subject.weights, found, predictions)
     return results
 
 
@@ -273,7 +301,7 @@ def show_entry(
         if FAST in data:
             entry.measure(run.directory, revisions[name], data[FAST], settings.tie_seed, device)
         results = entry.read_results(run.directory)
-        if BABYLM in data:
+        if FAST not in data or BABYLM in data:
             print(as_text(full_table(name, results[MAIN]), "BabyLM 2026, the finished model"))
             print(f"* quoted: {SOURCE}\n")
         if FAST in data:
@@ -297,7 +325,7 @@ def _say_unused(given: Iterable[str], tasks: Sequence[str]) -> None:
     if SUITES.keys().isdisjoint(tasks):
         cli.say_unused(given, "no suite is scored", {"score", "ties", "prefix"})
     if glue.TASKS.keys().isdisjoint(tasks):
-        names = {"seeds", "max_epochs", "learning_rate", "batch_size"}
+        names = {"recipe", "seeds", "max_epochs", "learning_rate", "batch_size"}
         cli.say_unused(given, "nothing is fine-tuned", names)
     if not {BABYLM, FAST} & set(tasks):
         cli.say_unused(given, "BabyLM 2026 is not measured", {"track", "tie_seed"})
@@ -337,7 +365,8 @@ def main(argv: list[str]) -> None:
                 subjects = [_apart(subject, f"limit-{settings.limit}") for subject in subjects]
             say_estimate(subjects, data, settings)
             show_tasks(subjects, runs, recipes, data, settings)
-        if entry_data:
+        has_glue_of_2026 = settings.recipe == "2026" and data.trainings and not settings.limit
+        if entry_data or has_glue_of_2026:
             show_entry(runs, entry_data, settings, device)
         for run in runs.values():
             results = summary.numbers(read_results(run.directory))

@@ -15,6 +15,12 @@ torch.set_num_threads(1)
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, help="how often test_kills.py kills each run (default: 20 and 5)")
     parser.addoption(
+        "--organisers",
+        nargs=2,
+        metavar=("PYTHON", "STRICT"),
+        help="a Python with transformers 4.51.3, and the folder strict of babylm-org/babylm-eval (July 2026)",
+    )
+    parser.addoption(
         "--gpu", action="store_true", help="run Triton kernels on the GPU (default: interpreted)"
     )
 

@@ -6,6 +6,7 @@ It is an upper limit: results that are stored are not computed again, and fine-t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -42,8 +43,8 @@ def fine_tuning_seconds(
 ) -> float:
     """The time that fine-tuning on a task takes with all seeds and the largest number of epochs."""
     batch, _ = encode_items(subject, spaced(data.training, settings.batch_size), settings.max_length)
-    model = new_classifier(subject, data.trained_on, seed=0)
-    one_epoch = FineTuneSettings(batch_size=settings.batch_size, max_epochs=1)
+    model = new_classifier(subject, data.trained_on, 0, settings.recipe)
+    one_epoch = dataclasses.replace(settings, max_epochs=1)
 
     def update() -> None:
         with tqdm(disable=True) as bar, contextlib.suppress(Diverged):

@@ -73,9 +73,12 @@ def score_seeds(
     """The results of the tasks that share a training. A seed that is stored in the subject's folder for the
     same weights, data and settings is not trained again. Each of several processes trains other seeds.
     """
-    folder = folder_within(subject.folder, "evaluation", "glue")
-    paths = {seed: folder / f"{data.trained_on}-seed-{seed}.json" for seed in seeds}
-    origin = {"weights": subject.weights, "data": data.digest, "settings": asdict(settings)}
+    paths = {seed: _path(subject, data, settings, seed) for seed in seeds}
+    origin: dict[str, object] = {
+        "weights": subject.weights,
+        "data": data.digest,
+        "settings": asdict(settings),
+    }
     stored = {seed: _stored(path, origin | {"seed": seed}, data) for seed, path in paths.items()}
     trained = distributed.broadcast_from_zero({seed: t for seed, t in stored.items() if t is not None})
     missing = [seed for seed in seeds if seed not in trained]
@@ -98,6 +101,21 @@ def score_seeds(
     }
 
 
+def stored_predictions(
+    subject: Subject, data: TaskData, settings: FineTuneSettings, seed: int
+) -> dict[str, list[int]]:
+    """The labels by task that a seed of `score_seeds` predicted; none if its fine-tuning failed."""
+    predictions = read_json(_path(subject, data, settings, seed))["predictions"]
+    return {task: [int(label) for label in labels] for task, labels in predictions.items()}
+
+
+def _path(subject: Subject, data: TaskData, settings: FineTuneSettings, seed: int) -> Path:
+    """The file of a seed's predictions; each recipe has its own."""
+    recipe = "" if settings.recipe == "2024" else f"-{settings.recipe}"
+    folder = folder_within(subject.folder, "evaluation", "glue")
+    return folder / f"{data.trained_on}{recipe}-seed-{seed}.json"
+
+
 def _seed_result(data: TaskData, task: str, trained: TrainedSeed) -> SeedResult:
     score = None
     if not trained.failure:
@@ -106,11 +124,16 @@ def _seed_result(data: TaskData, task: str, trained: TrainedSeed) -> SeedResult:
     return SeedResult(score, trained.epoch, trained.failure, trained.truncated)
 
 
+# Settings that files of earlier versions lack, with what was computed then.
+_NEWER_SETTINGS = {"recipe": "2024", "selects_by": "labels"}
+
+
 def _stored(path: Path, origin: dict[str, object], data: TaskData) -> TrainedSeed | None:
     """An earlier result with the same origin; None if there is none or its file is damaged."""
     try:
         values = read_json(path)
-        is_same = values.pop("origin") == origin
+        former = values.pop("origin")
+        is_same = former | {"settings": _NEWER_SETTINGS | former["settings"]} == origin
         trained = TrainedSeed(**values)
         is_whole = trained.failure or all(
             len(trained.predictions[task]) == len(items) for task, items in data.validations.items()
@@ -128,10 +151,10 @@ def encode_items(subject: Subject, items: Sequence[Item], max_length: int) -> tu
     return encoded, sum(num_cut > 0 for _, num_cut in rows)
 
 
-def new_classifier(subject: Subject, task: str, seed: int) -> Classifier:
+def new_classifier(subject: Subject, task: str, seed: int, recipe: str) -> Classifier:
     """A copy of the subject's encoder with a new head for a task."""
-    model = subject.model
-    return Classifier(model.encoder, TASKS[task].num_labels, model.config.init_std, seed).to(model.device)
+    model, num_labels = subject.model, TASKS[task].num_labels
+    return Classifier(model.encoder, num_labels, model.config.init_std, seed, recipe).to(model.device)
 
 
 def _train(subject: Subject, data: TaskData, settings: FineTuneSettings, seed: int) -> TrainedSeed:
@@ -140,7 +163,7 @@ def _train(subject: Subject, data: TaskData, settings: FineTuneSettings, seed: i
         *(encode_items(subject, items, settings.max_length) for items in parts), strict=True
     )
     (training, *validations), num_truncated = encoded, sum(nums_truncated)
-    model = new_classifier(subject, data.trained_on, seed)
+    model = new_classifier(subject, data.trained_on, seed, settings.recipe)
     total = settings.max_epochs * settings.num_updates(len(training))
     with progress(total, f"{subject.name}: {data.trained_on}, seed {seed}") as bar:
         try:

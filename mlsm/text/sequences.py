@@ -38,6 +38,11 @@ class Sequences(NamedTuple):
         """The flat position of each sequence's first token."""
         return self.cu_seqlens[:-1].long()
 
+    @property
+    def last_B(self) -> Tensor:
+        """The flat position of each sequence's last token."""
+        return self.cu_seqlens[1:].long() - 1
+
     def to(self, device: torch.device) -> Sequences:
         """The same sequences on a device."""
         return self._replace(ids_T=moved(self.ids_T, device), cu_seqlens=moved(self.cu_seqlens, device))

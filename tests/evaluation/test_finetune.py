@@ -9,8 +9,15 @@ from small_runs import random_run
 from small_text import sentences
 
 from mlsm.evaluation import finetune
-from mlsm.evaluation.finetune import Classifier, EncodedItem, FineTuneSettings, micro_batches
+from mlsm.evaluation.finetune import (
+    Classifier,
+    EncodedItem,
+    FineTuneSettings,
+    micro_batches,
+    settings_of_2026,
+)
 from mlsm.runs.run import load_run
+from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, SEP_ID
 
 
@@ -81,3 +88,59 @@ def test_the_backbone_of_a_student_is_tuned_without_its_heads(tmp_path: Path) ->
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="max_epochs must be above 0, got 0"):
         FineTuneSettings(max_epochs=0)
+    with pytest.raises(ValueError, match="unknown recipe '2025'"):
+        FineTuneSettings(recipe="2025")
+
+
+def test_the_learning_rate_of_2026_rises_and_falls_to_a_tenth() -> None:
+    settings = FineTuneSettings(learning_rate=2.0, recipe="2026")
+    rates = [settings.rate(step, 1000) for step in range(1000)]
+    assert rates[0] == 0
+    assert rates[30] == pytest.approx(1.0)  # half of 60 updates
+    assert max(rates) == rates[60] == pytest.approx(2.0)
+    assert rates[530] == pytest.approx(1.1)  # half of the way from 2 to 0.2
+    assert rates[999] == pytest.approx(0.2, abs=1e-4)
+    assert rates[60:] == sorted(rates[60:], reverse=True)
+    assert FineTuneSettings(learning_rate=2.0).rate(500, 1000) == 1.0
+
+
+def test_the_head_of_2026_reads_the_last_position(run: Path) -> None:
+    loaded = load_run(run)
+    model = Classifier(loaded.model.encoder, 3, 0.02, seed=1, recipe="2026").eval()
+    rows = [[CLS_ID, 7, 8, SEP_ID], [CLS_ID, 9, SEP_ID]]
+    sequences = Sequences.of([torch.tensor(ids) for ids in rows])
+    with torch.no_grad():
+        last_BD = loaded.model.encoder(sequences, torch.tensor([3, 6]))
+
+        def normalised(x_BD: torch.Tensor) -> torch.Tensor:
+            centred_BD = x_BD - x_BD.mean(-1, keepdim=True)
+            return centred_BD / (centred_BD.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+        hidden_BD = torch.nn.functional.gelu(model.dense(normalised(last_BD)))
+        expected_BC = model.classifier(normalised(hidden_BD))
+        torch.testing.assert_close(model(sequences), expected_BC, atol=1e-5, rtol=1e-5)
+    bound = 32**-0.5  # 1 / the square root of the width
+    assert 0.9 * bound < model.dense.weight.detach().abs().max().item() <= bound
+    assert 0 < model.dense.bias.detach().abs().max().item() <= bound
+
+
+def test_the_recipe_of_2026_leaves_out_a_part_of_a_batch_and_never_stops_early(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(finetune, "_update", lambda model, optimizer, batch, clip: sizes.append(len(batch)))
+    monkeypatch.setattr(finetune, "selecting_metric", lambda *_: 0.5)
+    rows = [EncodedItem([CLS_ID, 7, SEP_ID], 0)] * 11
+    model = Classifier(load_run(run).model.encoder, 2, 0.02, seed=12, recipe="2026")
+    settings = FineTuneSettings(batch_size=4, max_epochs=6, recipe="2026")
+    with finetune.tqdm(disable=True) as bar:
+        finetune.fine_tune(model, rows, [rows], settings, 12, bar)
+    assert sizes == [4, 4] * 6
+
+
+def test_the_settings_of_2026_are_those_of_the_organisers() -> None:
+    wsc, boolq, qqp = map(settings_of_2026, ("wsc", "boolq", "qqp"))
+    assert (wsc.max_epochs, boolq.max_epochs) == (30, 10)
+    assert (boolq.batch_size, qqp.batch_size) == (16, 32)
+    assert (boolq.selects_by, qqp.selects_by) == ("accuracy", "f1")
+    assert (qqp.learning_rate, qqp.max_length, qqp.weight_decay) == (3e-5, 512, 0.01)

@@ -97,7 +97,7 @@ def test_a_seed_that_fails_is_reported_and_not_averaged_away(
     run, data = random_run(tmp_path / "mine"), write_cola(tmp_path, 16, 8)
     plain = glue_scores.Classifier
 
-    def failing(encoder, num_labels, init_std, seed):  # type: ignore[no-untyped-def]
+    def failing(encoder, num_labels, init_std, seed, recipe):  # type: ignore[no-untyped-def]
         model = plain(encoder, num_labels, init_std, seed)
         if seed == 13:
             torch.nn.init.constant_(model.classifier.weight, float("nan"))
@@ -121,3 +121,43 @@ def test_a_spread_counts_seeds_and_failures() -> None:
     assert (one.mean, one.num_seeds, one.failed) == (0.5, 1, [13])
     assert math.isnan(none.mean)
     assert "0.500 (1, 1 failed)  failed (2)" in as_text({"run": {"CoLA": one, "RTE": none}}, "")
+
+
+def test_predictions_of_earlier_versions_are_used(run: Path, tmp_path: Path) -> None:
+    """Their files lack the settings that were added later."""
+    data = write_cola(tmp_path, 32, 12)
+    command = [str(run), f"--data={data}", "--tasks=cola", "--seeds=21", "--max-epochs=1"]
+    evaluate.main(command)
+    path = run / "evaluation" / "glue" / "cola-seed-21.json"
+    values = json.loads(path.read_text())
+    for name in ("recipe", "selects_by"):
+        del values["origin"]["settings"][name]
+    path.write_text(json.dumps(values))
+    stamp = path.stat().st_mtime_ns
+    evaluate.main(command)
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_the_recipe_of_2026_writes_what_the_organisers_collect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = random_run(tmp_path / "mine")
+    texts = sentences(80, seed=4)
+    for part, first, last in (("train", 0, 64), ("valid", 64, 80)):
+        rows = [
+            {"sentence1": text, "sentence2": text, "label": number % 2, "idx": number}
+            for number, text in enumerate(texts[first:last])
+        ]
+        write_lines(task_file(tmp_path / "full_eval", "mrpc", part), rows)
+    evaluate.main([str(run), f"--data={tmp_path}", "--tasks=mrpc", "--recipe=2026", "--max-epochs=2"])
+    predictions = run / "evaluation/babylm2026/results/mine/main/finetune/mrpc/predictions.json"
+    rows = json.loads(predictions.read_text())["mrpc"]["predictions"]
+    assert [row["id"] for row in rows] == [f"mrpc_{number}" for number in range(16)]
+    assert {row["pred"] for row in rows} <= {0, 1}
+    assert (run / "evaluation/glue/mrpc-2026-seed-42.json").exists()
+    assert not (run / "results.json").exists()  # there are the results of 2024
+    shown = capsys.readouterr().out
+    assert "GPT-2, strict-small *" in shown
+    assert "0.835" in shown
+    with pytest.raises(ValueError, match=r"the recipe of 2026 has boolq, .*, got cola"):
+        evaluate.main([str(run), "--tasks=cola", "--recipe=2026"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlsm.evaluation.babylm.entry import RevisionResult
 from mlsm.evaluation.babylm.formats import TASKS
+from mlsm.evaluation.glue import TASKS as GLUE
 from mlsm.evaluation.tables import Cell, as_markdown
 from mlsm.figures import new_figure
 from mlsm.files import write_text
@@ -16,16 +17,18 @@ Table = dict[str, dict[str, Cell]]
 
 READING = {"eye_tracking": "reading, eye tracking", "self_paced": "reading, self-paced"}
 SOURCE = "README.md of babylm-org/babylm-eval, July 2026 (commit 3d57ddc)"
-# Accuracies that the organisers print for their baselines, as shares. They print no others of these tasks.
+# What the organisers print for their baselines, as shares: accuracies, and F1 of MRPC and QQP. They print no
+# others of these tasks.
 BASELINES = {
     "GPT-2, strict-small": {
-        "BLiMP": 0.6508,
-        "supplement": 0.5725,
-        "COMPS": 0.5181,
-        "entity tracking": 0.2107,
+        "BLiMP": 0.6508, "supplement": 0.5725, "COMPS": 0.5181, "entity tracking": 0.2107,
+        "BoolQ": 0.6587, "MNLI": 0.4980, "MRPC": 0.8349, "MultiRC": 0.6452, "QQP": 0.6086, "RTE": 0.6043,
     },
-    "GPT-2, strict": {"BLiMP": 0.7453, "supplement": 0.65, "COMPS": 0.5585, "entity tracking": 0.2358},
-}
+    "GPT-2, strict": {
+        "BLiMP": 0.7453, "supplement": 0.65, "COMPS": 0.5585, "entity tracking": 0.2358,
+        "BoolQ": 0.6746, "MNLI": 0.5994, "MRPC": 0.8435, "MultiRC": 0.6390, "QQP": 0.7073, "RTE": 0.5683,
+    },
+}  # fmt: skip
 
 
 def full_table(name: str, result: RevisionResult) -> Table:
@@ -36,9 +39,10 @@ def full_table(name: str, result: RevisionResult) -> Table:
     drawn: dict[str, Cell] = {title: one.average for title, one in found.items()}
     wrong: dict[str, Cell] = {title: one.average_without_ties for title, one in found.items()}
     times = {READING[key]: value for key, value in result.reading.items()}
-    table: Table = {name: {**drawn, **times}, f"{name}, ties wrong": wrong}
+    metrics = {GLUE[task].title: value for task, value in result.glue.items()}
+    table: Table = {name: {**drawn, **times, **metrics}, f"{name}, ties wrong": wrong}
     for model, shares in BASELINES.items():
-        table[f"{model} *"] = {title: share for title, share in shares.items() if title in found}
+        table[f"{model} *"] = {title: share for title, share in shares.items() if title in table[name]}
     return table
 
 
@@ -81,7 +85,7 @@ def draw_curves(path: Path, results: Mapping[str, RevisionResult]) -> None:
 def write_report(folder: Path, results: Mapping[str, RevisionResult]) -> list[Path]:
     """Write results.md, and curves.png if several models were measured on the fast tasks; returns them."""
     sections, written = [], [folder / "results.md"]
-    if (main := results.get(MAIN)) and any(task.full in main.tasks for task in TASKS.values()):
+    if (main := results.get(MAIN)) and (main.glue or any(task.full in main.tasks for task in TASKS.values())):
         sections.append(
             f"## The finished model\n\n{as_markdown(full_table(MAIN, main))}\n* quoted: {SOURCE}\n"
         )

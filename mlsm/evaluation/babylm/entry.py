@@ -87,6 +87,7 @@ class RevisionResult:
     weights: str  # identifies the weights
     tasks: Mapping[str, TaskResult] = field(default_factory=dict)  # by the folder of their data
     reading: Mapping[str, float] = field(default_factory=dict)  # shares of variance explained
+    glue: Mapping[str, float] = field(default_factory=dict)  # mean metric over seeds, by task
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -260,6 +261,19 @@ def write_surprisals(run: Path, revisions: Sequence[Revision], data: Data, devic
     return path
 
 
+def store_glue(
+    run: Path, weights: str, metrics: Mapping[str, float], predictions: Mapping[str, Sequence[int]]
+) -> None:
+    """Add GLUE metrics of the finished model by task to results.json, and write these predicted labels."""
+    place = place_of(run)
+    for task, labels in predictions.items():
+        rows = [{"id": f"{task}_{i}", "pred": label} for i, label in enumerate(labels)]
+        path = place.folder / "results" / place.name / MAIN / "finetune" / task / "predictions.json"
+        write_text(path, json.dumps({task: {"predictions": rows}}) + "\n")
+    words = next((old.words for old in [read_results(run).get(MAIN)] if old), 0)
+    _store(place, MAIN, RevisionResult(words, weights, glue=metrics))
+
+
 def read_results(run: Path) -> dict[str, RevisionResult]:
     """The results of a run by revision; none if nothing was measured. Raises ValueError for another file."""
     path = place_of(run).folder / "results.json"
@@ -286,7 +300,11 @@ def _store(place: Place, name: str, new: RevisionResult) -> None:
     results = read_results(place.run)
     if (old := results.get(name)) and old.weights == new.weights:
         new = RevisionResult(
-            new.words, new.weights, {**old.tasks, **new.tasks}, {**old.reading, **new.reading}
+            new.words,
+            new.weights,
+            {**old.tasks, **new.tasks},
+            {**old.reading, **new.reading},
+            {**old.glue, **new.glue},
         )
     results[name] = new
     write_json(place.folder / "results.json", {key: asdict(one) for key, one in results.items()})
