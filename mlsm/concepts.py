@@ -2,11 +2,13 @@
 
     python -m mlsm.concepts runs/teacher
     python -m mlsm.concepts runs/lsm-random --text "In the beginning God created the heavens." --page
+    python -m mlsm.concepts runs/lsm-random --serve
 
 The concepts of a teacher are its sparse codes; those of a student are its predictions, shown beside the codes
 of its teacher. The measures and the most interesting concepts are printed. The run's directory gets
 concepts.json (everything), concepts.png, and with --page concepts.html: one file to search and click through,
 without a network. A text is read once: later calls take the statistics from concepts.json.
+--serve shows the page at an address of this machine until Ctrl-C, with a field for sentences.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from mlsm.files import write_text
 from mlsm.log import printable
 from mlsm.pages import concept_view
 from mlsm.pages.concept_report import ConceptReport, SentenceConcepts, concept_rows, sentence_rows
+from mlsm.pages.concept_server import ConceptServer
 from mlsm.pages.concept_source import NUM_TOKENS, REPORT_FILE, SEED, open_source
 from mlsm.settings import argument, check_fields, check_positive, option
 
@@ -48,9 +51,14 @@ def concepts(args: Settings) -> None:
     folder = args.output or args.run
     check_writable(folder)
     sentence = None if args.text is None else source.sentence(args.text)
+    server = ConceptServer(args.port) if args.serve else None  # a port that is taken is said at once
     report = source.report(folder, other)
     _print(report, sentence, args.top)
     _write(report, sentence, folder, has_page=args.page)
+    if server:
+        page = concept_view.concept_page(report, sentence, is_served=True)
+        source.sentence("a")  # loads the models, so that the first answer is as fast as the others
+        server.serve(page, lambda text: source.sentence(text).to_json())
 
 
 def _print(report: ConceptReport, sentence: SentenceConcepts | None, count: int) -> None:
@@ -87,6 +95,8 @@ class Settings:
         None, "also show the concepts of each token of this text, as a table and on the page", metavar="TEXT"
     )
     page: bool = option(False, "also write concepts.html, to search and click through")
+    serve: bool = option(False, "show the page at http://127.0.0.1:PORT/ and answer sentences there")
+    port: int = option(8765, "port of --serve; 0 is any free one")
     num_tokens: int = option(NUM_TOKENS, "tokens read, held-out text first")
     top: int = option(20, "concepts shown on the screen")
     compare: Path | None = option(
@@ -110,6 +120,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_fields(self)
         check_positive(self, "num_tokens", "top")
+        if not 0 <= self.port < 1 << 16:
+            raise ValueError(f"port must be between 0 and 65535, got {self.port}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,8 +1,11 @@
 """The command that shows what the concepts of a run stand for."""
 
+import http.client
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,3 +180,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: no run at")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_served_run_answers_until_it_is_interrupted(teacher: Path) -> None:
+    command = [sys.executable, "-m", "mlsm.concepts", str(teacher), "--num-tokens=300", "--serve", "--port=0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stderr
+        said = next(line for line in process.stderr if "http://" in line)
+        address = re.search(r"127\.0\.0\.1:\d+", said)
+        assert address
+        connection = http.client.HTTPConnection(address[0], timeout=60)
+        body, headers = json.dumps(sentences(1)[0]), {"Content-Type": "application/json"}
+        connection.request("POST", "/sentence", body, headers)
+        answer = json.loads(connection.getresponse().read())
+        assert len(answer["tokens"]) == len(answer["weights"]["teacher"]) > 3
+        taken = [str(teacher), "--serve", f"--port={address[0].split(':')[1]}"]
+        with pytest.raises(ValueError, match=r"port \d+ is taken or not allowed: name another with --port"):
+            concepts.main(taken)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
