@@ -42,7 +42,7 @@ from mlsm.text.tokenizer import Tokenizer, run_tokenizer
 from mlsm.training.objectives import find_objective
 
 REPORT_FILE = "concepts.json"
-FORMAT = 1  # of the report: a change of what is computed from the same inputs makes it another number
+FORMAT = 2  # of the report: a change of what is computed from the same inputs makes it another number
 NUM_TOKENS, SEED = 100_000, 12  # read by default
 TOKEN_BUDGET = 8192  # tokens in one forward pass
 MASK_SHARE = 0.15  # of the positions, for students that learn from masked tokens

@@ -113,7 +113,8 @@ def _use(
     usage, measured = use.usage(codes), use.information(profile_KV, counts_V)
     bits_K = measured.bits_K - chance.bits_K
     interest_K = concept_order.interest(usage.share_K, bits_K, measured.entropy_K)
-    leader_K = concept_order.leaders(np.argsort(-interest_K, kind="stable"), similarity_KK)
+    order = np.lexsort([-usage.share_K, -interest_K])
+    leader_K = concept_order.leaders(order, similarity_KK)
     token_concepts: list[Listed] = []
     for first in range(0, len(counts_V), TOKENS_PER_BLOCK):
         block_VK = np.ascontiguousarray(profile_KV[:, first : first + TOKENS_PER_BLOCK].T)

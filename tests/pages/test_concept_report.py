@@ -57,7 +57,7 @@ def test_the_sentence_lists_its_concepts(report: ConceptReport) -> None:
 def test_rows_are_the_most_interesting_concepts_one_of_each_group(report: ConceptReport) -> None:
     first = concept_rows(report, "student", 3)
     use = report.sources["student"]
-    leaders = sorted({*use.leader}, key=lambda k: -use.interest[k])
+    leaders = sorted({*use.leader}, key=lambda k: (-use.interest[k], -use.share[k], k))
     assert list(first) == [f"#{k}" for k in leaders[:3]]
     rows = concept_rows(report, "student", NUM_CONCEPTS)
     assert sum(int(str(row["alike"])) for row in rows.values()) == NUM_CONCEPTS

@@ -42,6 +42,11 @@ def test_contexts_hold_the_weights_of_all_their_tokens() -> None:
         kings = [i for i in shown if report.sequences[context.sequence][i] == king]
         assert context.weights == [(i, 1.0) for i in kings]
     assert any(len(context.weights) > 1 for context in contexts)
+    concept_at: dict[tuple[int, int], int] = {}  # each position has one concept
+    for concept, listed in enumerate(report.sources["teacher"].contexts):
+        for context in listed:
+            for place, _ in context.weights:
+                assert concept_at.setdefault((context.sequence, place), concept) == concept
 
 
 @pytest.mark.parametrize("reader", ["teacher", "student"])
