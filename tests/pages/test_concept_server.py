@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from browser import dump, needs_browser
 from small_reports import HOSTILE, small_report, small_sentence
-from test_concept_view import Outline, dump, needs_browser, text_of
+from test_concept_view import Outline, text_of
 
 from mlsm.pages import concept_view
 from mlsm.pages.concept_server import LONGEST_BODY, ConceptServer
