@@ -42,7 +42,7 @@ class Intervention:
 
     pieces: list[str]  # (N)
     places: list[int]  # (P) indices in `pieces`: the masks, or every token of a text without one
-    before_PV: Tensor | None  # probabilities of words; None for a model that predicts no words
+    before_PV: Tensor | None  # probabilities of words; None if none depend on the concepts
     after_PV: Tensor | None
     hidden_before_ND: Tensor  # of the last layer
     hidden_after_ND: Tensor
@@ -52,10 +52,10 @@ class Intervention:
 
     def changes(self, top: int = 5) -> list[list[WordChange]]:
         """For each of the places, the `top` words whose probability changes most, the largest change first.
-        Raises ValueError for a model that predicts no words.
+        Raises ValueError for a model without words that depend on its concepts.
         """
         if self.before_PV is None or self.after_PV is None:
-            raise ValueError("this model predicts no words; see hidden_before_ND and hidden_after_ND")
+            raise ValueError("no words of this model depend on its concepts: compare its other tensors")
         changed = []
         for before_V, after_V in zip(self.before_PV, self.after_PV, strict=True):
             order = (after_V - before_V).abs().topk(min(top, len(before_V))).indices.tolist()
@@ -65,9 +65,13 @@ class Intervention:
 
     def __repr__(self) -> str:
         if self.before_PV is None:
-            distance_N = (self.hidden_after_ND - self.hidden_before_ND).norm(dim=1)
-            moved = " ".join(f"{p} {d:.3f}" for p, d in zip(self.pieces, distance_N.tolist(), strict=True))
-            return f"Intervention, by the change of the last hidden state: {moved}"
+            is_student = self.hidden_before_ND is self.hidden_after_ND
+            what = "distribution over concepts" if is_student else "last hidden state"
+            change_N = (self.hidden_after_ND - self.hidden_before_ND).norm(dim=1)
+            if is_student:
+                change_N = (self.concepts_after_NK - self.concepts_before_NK).abs().sum(1) / 2
+            moved = " ".join(f"{p} {d:.3f}" for p, d in zip(self.pieces, change_N.tolist(), strict=True))
+            return f"Intervention, by the change of the {what}: {moved}"
         lines = []
         for place, changes in zip(self.places, self.changes(3), strict=True):
             shown = ", ".join(f"{c.piece} {c.before:.3f} -> {c.after:.3f}" for c in changes)

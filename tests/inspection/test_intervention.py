@@ -110,7 +110,13 @@ def test_an_encoder_alone_shows_how_its_states_move(tmp_path: Path) -> None:
     done = model.intervene(TEXT, {concept: 0.7})
     assert (done.hidden_after_ND - done.hidden_before_ND).norm() > 1e-3
     assert "last hidden state" in repr(done)
-    with pytest.raises(ValueError, match="predicts no words"):
+    with pytest.raises(ValueError, match="no words of this model"):
+        done.changes()
+    student = mlsm.load(random_run(tmp_path / "plain", num_concepts=6, has_token_head=False), device="cpu")
+    done = student.intervene("a", {0: float(student.encode(["a"]).concepts_TK[0, 0]) + 0.25})
+    assert "distribution over concepts" in repr(done)
+    assert "0.250" in repr(done)
+    with pytest.raises(ValueError, match="no words of this model"):
         done.changes()
 
 
