@@ -22,6 +22,7 @@ import result_page
 import torch
 from recipe import original_fista
 from signals import NUM_MOST, coding_problem
+from step_model import GPUS
 from torch import Tensor
 
 from kernels.lasso import duality_gap, nonneg_lasso
@@ -33,20 +34,6 @@ class Setting(NamedTuple):
     width: int
     num_atoms: int
     lam: float = 0.05
-
-
-class Rates(NamedTuple):
-    """Peak rates of a GPU, per second."""
-
-    memory_bytes: float
-    cache_bytes: float
-    """Bytes that the L2 cache delivers."""
-    tf32_flop: float
-
-
-# Memory and tensor cores from NVIDIA's data sheets; it publishes no rate of the L2: estimates of the size
-# that microbenchmarks report.
-RATES = {"H100": Rates(3.35e12, 5.5e12, 495e12), "A100": Rates(2.0e12, 4.5e12, 156e12)}
 
 
 class Row(NamedTuple):
@@ -239,14 +226,14 @@ def gpu_bound(setting: Setting, num_signals: int, num_updates: float) -> float |
     It is None for an unknown GPU.
     """
     name = torch.cuda.get_device_name()
-    rates = next((rates for model, rates in RATES.items() if model in name), None)
-    if rates is None:
+    gpu = next((gpu for model, gpu in GPUS.items() if model in name), None)
+    if gpu is None:
         return None
     width, num_atoms = setting.width, setting.num_atoms
     per_signal = (
-        4 * (width + num_atoms) / rates.memory_bytes
-        + 3 * 3 * 2 * width * num_atoms / rates.tf32_flop
-        + num_updates * 4 * num_atoms / rates.cache_bytes
+        4 * (width + num_atoms) / gpu.memory_bytes
+        + 3 * 3 * 2 * width * num_atoms / gpu.tf32_flop
+        + num_updates * 4 * num_atoms / gpu.cache_bytes
     )
     return num_signals * per_signal
 

@@ -33,7 +33,7 @@ from kernels.lasso.reference import MARGIN, check_atoms, nonneg_fista
 from kernels.solvers import MAX_STEPS
 
 LARGEST_FOR_TRITON = 8192
-"""Atoms. A code lives in the registers of one program, 16 atoms a thread; with more threads they spill."""
+"""Atoms. A code lies in the registers of one program; more atoms are not compiled in any test."""
 
 ELEMENTS_ON_ONE_THREAD = 32_768
 """torch's grain size (at::internal::GRAIN_SIZE): elementwise work up to here is not parallel."""
@@ -144,27 +144,30 @@ def _solve(
     root2_norm_N = norm_N * math.sqrt(2)
     unit_N = (root2_norm_N / (2 * root2_norm_N.frexp().mantissa)).clamp(2.0**-100, 2.0**100)
     unit_N = torch.where(unit_N > 0, unit_N, 1).to(signals_ND.dtype)  # 1 for a signal of zeros or NaN
-    is_scaled = bool((unit_N != 1).any())
+    # The host does not wait for a GPU to tell that no signal needs scaling.
+    is_scaled = signals_ND.is_cuda or bool((unit_N != 1).any())
     scaled_ND = signals_ND / unit_N[:, None] if is_scaled else signals_ND
     lam_N = (lam / unit_N).clamp_max(1e30)  # every lambda far above lambda_max gives the same code
 
     limit = MAX_STEPS[solver] if max_steps is None else min(max_steps, 2**31 - 1)
     aim = max(MARGIN * tol - 8 * torch.finfo(signals_ND.dtype).eps, 0.5 * tol)
+    is_certified = False  # as far as the host knows
     with torch.autocast(signals_ND.device.type, enabled=False):
         if solver == "descent":
-            result = nonneg_descent(scaled_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
+            codes_NK, gap_N, steps_N = nonneg_descent(scaled_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
         elif solver == "triton":
             # Imported here, so that a machine without triton can import this module.
             from kernels.lasso.descent_triton import nonneg_triton
 
-            result = nonneg_triton(scaled_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
+            codes_NK, gap_N, steps_N, is_certified = nonneg_triton(
+                scaled_ND, dictionary_DK, lam_N, aim, gram_KK, limit
+            )
         else:
-            result = nonneg_fista(scaled_ND, dictionary_DK, lam_N, aim, step, limit)
-    codes_NK, gap_N, steps_N = result
+            codes_NK, gap_N, steps_N = nonneg_fista(scaled_ND, dictionary_DK, lam_N, aim, step, limit)
 
     target_N = tol * 0.5 * (norm_N / unit_N) ** 2
     is_open_N = ~(gap_N <= target_N)
-    if bool(is_open_N.any()):
+    if not is_certified and bool(is_open_N.any()):
         has_gaps = bool(gap_N.isfinite().all())
         if not has_gaps or max_steps is None:
             _check_values(signals_ND, dictionary_DK, gram_KK)

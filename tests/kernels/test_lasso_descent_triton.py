@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 import torch
 from lasso_problems import common_direction, gaussian, relative_gap, uneven_atoms
+from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("triton")
 
@@ -46,17 +47,72 @@ def test_a_tight_tolerance_at_the_size_of_the_paper(device):
     assert relative_gap(signals_ND, dictionary_DK, 0.05, result.codes_NK).max() <= 1e-5
 
 
+class HostWaits(TorchFunctionMode):
+    """Notes each call with which the host waits for the values of a tensor."""
+
+    READS = (
+        "item", "tolist", "cpu", "numpy", "nonzero", "masked_select", "unique", "bincount", "equal",
+        *(f"__{name}__" for name in ("bool", "int", "float", "index", "array", "contains", "iter")),
+    )  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = function.__name__
+        is_mask = name in ("__getitem__", "__setitem__") and any(
+            isinstance(x, torch.Tensor) and x.dtype == torch.bool
+            for x in (args[1] if isinstance(args[1], tuple) else (args[1],))
+        )
+        if name in self.READS or is_mask:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_once_in_each_pass(device, monkeypatch):
+    """Kernels do not count: an interpreted one reads its tensors on the host."""
+    signals_ND, dictionary_DK = (t.to(device) for t in gaussian(3, 16, 30))
+    gram_KK, launches, waits = dictionary_DK.mT @ dictionary_DK, [], HostWaits()
+    for kernel in ("_residual_kernel", "_direction_kernel", "_descend_kernel"):
+        original = getattr(descent_triton, kernel)
+
+        def launch(grid, original=original, kernel=kernel):
+            def run(**arguments):
+                before = len(waits.names)
+                original[grid](**arguments)
+                del waits.names[before:]
+                launches.append(kernel)
+
+            return run
+
+        subscripted = mock.MagicMock()
+        subscripted.__getitem__.side_effect = launch
+        monkeypatch.setattr(descent_triton, kernel, subscripted)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    with waits:
+        result = nonneg_lasso(signals_ND, dictionary_DK, 0.1, solver="triton", gram_KK=gram_KK)
+    assert relative_gap(signals_ND, dictionary_DK, 0.1, result.codes_NK).max() <= 1e-3
+    assert waits.names == ["tolist"] * launches.count("_descend_kernel")
+    assert len(waits.names) > 1
+
+
 def test_it_runs_on_the_card_of_its_tensors(monkeypatch, device):
     signals_ND, dictionary_DK = (t.to(device) for t in gaussian(2, 8, 20))
     with mock.patch.object(torch.cuda, "device_of") as device_of:
-        launch = mock.Mock(side_effect=lambda *_: device_of.return_value.__enter__.assert_called_once())
+
+        def launch(*_):
+            device_of.return_value.__enter__.assert_called_once()
+            return 0
+
+        launch = mock.Mock(side_effect=launch)
         monkeypatch.setattr(descent_triton, "_solve_chunk_", launch)
         nonneg_lasso(signals_ND, dictionary_DK, 0.3, solver="triton")
     device_of.return_value.__exit__.assert_called_once()
     assert launch.call_count == 1
 
 
-@pytest.mark.parametrize(("num_signals", "width", "num_atoms"), [(1, 1, 1), (70, 33, 67), (3, 130, 65)])
+@pytest.mark.parametrize(("num_signals", "width", "num_atoms"), [(1, 1, 4), (70, 33, 68), (3, 130, 64)])
 def test_the_two_products_against_float64(num_signals, width, num_atoms, device):
     generator = torch.Generator().manual_seed(0)
     signals_ND = torch.randn(num_signals + 2, width, generator=generator).to(device)
@@ -67,15 +123,15 @@ def test_the_two_products_against_float64(num_signals, width, num_atoms, device)
     residual_RD = torch.empty(num_signals, width, device=device)
     c_RK = torch.empty(num_signals, num_atoms, device=device)
     on_nvidia = device == "cuda" and not torch.version.hip
-    shape = dict(R=num_signals, D=width, K=num_atoms, PRECISION="tf32x3" if on_nvidia else "ieee")
+    shape = dict(R=num_signals, D=width, K_OVER_4=num_atoms // 4, PRECISION="tf32x3" if on_nvidia else "ieee")
     shape |= descent_triton.PRODUCT_TILE | descent_triton.PRODUCT_OPTIONS
     descent_triton._residual_kernel[descent_triton._product_grid(num_signals, width)](
-        signals_ptr=signals_ND, codes_ptr=codes_NK, atoms_ptr=dictionary_DK.mT.contiguous(), rows_ptr=rows_R,
+        signals_ptr=signals_ND, codes_ptr=codes_NK, dictionary_ptr=dictionary_DK, rows_ptr=rows_R,
         residual_ptr=residual_RD, **shape,
     )  # fmt: skip
     descent_triton._direction_kernel[descent_triton._product_grid(num_signals, num_atoms)](
-        residual_ptr=residual_RD, dictionary_ptr=dictionary_DK, lam_ptr=lam_N, rows_ptr=rows_R, c_ptr=c_RK,
-        **shape,
+        residual_ptr=residual_RD, atoms_ptr=dictionary_DK.mT.contiguous(), lam_ptr=lam_N, rows_ptr=rows_R,
+        c_ptr=c_RK, **shape,
     )  # fmt: skip
     residual = signals_ND[rows_R].double() - codes_NK[rows_R].double() @ dictionary_DK.double().mT
     c = residual @ dictionary_DK.double() - lam_N[rows_R].double()[:, None]
@@ -166,7 +222,7 @@ def test_a_signal_without_updates_left_is_verified_once(device, monkeypatch):
     )
     _, _, result = solve(common_direction, 2, 16, 50, 0.05, device, tol=1e-5, max_steps=3)
     assert (result.steps_N == 3).all()
-    assert launches == [(2, 50), (2, 16), (2, 50)]  # a pass, the residual, the verification
+    assert launches == [(2, 52), (2, 16), (2, 52)]  # a pass, the residual, the verification
 
 
 def test_the_gap_after_the_last_pass_is_that_of_the_code(device, monkeypatch):

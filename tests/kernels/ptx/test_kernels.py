@@ -91,10 +91,11 @@ def lasso_cases() -> list[ParameterSet]:
         ("sm80", gaussian, (4, 1, 1), 0.1), ("sm90", gaussian, (4, 1, 1), 0.1),
         ("sm80", common_direction, (2, 40, 131), 0.4), ("sm90", uneven_atoms, (3, 33, 131), 0.4),
         ("sm80", gaussian, (1, 24, 1500), 0.4), ("sm90", gaussian, (1, 24, 1500), 0.4),
-        ("sm80", gaussian, (1, 24, 1504), 0.4),
+        ("sm90", gaussian, (1, 24, 1604), 0.4),  # two warps
     ]  # fmt: skip
     at_large = [
-        ("sm90", gaussian, (1, 24, 1504), 0.2), ("sm80", gaussian, (4, 768, 1500), 0.06),
+        ("sm80", gaussian, (1, 24, 1504), 0.4), ("sm90", gaussian, (1, 24, 1504), 0.2),
+        ("sm80", gaussian, (4, 768, 1500), 0.06),
         ("sm90", common_direction, (4, 256, 1504), 0.2), ("sm80", gaussian, (1, 16, 4096), 0.3),
         ("sm80", gaussian, (130, 48, 200), 0.3),
     ]  # fmt: skip
@@ -135,11 +136,11 @@ def test_zero_atoms_and_inputs_that_are_not_contiguous(emulator: Emulator) -> No
 @pytest.mark.parametrize(
     ("emulator", "sizes"),
     [
-        ("sm80", (1, 1, 1)),
-        ("sm80", (70, 33, 67)),
+        ("sm80", (1, 1, 4)),
+        ("sm80", (70, 33, 68)),
         ("sm80", (3, 64, 64)),
-        ("sm90", (1, 1, 1)),
-        ("sm90", (70, 33, 67)),
+        ("sm90", (1, 1, 4)),
+        ("sm90", (70, 33, 68)),
         pytest.param("sm80", (130, 768, 1500), marks=large),
     ],
     indirect=["emulator"],

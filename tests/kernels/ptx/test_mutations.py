@@ -39,7 +39,7 @@ CASES = {
     "float16": lambda: Attention(torch.float16, 128, (20,), 0.1, has_bands=False).run(),
     "bands": lambda: Attention(torch.bfloat16, 64, (20,)).run(),
     "bands in rounds": lambda: Attention(torch.bfloat16, 64, (40,), 0.1).run(),
-    "coder": lambda: solve(*gaussian(1, 24, 600), 0.2),
+    "coder": lambda: solve(*gaussian(1, 24, 1600), 0.55),  # two warps; with fewer atoms there is no barrier
 }
 WAITS = ("cp.async.wait_group", "wgmma.wait_group.sync.aligned", "fence.proxy.async.shared::cta")
 """Instructions other than barriers that order accesses to shared memory."""

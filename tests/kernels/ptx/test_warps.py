@@ -1,4 +1,4 @@
-"""Shuffles, matrix products and matrix loads against plain indexing and float64, two warps at once."""
+"""Shuffles, reductions, matrix products and loads against plain indexing and float64, two warps at once."""
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ NUM_THREADS = 64
 LANE = np.arange(NUM_THREADS) % 32
 MATRICES = sorted(name for name in OPERATIONS if name.startswith(("ldmatrix", "stmatrix")))
 SHUFFLES = {"shfl.sync.bfly.b32", "shfl.sync.idx.b32", "bar.warp.sync"}
+REDUCTIONS = {"redux.sync.max.s32": max, "redux.sync.min.s32": min}
 PRODUCTS = {
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
     "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
@@ -31,7 +32,7 @@ def packed(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def test_every_instruction_of_warps_is_tested() -> None:
-    assert OPERATIONS.keys() == {*MATRICES, *SHUFFLES, *PRODUCTS}
+    assert OPERATIONS.keys() == {*MATRICES, *SHUFFLES, *REDUCTIONS, *PRODUCTS}
 
 
 @pytest.mark.parametrize("mask", [1, 2, 16, 31])
@@ -52,10 +53,20 @@ def test_indexed_shuffle() -> None:
     np.testing.assert_array_equal(block.registers["%r2"], values[np.arange(NUM_THREADS) // 32 * 32 + lane])
 
 
+@pytest.mark.parametrize("opcode", REDUCTIONS)
+def test_reduction_of_a_warp(opcode: str) -> None:
+    values = GENERATOR.integers(-(2**31), 2**31, NUM_THREADS).astype(np.int32)
+    block = run(f"{opcode} %r2, %r1, -1;", {"%r1": values.view(np.uint32)}, num_threads=NUM_THREADS)
+    want = [REDUCTIONS[opcode](values[thread // 32 * 32 :][:32]) for thread in range(NUM_THREADS)]
+    np.testing.assert_array_equal(block.registers["%r2"].view(np.int32), want)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
         ("@%p1 shfl.sync.bfly.b32 %r2, %r1, 1, 31, -1;", "lanes of a warp are missing"),
+        ("@%p1 redux.sync.max.s32 %r2, %r1, -1;", "lanes of a warp are missing"),
+        ("redux.sync.min.s32 %r2, %r1, 0x0000FFFF;", "lanes of a warp are missing"),
         ("@%p1 bar.warp.sync -1;", "lanes of a warp are missing"),
         ("shfl.sync.bfly.b32 %r2, %r1, 1, 31, 0x0000FFFF;", "lanes of a warp are missing"),
         ("shfl.sync.bfly.b32 %r2, %r1, 1, 15, -1;", "a part of a warp"),

@@ -1,5 +1,5 @@
-"""PTX instructions that the 32 threads of a warp execute together: shuffles, matrix products on tensor cores,
-and the loads and stores of their operands.
+"""PTX instructions that the 32 threads of a warp execute together: shuffles, reductions, matrix products on
+tensor cores, and the loads and stores of their operands.
 
 All of them demand that no lane is missing. Which lane holds which elements of a matrix: PTX ISA 8.7, "Matrix
 Fragments for mma.m16n8k8" and "mma.m16n8k16". With g = lane / 4 and t = lane % 4, a lane has rows g and g + 8
@@ -51,6 +51,18 @@ def _shuffle(mode: str) -> Execute:
         if (from_T[mask] >= WARP).any():
             raise Fault("a shuffle from a lane that does not exist")
         block.write(to, block.read(source, U32)[block.warp_T * WARP + from_T % WARP], mask)
+
+    return execute
+
+
+def _reduce(combine: np.ufunc) -> Execute:
+    """redux.sync: each thread gets the extreme of the signed integers of its warp."""
+
+    def execute(block: Block, instruction: Instruction, mask: Mask) -> None:
+        to, source, members = instruction.operands
+        _demand_whole_warps(block, members, mask)
+        extreme_W = combine.reduce(_by_warp(block.read(source, U32)).view(np.int32), axis=1)
+        block.write(to, extreme_W.view(U32)[block.warp_T], mask)
 
     return execute
 
@@ -152,6 +164,8 @@ OPERATIONS: dict[str, Execute] = {
     "bar.warp.sync": _synchronise_warp,
     "shfl.sync.bfly.b32": _shuffle("bfly"),
     "shfl.sync.idx.b32": _shuffle("idx"),
+    "redux.sync.max.s32": _reduce(np.maximum),
+    "redux.sync.min.s32": _reduce(np.minimum),
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32": _multiply_16_bits(U16),
     "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32": _multiply_16_bits(F16),
     "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32": _multiply_tf32,
