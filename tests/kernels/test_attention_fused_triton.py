@@ -43,8 +43,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sequences of any dtype have bands."""
+def bands(small_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences of any dtype have bands; set after `small_tiles` has switched them off."""
     monkeypatch.setattr(fused_triton, "BAND_LENGTHS", {size: {32: 128, 64: 128} for size in (2, 4)})
 
 
