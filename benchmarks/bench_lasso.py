@@ -47,7 +47,7 @@ class Row(NamedTuple):
     at_once: int | None = None
     """The number of signals in each call; None if one call takes all of them."""
     bound_seconds: float | None = None
-    """A lower bound of the time on this GPU, by the arithmetic in results/lasso-designs.md."""
+    """A lower bound of the time on this GPU (`gpu_bound`)."""
 
 
 SETTINGS = [
@@ -221,7 +221,9 @@ def test_gpu(benchmark, setting, solver):
 
 
 def gpu_bound(setting: Setting, num_signals: int, num_updates: float) -> float | None:
-    """A lower bound of the seconds for `num_updates` a signal, by the arithmetic in results/lasso-designs.md.
+    """A lower bound of the seconds for `num_updates` a signal, at peak rates: a signal is read and its code is
+    written, c is computed twice and the residual once in three tf32 products, and each update reads a row of
+    the Gram matrix from the L2. `step_model.py` models the same with assumptions that are less optimistic.
 
     It is None for an unknown GPU.
     """
