@@ -221,7 +221,7 @@ def test_gpu(benchmark, setting, solver):
 
 
 def gpu_bound(setting: Setting, num_signals: int, num_updates: float) -> float | None:
-    """A lower bound of the seconds for `num_updates` a signal, at peak rates: a signal is read and its code is
+    """A lower bound of the seconds for `num_updates` a signal, at peak rates: a signal is read, its code is
     written, c is computed twice and the residual once in three tf32 products, and each update reads a row of
     the Gram matrix from the L2. `step_model.py` models the same with assumptions that are less optimistic.
 
