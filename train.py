@@ -11,17 +11,27 @@ that exists continues from its newest checkpoint.
 
 from __future__ import annotations
 
+from mlsm.command_line import Parser, parser, show_help
+from mlsm.config import DataConfig, ModelConfig, OutputConfig, TrainConfig
+
+
+def flags() -> Parser:
+    """The command line."""
+    groups = {"training": TrainConfig, "data": DataConfig, "model": ModelConfig, "output": OutputConfig}
+    return parser(__doc__ or "", groups, has_presets=True)
+
+
+if __name__ == "__main__":
+    show_help(flags)  # before the imports below, which take seconds
+
 import dataclasses
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mlsm import cli, distributed
-from mlsm.command_line import Parser
-from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.device import choose_compiling, choose_device, choose_precision, keep_num_threads
 from mlsm.directory import only_process
 from mlsm.evaluation.heldout import MASKED, predictions
@@ -41,7 +51,6 @@ from mlsm.runs.record import read_record
 from mlsm.runs.run import init_from_, load_weights, load_weights_
 from mlsm.runs.teacher import load_teacher
 from mlsm.seeds import seed_for
-from mlsm.settings import option
 from mlsm.text.batches import Corpus, Update
 from mlsm.training.cost import check_cost
 from mlsm.training.divergence import DivergenceMonitor, record_update
@@ -251,27 +260,6 @@ def _headline(values: dict[str, float]) -> str:
         "tokens_per_s": "tokens/s",
     }
     return " ".join(f"{short} {values[name]:.4g}" for name, short in names.items() if name in values)
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where the run is written, and whether it goes on."""
-
-    output: Path | None = option(
-        None,
-        "run directory (default: runs/teacher for mlm from random weights, else runs/OBJECTIVE-INIT; with "
-        "--corpus or --teacher, followed by the name of the text or the teacher)",
-        metavar="DIRECTORY",
-        is_common=True,
-    )
-    resume: bool = option(False, "continue this run where it stopped, or start it", is_common=True)
-    yes: bool = option(False, "start a run that takes more than a day on a CPU", is_common=True)
-
-
-def flags() -> Parser:
-    """The command line."""
-    groups = {"training": TrainConfig, "data": DataConfig, "model": ModelConfig, "output": Output}
-    return cli.parser(__doc__ or "", groups, has_presets=True)
 
 
 def main(argv: list[str]) -> None:

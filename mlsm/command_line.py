@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -180,6 +181,20 @@ def _preset_defaults(cls: type, field: dataclasses.Field[FlagValue]) -> str:
     of = " for mlm / students / token-head" if any(" / " in values for values in shown) else ""
     each = "; ".join(f"{name} {values}" for name, values in zip(PRESETS, shown, strict=True))
     return f" (default{of}: {shown[0] if len(set(shown)) == 1 else each})"
+
+
+def show_help(make_parser: Callable[[], Parser]) -> None:
+    """If the command line asks for help, print it and exit. Called before PyTorch is imported, it answers at
+    once; without standard output, or in a job of several processes, the command itself answers.
+    """
+    if {"-h", "--help"}.isdisjoint(sys.argv[1:]) or sys.stdout is None or "RANK" in os.environ:
+        return
+    try:
+        make_parser().print_help()
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def parse_flags(command_line: Parser, argv: Sequence[str]) -> Flags:

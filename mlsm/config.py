@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from kernels.solvers import SOLVERS
 from mlsm.settings import Line, check_fields, check_not_negative, check_positive, option
@@ -238,6 +239,21 @@ def parse_word_counts(text: str, name: str) -> tuple[int, ...]:
     if any(count < 0 for count in counts):
         raise ValueError(f"{name} takes {', '.join(TRACKS)} or numbers such as 0,1M,2500; got {text!r}")
     return tuple(sorted(counts))
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where the run is written, and whether it goes on."""
+
+    output: Path | None = option(
+        None,
+        "run directory (default: runs/teacher for mlm from random weights, else runs/OBJECTIVE-INIT; with "
+        "--corpus or --teacher, followed by the name of the text or the teacher)",
+        metavar="DIRECTORY",
+        is_common=True,
+    )
+    resume: bool = option(False, "continue this run where it stopped, or start it", is_common=True)
+    yes: bool = option(False, "start a run that takes more than a day on a CPU", is_common=True)
 
 
 @dataclass(frozen=True)

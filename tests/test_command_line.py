@@ -1,6 +1,7 @@
 """Flags and settings files: which of them wins, and what is refused with which words."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -103,6 +104,22 @@ def test_help_shows_the_common_flags_first_after_a_short_usage() -> None:
     for flag in ("--objective", "--corpus", "--preset", "--num-steps", "--resume", "--config"):
         assert f"\n  {flag}" in "\n" + common
         assert f"\n  {flag}" not in others
+
+
+def test_help_does_not_wait_for_pytorch_nor_for_its_reader() -> None:
+    program = (
+        "import runpy, sys, atexit; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); "
+    )
+    program += "sys.argv = ['train.py', '--help']; runpy.run_path('train.py', run_name='__main__')"
+    words = [sys.executable, "-c", program]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout.startswith("usage: train.py [--flag ...]")
+    assert (result.returncode, result.stderr) == (0, "False\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = subprocess.run(words, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (gone.returncode, gone.stderr) == (0, "False\n")
 
 
 def test_a_command_that_does_not_exist_is_answered_with_one_that_does() -> None:

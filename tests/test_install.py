@@ -111,14 +111,14 @@ def test_the_installed_commands(wheel: Path, tmp_path: Path) -> None:
     environment.pip("install", "--no-index", "--no-deps", wheel)
     usage = environment.run("mlsm", "--help")
     commands = [line.split()[0] for line in usage.splitlines() if line.startswith("  ")]
-    assert commands == ["train", "fit-dictionary", "evaluate", "concepts", "report", "export"]
+    assert commands == ["train", "fit-dictionary", "evaluate", "concepts", "report", "runs", "export"]
     assert environment.run("mlsm", "train", "--help").startswith("usage: mlsm train ")
     modules = ", ".join(f"mlsm.{command.replace('-', '_')}" for command in commands)
     environment.run("python", "-P", "-c", f"import {modules}")
     corpus = write_corpus(tmp_path / "text.txt")
     flags = ["--objective=mlm", "--corpus", str(corpus), *NANO_FLAGS]
     environment.run("python", "-P", "-c", BUILD_A_TEACHER, json.dumps(flags))
-    assert (environment.work / "runs" / "teacher" / "model.safetensors").exists()
+    assert (environment.work / "runs" / "teacher-text" / "model.safetensors").exists()
 
 
 def test_an_unknown_command_is_one_line() -> None:
