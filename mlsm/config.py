@@ -16,6 +16,7 @@ TRACKERS = ("trackio", "wandb")  # packages
 EMBEDDED_CORPUS = "embedded"
 DEFAULT_TEACHER = "runs/teacher"
 MILLION = 1_000_000
+MIN_LENGTH = 4  # tokens of the shortest limit for a sequence
 # Words seen at which the BabyLM challenge (2025 and later) asks for a model: 1M to 1000M, ten per decade.
 # Words seen at which the tracks of the BabyLM challenge ask for the model; 0 is the untrained model.
 _STRICT_SMALL = (0, *(n * size * MILLION for size in (1, 10) for n in range(1, 10)), 100 * MILLION)
@@ -97,8 +98,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.max_length < 4:
-            raise ValueError(f"max_length must be at least 4, got {self.max_length}")
+        if self.max_length < MIN_LENGTH:
+            raise ValueError(f"max_length must be at least {MIN_LENGTH}, got {self.max_length}")
         if not 0 <= self.heldout_share < 1:
             raise ValueError(f"heldout_share must be in [0, 1), got {self.heldout_share}")
 
@@ -149,6 +150,12 @@ class TrainConfig:
         "share of the tokens that masked objectives and lsm15 select; 0.4:0.15 goes in a line from the "
         "first update to the last",
         metavar="SHARE",
+    )
+    length_schedule: Line | None = option(
+        None,
+        "longest sequence in the first and in the second half of the updates, in tokens, such as 64:128; "
+        "longer ones are split, so that an update reads the same text (default: never split)",
+        metavar="TOKENS",
     )
     average_last: float = option(
         0.0, "share of the updates, the last ones, whose weights are averaged into RUN/checkpoints/average"
@@ -212,6 +219,14 @@ class TrainConfig:
         first, last = self.mask_share
         if not (0 < first <= 1 and 0 < (first if last is None else last) <= 1):
             raise ValueError(f"mask_share must be in (0, 1], got {self.mask_share}")
+        if self.length_schedule is not None and not all(
+            length is None or (length >= MIN_LENGTH and length == int(length))
+            for length in self.length_schedule
+        ):
+            raise ValueError(
+                f"length_schedule takes whole numbers of at least {MIN_LENGTH}, as 64:128; "
+                f"got {self.length_schedule}"
+            )
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"decay_share must be in (0, 1], got {self.decay_share}")
         if not 0 <= self.average_last <= 1:

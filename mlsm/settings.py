@@ -22,17 +22,21 @@ T = TypeVar("T")
 
 
 class Line(NamedTuple):
-    """A value that goes in a straight line from the first update of a run to its last."""
+    """A value that goes from its first in the first update of a run to its last in the last update."""
 
     first: float
     last: float | None = None  # None: it stays at the first
 
     def at(self, step: int, num_steps: int) -> float:
-        """The value of update `step`, from 0."""
+        """The value of update `step`, from 0, on a straight line from the first to the last."""
         if self.last is None or step == 0:
             return self.first
         share = step / (num_steps - 1)
         return (1 - share) * self.first + share * self.last
+
+    def in_halves(self, step: int, num_steps: int) -> float:
+        """The first value for the first half of the updates, the last value for the second half."""
+        return self.first if self.last is None or 2 * step < num_steps else self.last
 
     def __str__(self) -> str:
         return f"{self.first:g}" if self.last is None else f"{self.first:g}:{self.last:g}"
@@ -165,7 +169,7 @@ def from_json(cls: type[T], values: object) -> T:
 
 def _from_json(kind: object, value: object) -> object:
     """A value of a field as the field's type has it: JSON knows neither lines nor tuples."""
-    if kind is Line:
+    if Line in (kind, *typing.get_args(kind)) and value is not None:
         return Line.parse(value)
     return tuple(value) if isinstance(value, list) else value
 

@@ -93,6 +93,19 @@ def index_packed(text: EncodedText, is_heldout_L: np.ndarray, max_length: int) -
     return _cut_index(SequenceIndex(*np.array(rows).T), most_tokens)
 
 
+def split_slices(
+    starts_B: np.ndarray, stops_B: np.ndarray, most_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and stops of the slices after each was split into as few parts as have `most_tokens` at most.
+    The parts of a slice are equally long, up to one token.
+    """
+    num_parts_B = -(-(stops_B - starts_B) // most_tokens)
+    part = slice_positions(np.zeros_like(num_parts_B), num_parts_B)  # its number within its slice
+    start, stop, num_parts = (column.repeat(num_parts_B) for column in (starts_B, stops_B, num_parts_B))
+    first, after = (start + (stop - start) * number // num_parts for number in (part, part + 1))
+    return first, after
+
+
 class MicroBatch(NamedTuple):
     """Some sequences of an update, as they are and as the model sees them."""
 
@@ -229,8 +242,11 @@ class Corpus:
         seed: int,
         *,
         counts_padding: bool = True,
+        longest: int | None = None,
     ) -> Update:
-        """Update number `step` of a run. Raises ValueError if the corpus is smaller than an update."""
+        """Update number `step` of a run. Sequences of more than `longest` tokens are split. Raises ValueError
+        if the corpus is smaller than an update.
+        """
         size = len(self.training)
         if batch_size > size:
             raise ValueError(
@@ -241,7 +257,9 @@ class Corpus:
         parts = self._epoch(seed, epoch)[first : first + batch_size], self._epoch(seed, epoch + 1)[:rest]
         generator = generator_for("mask", seed, step)
         sequences = np.concatenate(parts)
-        return self.cut(sequences, token_budget, selection, generator, counts_padding=counts_padding)
+        return self.cut(
+            sequences, token_budget, selection, generator, counts_padding=counts_padding, longest=longest
+        )
 
     def heldout_update(self, token_budget: int, selection: Selection, seed: int) -> Update:
         """All held-out sequences with one fixed choice of positions. Raises ValueError if there are none."""
@@ -257,12 +275,14 @@ class Corpus:
         generator: torch.Generator,
         *,
         counts_padding: bool = True,
+        longest: int | None = None,
     ) -> Update:
-        """Sort the sequences by length and cut them by `cut_by_token_budget`.
+        """Split the sequences of more than `longest` tokens, sort them by length, and cut them by
+        `cut_by_token_budget`.
 
         Positions are drawn before sorting, so they do not depend on the budget.
         """
-        ids_T, is_selected_T, lengths_B = self._read(sequences, selection.share, generator)
+        ids_T, is_selected_T, lengths_B = self._read(sequences, selection.share, generator, longest)
         first_B = lengths_B.cumsum() - lengths_B
         micro_batches = []
         for numbers in cut_by_token_budget(lengths_B.tolist(), token_budget, counts_padding=counts_padding):
@@ -301,11 +321,16 @@ class Corpus:
                 if num_selected <= 0:
                     return
 
-    def _read(self, sequences: np.ndarray, share: float, generator: torch.Generator) -> _Drawn:
-        """The sequences in the given order, with positions to learn from."""
-        lengths_B = self.index.stops_S[sequences] - self.index.starts_S[sequences] + 1  # with [CLS]
+    def _read(
+        self, sequences: np.ndarray, share: float, generator: torch.Generator, longest: int | None = None
+    ) -> _Drawn:
+        """The sequences in the given order, or their parts, with positions to learn from."""
+        starts_B, stops_B = self.index.starts_S[sequences], self.index.stops_S[sequences]
+        if longest is not None:
+            starts_B, stops_B = split_slices(starts_B, stops_B, longest - 1)
+        lengths_B = stops_B - starts_B + 1  # with [CLS]
         # The token before a slice is read, too, to be replaced by [CLS].
-        at_T = slice_positions(self.index.starts_S[sequences] - 1, lengths_B)
+        at_T = slice_positions(starts_B - 1, lengths_B)
         ids_T = np.asarray(self.text.ids)[at_T].astype(np.int64)
         last_B = lengths_B.cumsum() - 1
         ids_T[last_B - lengths_B + 1], ids_T[last_B] = CLS_ID, SEP_ID

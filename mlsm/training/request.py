@@ -134,4 +134,9 @@ def resolve(request: Request, origin: Origin | None) -> Settings:
     cli.say_unused(flags, f"with --objective {request.name} --init {request.init}", unused)
     start = {"random": None, "teacher": request.teacher}.get(request.init, Path(request.init))
     train = dataclasses.replace(override(train, flags), teacher=str(request.teacher))
+    schedule = train.length_schedule
+    if schedule and max(schedule.first, schedule.last or 0) > data.max_length:
+        raise ValueError(
+            f"length_schedule {schedule} is more than max_length {data.max_length}: raise --max-length"
+        )
     return Settings(preset_name, model, data, train, start)

@@ -25,8 +25,15 @@ def make_update(corpus: Corpus, config: TrainConfig, step: int, *, pads: bool) -
     attention pads (`kernels.attention.pads_sequences`). Raises ValueError as `Corpus.update`.
     """
     selection = find_objective(config.objective).selection(config.mask_share.at(step, config.num_steps))
+    schedule = config.length_schedule
     return corpus.update(
-        step, config.batch_size, config.token_budget, selection, config.seed, counts_padding=pads
+        step,
+        config.batch_size,
+        config.token_budget,
+        selection,
+        config.seed,
+        counts_padding=pads,
+        longest=int(schedule.in_halves(step, config.num_steps)) if schedule else None,
     )
 
 

@@ -17,6 +17,7 @@ from mlsm.text.batches import (
     cut_by_token_budget,
     heldout_lines,
     num_leaking_lines,
+    split_slices,
 )
 from mlsm.text.corpus import corpus_tokenizer
 from mlsm.text.sequences import Sequences
@@ -111,6 +112,27 @@ def test_the_token_budget_changes_no_position(tmp_path: Path) -> None:
     assert len(small.micro_batches) > len(large.micro_batches) == 1
     assert rows_of(small, "inputs") == rows_of(large, "inputs") != rows_of(large)
     assert small[1:] == large[1:]
+
+
+@pytest.mark.parametrize("longest", [4, 7, 12, 1000])
+def test_a_split_update_has_the_same_words_in_shorter_sequences(longest: int, tmp_path: Path) -> None:
+    """A part ends in [SEP] in place of its last token, and no token is in two parts."""
+    corpus = make_corpus(tmp_path)
+    whole = asked(corpus, 4, selection=EVERYTHING)
+    split = asked(corpus, 4, selection=EVERYTHING, longest=longest)
+    lengths = [len(row) for row in rows_of(split)]
+    assert max(lengths) <= longest
+    assert split.num_words == whole.num_words
+    assert split.num_tokens - len(lengths) == whole.num_tokens - len(rows_of(whole))  # without [CLS]
+    assert all(row[0] == CLS_ID and row[-1] == SEP_ID for row in rows_of(split))
+    if longest == 1000:
+        assert rows_of(split) == rows_of(whole)
+
+
+def test_slices_are_split_into_equal_parts() -> None:
+    starts_B, stops_B = split_slices(np.array([5, 40, 60]), np.array([15, 44, 61]), 4)
+    assert starts_B.tolist() == [5, 8, 11, 40, 60]
+    assert stops_B.tolist() == [8, 11, 15, 44, 61]
 
 
 def test_micro_batches_keep_the_budget_and_waste_little(tmp_path: Path) -> None:

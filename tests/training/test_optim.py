@@ -61,6 +61,8 @@ def test_a_line_goes_through_its_ends() -> None:
     assert line.at(0, 1) == 0.4
     assert [Line.parse(x).at(7, 9) for x in (0.3, "0.3", [0.3, None])] == [0.3] * 3
     assert Line.parse(str(line)) == line
+    assert [line.in_halves(step, 5) for step in range(5)] == [0.4] * 3 + [0.15] * 2
+    assert Line(0.3).in_halves(4, 5) == 0.3
     for odd in ("", "a", "1:2:3", None, [], [None, 1], {}):
         with pytest.raises(ValueError, match=r"a number, or two as 0\.4:0\.15, is needed"):
             Line.parse(odd)
@@ -191,6 +193,7 @@ def test_a_state_of_other_weights_is_refused() -> None:
 def test_a_run_with_all_of_it_resumes_bit_for_bit_and_leaves_its_average(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "text.txt")
     recipe = ["--optimizer=muon", "--schedule=wsd", "--mask-share=0.4:0.15", "--average-last=0.8"]
+    recipe += ["--length-schedule=8:20"]
     flags = [
         "--objective=mlm",
         f"--corpus={corpus}",

@@ -110,6 +110,8 @@ def test_where_the_weights_come_from(init: str, start: str | None) -> None:
 def test_contradictions_are_refused() -> None:
     with pytest.raises(ValueError, match="max_length 600 is more than max_positions 512"):
         settings_of(objective="mlm", max_length=600)
+    with pytest.raises(ValueError, match="length_schedule 16:200 is more than max_length 64: raise --max-l"):
+        settings_of(objective="mlm", length_schedule=Line(16, 200))
     teacher = Origin(ORIGIN.directory, dataclasses.replace(ORIGIN.record, model=tiny().model))
     with pytest.raises(ValueError, match="runs/teacher predicts no concepts: --init takes a concept student"):
         settings_of(teacher, objective="token-head", init="runs/teacher")
