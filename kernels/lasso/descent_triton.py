@@ -333,7 +333,7 @@ def nonneg_triton(
     tol: float,
     gram_KK: Tensor | None,
     max_updates: int,
-) -> tuple[Tensor, Tensor, Tensor, bool]:
+) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
     """Codes, gaps and numbers of coordinate updates, in float32, and whether all gaps are small enough.
 
     A gap is NaN where a signal or an atom is. The host waits for the device once in each pass, to know how
@@ -353,7 +353,7 @@ def nonneg_triton(
                 signals_ND[part], atoms, lam_N[part], tol, max_updates,
                 codes_NK[part], gap_N[part], steps_N[part],
             )  # fmt: skip
-    return codes_NK[:, :num_atoms].contiguous(), gap_N, steps_N, not num_stopped
+    return (codes_NK[:, :num_atoms].contiguous(), gap_N, steps_N), not num_stopped
 
 
 def _solve_chunk_(

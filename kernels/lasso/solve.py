@@ -154,16 +154,15 @@ def _solve(
     is_certified = False  # as far as the host knows
     with torch.autocast(signals_ND.device.type, enabled=False):
         if solver == "descent":
-            codes_NK, gap_N, steps_N = nonneg_descent(scaled_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
+            result = nonneg_descent(scaled_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
         elif solver == "triton":
             # Imported here, so that a machine without triton can import this module.
             from kernels.lasso.descent_triton import nonneg_triton
 
-            codes_NK, gap_N, steps_N, is_certified = nonneg_triton(
-                scaled_ND, dictionary_DK, lam_N, aim, gram_KK, limit
-            )
+            result, is_certified = nonneg_triton(scaled_ND, dictionary_DK, lam_N, aim, gram_KK, limit)
         else:
-            codes_NK, gap_N, steps_N = nonneg_fista(scaled_ND, dictionary_DK, lam_N, aim, step, limit)
+            result = nonneg_fista(scaled_ND, dictionary_DK, lam_N, aim, step, limit)
+    codes_NK, gap_N, steps_N = result
 
     target_N = tol * 0.5 * (norm_N / unit_N) ** 2
     is_open_N = ~(gap_N <= target_N)
