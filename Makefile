@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs/teacher runs/lsm-random runs/token-head-lsm-random
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench bench-gpu
 
 demo: .venv/for-running  ## the whole pipeline on the embedded corpus
 	$(BIN)/python train.py --objective lsm --init random --resume
@@ -22,6 +22,10 @@ bench: .venv/for-benchmarks  ## this project against other packages, into result
 	$(BIN)/python -m pytest benchmarks/bench_lasso.py benchmarks/bench_dictionary.py benchmarks/bench_scoring.py --benchmark-enable
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_training.py
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_attention.py
+
+bench-gpu: .venv/for-benchmarks  ## what waits for a GPU, into results/gpu.md
+	-$(BIN)/python -m pip install --quiet --no-deps flashdeberta==0.0.8 disentangled-flash==1.1.1
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_gpu.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -27,10 +27,10 @@ TOKENS = 16_384 if DEVICE == "cuda" else 2_048
 CLOCK = time.perf_counter if DEVICE == "cuda" else time.process_time  # other work may share the processor
 
 
-def pairs_of_lines() -> list[int]:
+def lengths_of_pairs(number: int) -> list[int]:
     """Lengths like those of a corpus: log-normal, 30 tokens on average, at most 128."""
     generator = torch.Generator().manual_seed(0)
-    length = (torch.randn(TOKENS // 30, generator=generator) * 0.6 + 3.2).exp().clamp(4, 128)
+    length = (torch.randn(number, generator=generator) * 0.6 + 3.2).exp().clamp(4, 128)
     return length.int().tolist()
 
 
@@ -41,7 +41,7 @@ def middle_of_a_sorted_update() -> list[int]:
 
 SETTINGS = {
     "pairs of lines, sorted by length": middle_of_a_sorted_update(),
-    "pairs of lines, in any order": pairs_of_lines(),
+    "pairs of lines, in any order": lengths_of_pairs(TOKENS // 30),
     "128 tokens": [128] * (TOKENS // 128),
     "512 tokens": [512] * (TOKENS // 512),
 }

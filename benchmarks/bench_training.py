@@ -90,9 +90,9 @@ def our_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module,
 
 
 def our_lsm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
-    signals_ND, atoms_DK, _gram_KK, step = coding_problem(config.width, K, NUM_MOST)
+    signals_ND, atoms_DK, _, _ = coding_problem(config.width, K, NUM_MOST)
     signals_ND = signals_ND.to(device)
-    dictionary = RealSignals(atoms_DK, step, LAM, layer=config.depth, teacher="random", signals_ND=signals_ND)
+    dictionary = RealSignals(atoms_DK, LAM, layer=config.depth, teacher="random", signals_ND=signals_ND)
     encoder = LanguageModel(config, seed=1).encoder.eval().to(device)
     teacher = Teacher(encoder, dictionary.to(device), choose_precision("auto", device, config.width))
     student = LanguageModel(dataclasses.replace(config, num_concepts=K)).to(device)
