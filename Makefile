@@ -24,7 +24,7 @@ bench: .venv/for-benchmarks  ## this project against other packages, into result
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_attention.py
 
 bench-gpu: .venv/for-benchmarks  ## what waits for a GPU, into results/gpu.md
-	-$(BIN)/python -m pip install --quiet --no-deps flashdeberta==0.0.8 disentangled-flash==1.1.1
+	-$(BIN)/python -m pip install --quiet --no-deps einops flashdeberta==0.0.8 disentangled-flash==1.1.1
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_gpu.py
 
 .venv/bin/python:

@@ -1,4 +1,5 @@
-"""Everything that waits for a GPU, in one command of less than eight minutes: coder, attention, updates.
+"""Everything that waits for a GPU, in one command that should take less than eight minutes: coder, attention,
+updates.
 
     make bench-gpu                                                     writes results/gpu.md
     PYTHONPATH=. python benchmarks/bench_gpu.py --dry-run              tiny shapes on a CPU, writes nothing
@@ -153,7 +154,7 @@ def coder_rows(sizes: Sizes, device: torch.device) -> tuple[list[Row], str]:
     wanted, num_signals = mean_gap(result.codes_NK), len(signals_ND)
     taken = seconds(device, ours, sizes.rounds)
     updates = float(result.steps_N.sum()) / taken
-    modelled = 1e3 * update_model.NUM_SIGNALS / update_model.coder_ms(509, 4)
+    modelled = 1e3 * update_model.NUM_SIGNALS / update_model.coder_ms(update_model.coder_now())
     rows: list[Row] = [
         [
             "ours",

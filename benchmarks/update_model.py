@@ -3,29 +3,29 @@
     PYTHONPATH=. python benchmarks/update_model.py                       prints the table
 
 Nothing here is timed. A part takes the time of its largest demand: matrix products, bytes of memory, or
-instructions that are issued. `benchmarks/bench_gpu.py` writes measured times beside these.
+instructions. `step_model.py` models the coder. `bench_gpu.py` writes measured times beside these.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from step_model import GPUS, SIGNALS_OF_AN_UPDATE, Counts, coder_time, counts
+
 from mlsm.config import ModelConfig, base
 
 # The card: an H100 SXM, as NVIDIA states it.
 PEAK_FLOPS = 989e12  # dense bf16 products
-BYTES_PER_S = 3.35e12
-ISSUE_SLOTS_PER_S = 132 * 4 * 1.755e9  # multiprocessors x schedulers x clock
+CARD = GPUS["H100"]
 # Assumptions about what is reached of these.
 SHARE_OF_PEAK = 0.55  # of the products of cuBLAS at these shapes
 SHARE_OF_BANDWIDTH = 0.9
-SHARE_OF_SLOTS = 0.5  # of the coder's loop: three or four programs on a multiprocessor wait in turn
 
 # The update: 1,024 pairs of lines, the preset base, concepts of every ordinary token.
-NUM_TOKENS, NUM_SIGNALS = 28_700, 26_600
+NUM_TOKENS, NUM_SIGNALS = 28_700, SIGNALS_OF_AN_UPDATE
 MODEL, NUM_CONCEPTS = base().model, 1500
 NUM_WEIGHTS = 113e6
-UPDATES_PER_SIGNAL = 193  # of the coder, measured on real states at a tolerance of 1e-3
+EARLIER_CODER = Counts(programs=3, warps=4, instructions=509)  # of the coder's first loop, on an H100
 
 # Bytes that a layer reads and writes for each of its T x D hidden numbers besides matrix products and
 # attention, counted by hand: in float32 between layers, in bf16 inside. Eager PyTorch has a kernel for each
@@ -34,6 +34,11 @@ EAGER_TEACHER, EAGER_FORWARD, EAGER_BACKWARD = 64, 74, 150
 COMPILED_FORWARD, COMPILED_BACKWARD = 40, 80
 OPTIMIZER_BYTES = 40  # for each weight: norm 4, clip 8, AdamW 28
 LOSS_PASSES = 14  # over float32 logits of concepts
+ATTENTION_MS = (
+    21.0  # forward of student and teacher 6, backward 15: estimated from instructions of the kernels
+)
+HOST_BEFORE_MS = 6.0  # an update prepared row by row on one core, and the wait for the norm before AdamW
+HOST_AFTER_MS = 0.3  # until the first kernel of the next update, after the norm has been read
 
 
 class Part(NamedTuple):
@@ -58,7 +63,7 @@ def products_ms(num_passes: int) -> float:
 
 def memory_ms(num_bytes: float) -> float:
     """The time that reading and writing so many bytes takes."""
-    return 1e3 * num_bytes / (BYTES_PER_S * SHARE_OF_BANDWIDTH)
+    return 1e3 * num_bytes / (CARD.memory_bytes * SHARE_OF_BANDWIDTH)
 
 
 def layers_ms(bytes_per_number: int) -> float:
@@ -66,10 +71,14 @@ def layers_ms(bytes_per_number: int) -> float:
     return memory_ms(bytes_per_number * NUM_TOKENS * MODEL.width * MODEL.depth)
 
 
-def coder_ms(instructions: int, num_warps: int) -> float:
-    """The loop of the coder, for instructions of a warp in an update of one coefficient."""
-    issued = NUM_SIGNALS * UPDATES_PER_SIGNAL * instructions * num_warps
-    return 1e3 * issued / (ISSUE_SLOTS_PER_S * SHARE_OF_SLOTS)
+def coder_ms(descent: Counts) -> float:
+    """The coder, with the counts of its loop."""
+    return 1e3 * NUM_SIGNALS * coder_time(CARD, descent).total
+
+
+def coder_now() -> Counts:
+    """The counts of the coder's present loop."""
+    return counts("_descend_kernel D 768 K 1500", CARD.target)
 
 
 def parts() -> list[Part]:
@@ -86,11 +95,11 @@ def parts() -> list[Part]:
             "compiled",
         ),
         Part("elementwise, teacher", layers_ms(EAGER_TEACHER), layers_ms(COMPILED_FORWARD), "compiled"),
-        Part("attention, forward and backward", 21.0, 21.0, "from results/gpu-counts.md, not changed here"),
-        Part("coder", coder_ms(509, 4), coder_ms(509, 4), "509 instructions x 4 warps, not changed here"),
+        Part("attention, forward and backward", ATTENTION_MS, ATTENTION_MS, "the same in this table"),
+        Part("coder", coder_ms(EARLIER_CODER), coder_ms(coder_now()), "fewer instructions, no barriers"),
         Part("loss", loss_ms, loss_ms, "the same"),
         Part("AdamW and clipping", optimizer_ms, optimizer_ms, "the same"),
-        Part("host, while the GPU waits", 6.0, 0.3, "the next update is prepared in a thread"),
+        Part("host, while the GPU waits", HOST_BEFORE_MS, HOST_AFTER_MS, "updates prepared in a thread"),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import bench_gpu
 import pytest
+import result_page
 import torch
 import update_model
 
@@ -44,5 +45,8 @@ def test_no_part_of_the_modelled_update_becomes_slower() -> None:
     parts = update_model.parts()
     assert all(0 < part.after_ms <= part.before_ms for part in parts)
     assert f"| sum | {sum(part.before_ms for part in parts):.1f} |" in update_model.table()
+    before, after = (sum(getattr(part, side) for part in parts) for side in ("before_ms", "after_ms"))
+    page = (result_page.REPOSITORY / "docs" / "performance.md").read_text()
+    assert f"from {before:.0f} to {after:.0f} ms" in page
     tripled = update_model.products_ms(3)
     assert tripled == pytest.approx(3 * update_model.products_ms(1))
