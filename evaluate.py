@@ -93,7 +93,7 @@ class Settings:
     limit: int | None = option(
         None,
         "only so many examples of each file, for a first look; their results are not stored with the run's, "
-        "but in RUN/evaluation/limit-N",
+        "but in RUN/evaluation/limit-N; BabyLM 2026 then leaves out reading times and children's words",
     )
     track: str | None = option(
         None,
@@ -184,7 +184,9 @@ def read_entry(names: Sequence[str], runs: Mapping[str, Run], settings: Settings
     reported before the work begins.
     """
     data = {
-        name: entry.read_data(settings.data, is_fast=name == FAST) for name in names if name in (BABYLM, FAST)
+        name: entry.read_data(settings.data, is_fast=name == FAST, limit=settings.limit)
+        for name in names
+        if name in (BABYLM, FAST)
     }
     for name, run in runs.items() if data else ():
         settings.revisions(run.directory)
@@ -292,27 +294,31 @@ def show_entry(
     revisions = {name: settings.revisions(run.directory) for name, run in runs.items()}
     for name, run in runs.items():
         *checkpoints, main = revisions[name]
+        place = entry.place_of(run.directory, settings.limit)
         if BABYLM in data:
-            entry.measure(run.directory, [main], data[BABYLM], settings.tie_seed, device)
+            entry.measure(place, [main], data[BABYLM], settings.tie_seed, device)
             if data[BABYLM].occurrences:
                 trained = [revision for revision in checkpoints if revision.words]
-                path = entry.write_surprisals(run.directory, trained, data[BABYLM], device)
+                path = entry.write_surprisals(place, trained, data[BABYLM], device)
                 say(f"surprisal of children's words at {len(trained)} checkpoints: {path}")
         if FAST in data:
-            entry.measure(run.directory, revisions[name], data[FAST], settings.tie_seed, device)
-        results = entry.read_results(run.directory)
+            entry.measure(place, revisions[name], data[FAST], settings.tie_seed, device)
+        results = entry.read_results(place)
+        note = f", at most {settings.limit} items of each file" if settings.limit else ""
         if FAST not in data or BABYLM in data:
-            print(as_text(full_table(name, results[MAIN]), "BabyLM 2026, the finished model"))
+            print(as_text(full_table(name, results[MAIN]), f"BabyLM 2026, the finished model{note}"))
             print(f"* quoted: {SOURCE}\n")
         if FAST in data:
-            print(as_text(fast_table(results), f"{name}: fast tasks of BabyLM 2026 by words seen") + "\n")
-        place = entry.place_of(run.directory)
+            print(
+                as_text(fast_table(results), f"{name}: fast tasks of BabyLM 2026 by words seen{note}") + "\n"
+            )
         for path in write_report(place.folder, results):
             say(f"wrote {path}")
-        say(
-            f"the organisers' collate_preds takes: --results_dir {place.folder / 'results'} "
-            f"--model_path_or_name {place.name} --backend {entry.BACKEND}"
-        )
+        if not settings.limit:
+            say(
+                f"the organisers' collate_preds takes: --results_dir {place.folder / 'results'} "
+                f"--model_path_or_name {place.name} --backend {entry.BACKEND}"
+            )
 
 
 def parser() -> Parser:
@@ -330,7 +336,7 @@ def _say_unused(given: Iterable[str], tasks: Sequence[str]) -> None:
     if not {BABYLM, FAST} & set(tasks):
         cli.say_unused(given, "BabyLM 2026 is not measured", {"track", "tie_seed"})
     elif set(tasks) <= {BABYLM, FAST}:
-        cli.say_unused(given, "the tasks of BabyLM 2026 do not use it", {"limit", "baseline", "paper"})
+        cli.say_unused(given, "the tasks of BabyLM 2026 do not use it", {"baseline", "paper"})
     if set(tasks) == {"demo"}:
         cli.say_unused(given, "only the demo is measured", {"data", "baseline", "paper", "limit"})
 

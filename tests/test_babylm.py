@@ -12,7 +12,7 @@ from task_files import write_lines
 import evaluate
 import train
 from mlsm import export
-from mlsm.evaluation.babylm.entry import read_results
+from mlsm.evaluation.babylm.entry import place_of, read_results
 from mlsm.evaluation.glue import task_file
 from mlsm.files import read_json
 from mlsm.runs.run import load_run
@@ -53,7 +53,7 @@ def test_from_nothing_to_an_entry(
     export.main(exporting[3:])
     names = ["main", "chck_0M", "chck_200", "chck_400"]
     assert sorted(path.name for path in Path("entry").iterdir()) == sorted([*names, "upload.sh"])
-    found = read_results(Path("runs/entry"))
+    found = read_results(place_of(Path("runs/entry")))
     assert found.keys() == set(names)
     assert found["main"].glue.keys() == {"boolq", "mnli", "mrpc", "multirc", "qqp", "rte", "wsc"}
     weights = {name: load_run(Path("entry") / name).model.decoder_bias.sum().item() for name in names}

@@ -7,10 +7,13 @@ file. All results come from the stored scores, so that another seed for equal sc
     RUN/evaluation/babylm2026/scores/WEIGHTS/...                      scores of the model of these weights
     RUN/evaluation/babylm2026/results/NAME/REVISION/zero_shot/mlm/... predictions, in the organisers' layout
     RUN/evaluation/babylm2026/results.json                            accuracies
+
+What is measured on the first items of each file only is in RUN/evaluation/babylm2026-limit-N.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -52,8 +55,9 @@ class Data(NamedTuple):
     occurrences_digest: str
 
 
-def read_data(folder: Path, *, is_fast: bool) -> Data:
-    """The tasks in a folder of evaluation data; those that are missing are named on the screen.
+def read_data(folder: Path, *, is_fast: bool, limit: int | None = None) -> Data:
+    """The tasks in a folder of evaluation data; those that are missing are named on the screen. With a
+    `limit`, only so many items of each file.
 
     Raises ValueError naming the file and the line of what cannot be used, and if no task is there.
     """
@@ -71,12 +75,17 @@ def read_data(folder: Path, *, is_fast: bool) -> Data:
     has_times, has_contexts = times.exists(), contexts.exists() and not is_fast
     return Data(
         is_fast,
-        {name: read_task(path, TASKS[name]) for name, path in folders.items() if path.exists()},
-        reading.read_words(times) if has_times else [],
+        {name: _cut(read_task(path, TASKS[name]), limit) for name, path in folders.items() if path.exists()},
+        reading.read_words(times) if has_times and not limit else [],
         file_digest(times) if has_times else "",
-        acquisition.read_occurrences(contexts) if has_contexts else [],
+        acquisition.read_occurrences(contexts) if has_contexts and not limit else [],
         file_digest(contexts) if has_contexts else "",
     )
+
+
+def _cut(files: Sequence[TaskFile], limit: int | None) -> list[TaskFile]:
+    """The files with the first items of each."""
+    return [file._replace(items=dict(itertools.islice(file.items.items(), limit))) for file in files]
 
 
 @dataclass(frozen=True)
@@ -109,9 +118,13 @@ class Place(NamedTuple):
         return self.folder.joinpath("results", self.name, revision, "zero_shot", BACKEND, *parts)
 
 
-def place_of(run: Path) -> Place:
-    """Raises ValueError if the folder is a link that leaves the run."""
-    return Place(run, folder_within(run, "evaluation", "babylm2026"))
+def place_of(run: Path, limit: int | None = None) -> Place:
+    """The place of a run's results; those of a `limit` are apart. Raises ValueError if the folder is a link
+    that leaves the run.
+    """
+    return Place(
+        run, folder_within(run, "evaluation", f"babylm2026-limit-{limit}" if limit else "babylm2026")
+    )
 
 
 class Scorer:
@@ -199,12 +212,12 @@ def _stored(path: Path, origin: Mapping[str, str], num_rows: int) -> Rows | None
 
 
 def measure(
-    run: Path, revisions: Sequence[Revision], data: Data, seed: int, device: torch.device
+    place: Place, revisions: Sequence[Revision], data: Data, seed: int, device: torch.device
 ) -> dict[str, RevisionResult]:
     """Measure these models of a run, write their predictions, and return their results by revision. Each
     model's results are in results.json before the next one is measured.
     """
-    place, tokenizer = place_of(run), huggingface_tokenizer(load_run(run).tokenizer)
+    tokenizer = huggingface_tokenizer(load_run(place.run).tokenizer)
     results = {}
     for revision in revisions:
         scorer = Scorer(place, revision, tokenizer, device)
@@ -233,9 +246,9 @@ def _measure_one(place: Place, scorer: Scorer, data: Data, seed: int) -> Revisio
     return RevisionResult(revision.words, scorer.weights, tasks, times)
 
 
-def write_surprisals(run: Path, revisions: Sequence[Revision], data: Data, device: torch.device) -> Path:
+def write_surprisals(place: Place, revisions: Sequence[Revision], data: Data, device: torch.device) -> Path:
     """Write surprisal.json, with the surprisal of children's words at each of these models, and return it."""
-    place, tokenizer = place_of(run), huggingface_tokenizer(load_run(run).tokenizer)
+    tokenizer = huggingface_tokenizer(load_run(place.run).tokenizer)
     rows = [
         {
             "step": revision.name,
@@ -270,13 +283,13 @@ def store_glue(
         rows = [{"id": f"{task}_{i}", "pred": label} for i, label in enumerate(labels)]
         path = place.folder / "results" / place.name / MAIN / "finetune" / task / "predictions.json"
         write_text(path, json.dumps({task: {"predictions": rows}}) + "\n")
-    words = next((old.words for old in [read_results(run).get(MAIN)] if old), 0)
+    words = next((old.words for old in [read_results(place).get(MAIN)] if old), 0)
     _store(place, MAIN, RevisionResult(words, weights, glue=metrics))
 
 
-def read_results(run: Path) -> dict[str, RevisionResult]:
+def read_results(place: Place) -> dict[str, RevisionResult]:
     """The results of a run by revision; none if nothing was measured. Raises ValueError for another file."""
-    path = place_of(run).folder / "results.json"
+    path = place.folder / "results.json"
     if not path.exists():
         return {}
     try:
@@ -297,7 +310,7 @@ def _result(values: Mapping[str, object]) -> RevisionResult:
 
 def _store(place: Place, name: str, new: RevisionResult) -> None:
     """Add a result to results.json; earlier ones of other weights are dropped."""
-    results = read_results(place.run)
+    results = read_results(place)
     if (old := results.get(name)) and old.weights == new.weights:
         new = RevisionResult(
             new.words,

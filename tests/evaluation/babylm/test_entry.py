@@ -73,7 +73,7 @@ def test_accuracies_are_those_of_the_predictions(measured: tuple[Path, Path]) ->
     path = results(run) / "main" / "zero_shot" / "mlm" / "ewok" / "ewok_filtered" / "predictions.json"
     chosen = [row["pred"] for row in read_json(path)["agent-properties"]["predictions"]]
     right = [f"{row['Context1']} {row['Target1']}" == text for row, text in zip(rows, chosen, strict=True)]
-    stored = entry.read_results(run)["main"].tasks["ewok_filtered"]
+    stored = entry.read_results(entry.place_of(run))["main"].tasks["ewok_filtered"]
     assert stored.average_without_ties == pytest.approx(sum(right[:-1]) / len(right))
     assert stored.num_ties == 1  # the last item, whose contexts are equal
 
@@ -83,7 +83,7 @@ def test_stored_scores_are_not_computed_again(
 ) -> None:
     """Another seed for equal scores needs no model, and the seed decides between equal scores alone."""
     run, data = measured
-    before = entry.read_results(run)
+    before = entry.read_results(entry.place_of(run))
 
     def no_model(self: entry.Scorer) -> None:
         raise AssertionError("a model was needed")
@@ -93,10 +93,10 @@ def test_stored_scores_are_not_computed_again(
         averages = set()
         for seed in (12, 13, 14, 15, 16):
             evaluate.main([str(run), "--tasks=fast", f"--data={data}", f"--tie-seed={seed}"])
-            averages.add(entry.read_results(run)["chck_0M"].tasks["blimp_fast"].average)
+            averages.add(entry.read_results(entry.place_of(run))["chck_0M"].tasks["blimp_fast"].average)
     assert len(averages) > 1
     evaluate.main([str(run), "--tasks=babylm2026,fast", f"--data={data}"])
-    assert entry.read_results(run) == before
+    assert entry.read_results(entry.place_of(run)) == before
 
 
 def test_one_lost_file_of_scores_is_computed_again(measured: tuple[Path, Path]) -> None:
@@ -138,3 +138,21 @@ def test_mistakes_are_said_before_the_work(
     with pytest.raises(ValueError, match=r"adjunct_island\.jsonl, line 1: no field 'sentence_good'"):
         evaluate.main([str(run), "--tasks=fast", f"--data={tmp_path}"])
     assert "left out, because the files are missing" in capsys.readouterr().err
+
+
+def test_a_limit_is_measured_apart(measured: tuple[Path, Path]) -> None:
+    run, data = measured
+    before = entry.read_results(entry.place_of(run))
+    evaluate.main([str(run), "--tasks=fast", f"--data={data}", "--limit=2", "--track=1000"])
+    assert entry.read_results(entry.place_of(run)) == before
+    found = entry.read_results(entry.place_of(run, 2))
+    assert found.keys() == {"chck_1000", "main"}
+    assert {name: one.num_items for name, one in found["main"].tasks.items()} == {
+        "blimp_fast": 4,  # of two files
+        "supplement_fast": 2,
+        "ewok_fast": 2,
+        "entity_tracking_fast": 2,
+        "global_piqa_parallel": 2,
+        "global_piqa_nonparallel": 2,
+    }
+    assert not found["main"].reading
