@@ -11,6 +11,7 @@ from mlsm.evaluation.glue import TASKS as GLUE
 from mlsm.evaluation.tables import Cell, as_markdown
 from mlsm.figures import new_figure
 from mlsm.files import write_text
+from mlsm.runs.checkpoint import shortened
 from mlsm.runs.revisions import MAIN
 
 Table = dict[str, dict[str, Cell]]
@@ -64,7 +65,9 @@ def draw_curves(path: Path, results: Mapping[str, RevisionResult]) -> None:
     """A curve of each fast task over the words seen, which are on a logarithmic scale."""
     table = fast_table(results)
     titles = list(dict.fromkeys(title for row in table.values() for title in row))
-    first = min((results[name].words for name in table if results[name].words), default=1)
+    seen = sorted({results[name].words for name in table})
+    first = next((words for words in seen if words), 1)
+    powers = [first * 10**i for i in range(len(str(seen[-1] // first)))]
     with new_figure(path, 11, 4.6) as figure:
         accuracies, times = figure.subplots(1, 2)
         for number, title in enumerate(titles):
@@ -77,7 +80,9 @@ def draw_curves(path: Path, results: Mapping[str, RevisionResult]) -> None:
         times.set(ylabel="share of variance explained", title="Reading times")
         for axes in (accuracies, times):
             axes.set_xscale("symlog", linthresh=first)  # linear from the untrained model to the first one
-            axes.set_xlabel("words seen")
+            axes.set_xticks([0, *powers], ["0", *map(shortened, powers)])
+            axes.minorticks_off()
+            axes.set(xlabel="words seen", xlim=(-0.1 * first, 1.2 * max(first, seen[-1])))
             if axes.lines:
                 axes.legend(frameon=False, fontsize="small")
 
