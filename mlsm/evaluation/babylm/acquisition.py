@@ -62,8 +62,9 @@ def surprisals(
     token_budget: int,
     bar: tqdm | None = None,
 ) -> list[float]:
-    """The surprisal of each word in its context, in nats; `bar` counts tokens. Raises ValueError naming the
-    word of a context that is too long.
+    """The surprisal of each word in its context, in nats; `bar` counts their tokens.
+
+    Raises ValueError naming the word of a context that is too long.
     """
     texts = [encode(tokenizer, occurrence.candidate) for occurrence in occurrences]
     for occurrence, text in zip(occurrences, texts, strict=True):
@@ -72,4 +73,6 @@ def surprisals(
                 f"word {occurrence.word!r}, context {occurrence.number}: {len(text.ids)} tokens, the model "
                 f"reads {model.config.max_positions} at most"
             )
+    if bar is not None:
+        bar.reset(sum(len(text.scored) for text in texts))
     return [-score.total for [score] in score_items(model, [[text] for text in texts], token_budget, bar)]

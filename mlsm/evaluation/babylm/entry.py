@@ -174,30 +174,25 @@ class Scorer:
         """The surprisal of each word that has reading times."""
 
         def compute() -> Rows:
-            with progress(len(data.words), f"{self.revision.name}: reading", unit="word") as bar:
+            with progress(len(data.words), f"{self.revision.name}: reading", unit="token") as bar:
                 found = reading.surprisals(self.model, self.tokenizer, data.words, TOKEN_BUDGET, bar)
             return [list(one) for one in found]
 
-        return [
-            reading.Surprisal(*row)
-            for row in self.rows("reading", data.words_digest, len(data.words), compute)
-        ]
+        rows = self.rows("reading", data.words_digest, len(data.words), compute)
+        return [reading.Surprisal(*row) for row in rows]
 
     def acquisition(self, data: Data) -> list[float]:
         """The surprisal of each word of children in its contexts."""
 
         def compute() -> Rows:
             with progress(len(data.occurrences), f"{self.revision.name}: AoA", unit="token") as bar:
-                return [
-                    [value]
-                    for value in acquisition.surprisals(
-                        self.model, self.tokenizer, data.occurrences, TOKEN_BUDGET, bar
-                    )
-                ]
+                found = acquisition.surprisals(
+                    self.model, self.tokenizer, data.occurrences, TOKEN_BUDGET, bar
+                )
+            return [[value] for value in found]
 
-        return [
-            value for [value] in self.rows("aoa", data.occurrences_digest, len(data.occurrences), compute)
-        ]
+        rows = self.rows("aoa", data.occurrences_digest, len(data.occurrences), compute)
+        return [value for [value] in rows]
 
 
 def _stored(path: Path, origin: Mapping[str, str], num_rows: int) -> Rows | None:

@@ -110,8 +110,9 @@ def surprisals(
     token_budget: int,
     bar: tqdm | None = None,
 ) -> list[Surprisal]:
-    """The surprisal of each word; `bar` counts rows. Raises ValueError naming the line of a word without
-    tokens or of a text that is too long.
+    """The surprisal of each word; `bar` counts their tokens.
+
+    Raises ValueError naming the line of a word without tokens or of a text that is too long.
     """
     longest = model.config.max_positions
     queries: list[list[Query]] = []
@@ -123,10 +124,11 @@ def surprisals(
             if any(len(query.ids) > longest for query in these):
                 raise ValueError(f"reading data, line {word.line}: more than {longest} tokens")
             queries.append(these)
-    values_N = log_probabilities(model, itertools.chain.from_iterable(queries), token_budget).double()
-    sums = [-float(part.sum()) if len(part) else math.nan for part in values_N.split([*map(len, queries)])]
+    sizes = [len(these) for these in queries]
     if bar is not None:
-        bar.update(len(words))
+        bar.reset(sum(sizes))
+    values_N = log_probabilities(model, itertools.chain.from_iterable(queries), token_budget, bar).double()
+    sums = [-float(part.sum()) if len(part) else math.nan for part in values_N.split(sizes)]
     return [Surprisal(word, before) for word, before in zip(sums[::2], sums[1::2], strict=True)]
 
 
