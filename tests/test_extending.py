@@ -69,7 +69,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fit_dictionary.main([f"--teacher={teacher}", *sample])
     further = {
         "train.py": [*student_flags(teacher, "", copy / "student")[2:], *text_flags],
-        "fit_dictionary.py": [f"--output={copy / 'ista.safetensors'}", *sample],
+        "fit_dictionary.py": [f"--teacher={teacher}", f"--output={copy / 'ista.safetensors'}", *sample],
         "evaluate.py": [],
     }
     commands = [text.split()[1:] for _, section in SECTIONS for kind, text in blocks(section) if kind == "sh"]
