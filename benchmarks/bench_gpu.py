@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import bench_attention
 import bench_training
+import paper_recipe
 import peers
-import recipe
 import result_page
 import torch
 import update_model
@@ -284,8 +284,8 @@ def our_update_rows(sizes: Sizes, device: torch.device, objective: str) -> list[
 def peer_update_rows(sizes: Sizes, device: torch.device) -> list[Row]:
     """Forward and backward of masked LM in the models of others, with the same weights and tokens."""
     precision = choose_precision("auto", device, sizes.model.width)
-    v1 = recipe.DebertaForMaskedLM(recipe.deberta_config(sizes.model))
-    sides: list[tuple[str, Callable[[], recipe.PreTrainedModel], int | None]] = [
+    v1 = paper_recipe.DebertaForMaskedLM(paper_recipe.deberta_config(sizes.model))
+    sides: list[tuple[str, Callable[[], paper_recipe.PreTrainedModel], int | None]] = [
         ("transformers, eager, random", lambda: v1, PEER_SEQUENCES),
         ("transformers, eager, sorted", lambda: v1, None),
         *((f"{name}, sorted", lambda n=name: peers.fast_masked_lm(n, v1), None) for name in peers.PEERS),
@@ -307,11 +307,11 @@ def peer_update_rows(sizes: Sizes, device: torch.device) -> list[Row]:
     return rows
 
 
-def _masked_lm_(model: recipe.PreTrainedModel, batches: list[MicroBatch], precision: Precision) -> None:
+def _masked_lm_(model: paper_recipe.PreTrainedModel, batches: list[MicroBatch], precision: Precision) -> None:
     """Forward and backward passes of a peer."""
     for micro in batches:
         with precision.autocast():
-            loss = recipe.masked_lm_loss(model, micro)
+            loss = paper_recipe.masked_lm_loss(model, micro)
         loss.backward()
     model.zero_grad(set_to_none=True)
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import result_page
 import torch
-from recipe import original_fista
+from paper_recipe import original_fista
 from signals import NUM_MOST, coding_problem
 from step_model import GPUS
 from torch import Tensor

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import recipe
+import paper_recipe
 import result_page
 import torch
 from signals import NUM_MOST, coding_problem
@@ -101,21 +101,23 @@ def our_lsm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]
 
 
 def published_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
-    model = DebertaForMaskedLM(recipe.deberta_config(config)).to(device)
-    return model, lambda micro: recipe.masked_lm_loss(model, micro)
+    model = DebertaForMaskedLM(paper_recipe.deberta_config(config)).to(device)
+    return model, lambda micro: paper_recipe.masked_lm_loss(model, micro)
 
 
 def bert_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
-    model = recipe.bert(config).to(device)
-    return model, lambda micro: recipe.masked_lm_loss(model, micro)
+    model = paper_recipe.bert(config).to(device)
+    return model, lambda micro: paper_recipe.masked_lm_loss(model, micro)
 
 
 def recipe_lsm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
     signals_ND, atoms_DK = (matrix.to(device) for matrix in coding_problem(config.width, K, NUM_MOST)[:2])
-    teacher = DebertaModel(recipe.deberta_config(config)).eval().to(device)
+    teacher = DebertaModel(paper_recipe.deberta_config(config)).eval().to(device)
     wider = dataclasses.replace(config, vocab_size=config.vocab_size + K)
-    student = DebertaForMaskedLM(recipe.deberta_config(wider)).to(device)
-    return student, lambda micro: recipe.concept_loss(student, teacher, micro, atoms_DK, LAM, signals_ND)
+    student = DebertaForMaskedLM(paper_recipe.deberta_config(wider)).to(device)
+    return student, lambda micro: paper_recipe.concept_loss(
+        student, teacher, micro, atoms_DK, LAM, signals_ND
+    )
 
 
 SIDES = [

@@ -206,7 +206,7 @@ def _exit_code(process: subprocess.Popen[bytes]) -> int:
         _running.discard(process)
 
 
-def _terminate(*_: object) -> NoReturn:
+def stop_commands(*_: object) -> NoReturn:
     """Pass SIGTERM, which reaches this process alone, to its commands; then stop as after Ctrl-C."""
     for process in [*_running]:
         process.terminate()
@@ -251,5 +251,5 @@ def flags() -> Parser:
 def main(argv: list[str]) -> None:
     """Read the command line, run or continue the study, write its page."""
     settings = cli.parse(Settings, argv, __doc__ or "")
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, stop_commands)
     run(settings)

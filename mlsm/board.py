@@ -16,7 +16,7 @@ PROJECT = "mlsm"  # of the tracker
 # Groups of TensorBoard by the names of metrics.jsonl; names that begin with heldout_ are a group, too.
 GROUPS = {
     "codes": ("nonzeros_per_code", "dead_concepts", "gap_max", "concept_use"),
-    "speed": ("seconds", "tokens_per_s", "coding_share"),
+    "speed": ("seconds", "processor_seconds", "tokens_per_s", "coding_share"),
 }
 HELDOUT = "heldout_"
 COMPARED = ("cross_entropy", "token_accuracy", "concept_kl", "top_concept_accuracy")  # in the view HParams

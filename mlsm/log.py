@@ -168,7 +168,7 @@ class Meter:
     def _clear(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._num_selected = self._num_tokens = 0
-        self._since = time.perf_counter()
+        self._since, self._processor_since = time.perf_counter(), time.process_time()
         self._coding_s = 0.0
 
     @contextlib.contextmanager
@@ -176,9 +176,10 @@ class Meter:
         """For a `with` block, neither the time nor the coding counts."""
         if self._coding_time:
             self._coding_s += self._coding_time.read()
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         yield
         self._since += time.perf_counter() - start
+        self._processor_since += time.process_time() - processor_start
         if self._coding_time:
             self._coding_time.read()
 
@@ -194,8 +195,8 @@ class Meter:
         self._num_tokens += num_tokens
 
     def read(self) -> dict[str, float]:
-        """The values over all ranks, the seconds since this method was last called, tokens per second, and
-        the share of the time that this rank spent coding.
+        """The values over all ranks, and since this method was last called: the seconds, the processor time
+        of this rank, tokens per second, and the share of the time that this rank spent coding.
         """
         by_rank = distributed.all_gather({name: total.cpu() for name, total in self._sums.items()})
         self._sums = {}
@@ -206,7 +207,9 @@ class Meter:
         # This waits for the GPU, so the clock is read after it.
         coding_s = self._coding_s + self._coding_time.read() if self._coding_time else None
         seconds = time.perf_counter() - self._since
-        values |= {"seconds": seconds, "tokens_per_s": self._num_tokens / seconds}
+        processor_seconds = time.process_time() - self._processor_since
+        values |= {"seconds": seconds, "processor_seconds": processor_seconds}
+        values["tokens_per_s"] = self._num_tokens / seconds
         if coding_s is not None:
             values["coding_share"] = coding_s / seconds
         self._clear()

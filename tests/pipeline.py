@@ -101,7 +101,7 @@ def wait_for(happened: Callable[[], object]) -> None:
 
 def learnt(run: Path) -> list[dict[str, float]]:
     """The metrics of a run without those that are times."""
-    varying = ("seconds", "tokens_per_s", "coding_share")
+    varying = ("seconds", "processor_seconds", "tokens_per_s", "coding_share")
     return [{k: v for k, v in line.items() if k not in varying} for line in read_metrics(run)]
 
 

@@ -74,7 +74,7 @@ def test_codes_of_a_few_steps_are_what_a_student_learns_where_asked(teacher: Pat
 
 def test_what_is_logged(teacher: Path, student: Path, tmp_path: Path) -> None:
     loop = {"step", "words_seen", "epoch", "skipped_updates", "learning_rate", "gradient_norm"}
-    loop |= {"seconds", "tokens_per_s", "cross_entropy", "token_accuracy"}
+    loop |= {"seconds", "processor_seconds", "tokens_per_s", "cross_entropy", "token_accuracy"}
     coding = {"concept_kl", "top_concept_accuracy", "nonzeros_per_code", "dead_concepts", "gap_max"}
     train.main([*student_flags(teacher, "mlm+mlsm", tmp_path / "run"), "--log-every=3"])
     lines = read_metrics(tmp_path / "run")

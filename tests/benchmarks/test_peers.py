@@ -2,7 +2,7 @@
 
 import peers
 import torch
-from recipe import deberta_config
+from paper_recipe import deberta_config
 from transformers import DebertaForMaskedLM, DebertaV2ForMaskedLM
 
 from mlsm.config import ModelConfig

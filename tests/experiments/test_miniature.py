@@ -137,7 +137,7 @@ def test_a_signal_stops_the_study_and_waits_for_its_commands(number: signal.Sign
     script = "import signal, sys, time, pathlib\ndef save(number, _):\n time.sleep(0.5)\n"
     script += f" pathlib.Path({str(late)!r}).write_text(str(number)); sys.exit()\n"
     script += "signal.signal(signal.SIGTERM, save)\nprint(flush=True)\nwhile True: time.sleep(0.1)"
-    before = signal.signal(signal.SIGTERM, study_run._terminate)
+    before = signal.signal(signal.SIGTERM, study_run.stop_commands)
     # A shell's background jobs ignore it.
     before_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
