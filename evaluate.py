@@ -15,41 +15,25 @@ measures the finished model, and `fast` all models that were kept by words seen 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-
-from mlsm import board, cli
-from mlsm.command_line import Parser
+from mlsm import command_line
+from mlsm.command_line import Parser, show_help
 from mlsm.config import DEVICE_HELP, parse_word_counts
-from mlsm.device import choose_device
-from mlsm.directory import check_writable, only_process
-from mlsm.evaluation import estimate, glue, paper, summary
-from mlsm.evaluation.babylm import entry
-from mlsm.evaluation.babylm.curves import SOURCE, fast_table, full_table, write_report
-from mlsm.evaluation.babylm.formats import FULL
-from mlsm.evaluation.demo import score_demo
-from mlsm.evaluation.finetune import RECIPES, FineTuneSettings, settings_of_2026
-from mlsm.evaluation.glue_scores import score_seeds, stored_predictions
-from mlsm.evaluation.minimal_pairs import SUITES, TIES, Files, Scoring, read_files, score_suite
-from mlsm.evaluation.pseudo_likelihood import REDUCTIONS
-from mlsm.evaluation.recipes import Recipe, recipe_of, row_names
-from mlsm.evaluation.results import Results, read_results
-from mlsm.evaluation.subject import Subject, of_run, random_twin
-from mlsm.evaluation.tables import Cell, Spread, as_text, columns_of, draw
-from mlsm.files import folder_within
-from mlsm.log import duration, say
-from mlsm.runs.revisions import MAIN, Revision, find_revisions, kept_revisions
-from mlsm.runs.run import Run, load_run
+from mlsm.evaluation.names import (
+    BABYLM,
+    FAST,
+    GLUE,
+    GLUE_OF_2026,
+    RECIPES,
+    REDUCTIONS,
+    SIZES,
+    SUITES,
+    TASKS,
+    TIES,
+)
 from mlsm.settings import argument, check_fields, check_positive, from_flags, option, override
-from mlsm.training.objectives import find_objective
-
-BABYLM, FAST = "babylm2026", "fast"
-TASKS = ("demo", *SUITES, "glue", *glue.TASKS, BABYLM, FAST)
 
 
 @dataclass(frozen=True)
@@ -103,9 +87,7 @@ class Settings:
     )
     tie_seed: int = option(12, "BabyLM 2026: seed of the draws between equal scores")
     baseline: bool = option(False, "also a row of random weights, and one of chance and the majority class")
-    paper: str | None = option(
-        None, "also the rows the paper prints for this many words, quoted", tuple(paper.SIZES)
-    )
+    paper: str | None = option(None, "also the rows the paper prints for this many words, quoted", SIZES)
     device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
 
     def __post_init__(self) -> None:
@@ -154,17 +136,52 @@ class Settings:
         for name in names:
             if name not in TASKS:
                 raise ValueError(f"--tasks takes {', '.join(TASKS)}, got {name!r}")
-        of_recipe = glue.TASKS_OF_2026 if self.recipe == "2026" else glue.TASKS
-        if others := [name for name in names if name in glue.TASKS and name not in of_recipe]:
+        of_recipe = GLUE_OF_2026 if self.recipe == "2026" else GLUE
+        if others := [name for name in names if name in GLUE and name not in of_recipe]:
             raise ValueError(f"the recipe of 2026 has {', '.join(of_recipe)}, got {', '.join(others)}")
         tasks = [task for name in names for task in (of_recipe if name == "glue" else [name])]
         return list(dict.fromkeys(tasks))
 
 
+def parser() -> Parser:
+    """The command line."""
+    return command_line.parser(__doc__ or "", {"settings": Settings})
+
+
+show_help(__name__, parser)  # before the imports below, which take seconds
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from mlsm import board, cli
+from mlsm.device import choose_device
+from mlsm.directory import check_writable, only_process
+from mlsm.evaluation import estimate, glue, minimal_pairs, paper, summary
+from mlsm.evaluation.babylm import entry
+from mlsm.evaluation.babylm.curves import SOURCE, fast_table, full_table, write_report
+from mlsm.evaluation.babylm.formats import FULL
+from mlsm.evaluation.demo import score_demo
+from mlsm.evaluation.finetune import FineTuneSettings, settings_of_2026
+from mlsm.evaluation.glue_scores import score_seeds, stored_predictions
+from mlsm.evaluation.minimal_pairs import Files, Scoring, read_files, score_suite
+from mlsm.evaluation.recipes import Recipe, recipe_of, row_names
+from mlsm.evaluation.results import Results, read_results
+from mlsm.evaluation.subject import Subject, of_run, random_twin
+from mlsm.evaluation.tables import Cell, Spread, as_text, columns_of, draw
+from mlsm.files import folder_within
+from mlsm.log import duration, say
+from mlsm.runs.revisions import MAIN, Revision, find_revisions, kept_revisions
+from mlsm.runs.run import Run, load_run
+from mlsm.training.objectives import find_objective
+
+
 class Tasks(NamedTuple):
     """The data of all tasks but the demo."""
 
-    suites: dict[str, Files]  # by the keys of SUITES
+    suites: dict[str, Files]  # by the names of SUITES
     trainings: list[glue.TaskData]
     names: Sequence[str]  # of the tasks that were asked for
 
@@ -172,7 +189,7 @@ class Tasks(NamedTuple):
 def read_tasks(names: Sequence[str], settings: Settings) -> Tasks:
     """Read every file of these tasks, so that a mistake in any of them is reported before the work begins."""
     data, limit = settings.data, settings.limit
-    suites = {name: read_files(SUITES[name], data, limit) for name in names if name in SUITES}
+    suites = {name: read_files(minimal_pairs.SUITES[name], data, limit) for name in names if name in SUITES}
     trained_on = dict.fromkeys(glue.TASKS[name].trained_on for name in names if name in glue.TASKS)
     root = data / FULL if settings.recipe == "2026" else data
     trainings = [glue.read_task_data(root, name, names, limit) for name in trained_on]
@@ -199,7 +216,9 @@ def say_estimate(subjects: Sequence[Subject], tasks: Tasks, settings: Settings) 
     """Measure the speed of every subject, and print how long all tasks take together."""
     num_seeds = len(settings.seed_numbers())
     seconds = {
-        SUITES[name].title: sum(estimate.suite_seconds(s, name, files, settings.scoring()) for s in subjects)
+        minimal_pairs.SUITES[name].title: sum(
+            estimate.suite_seconds(s, name, files, settings.scoring()) for s in subjects
+        )
         for name, files in tasks.suites.items()
     }
     for data in tasks.trainings:
@@ -321,16 +340,11 @@ def show_entry(
             )
 
 
-def parser() -> Parser:
-    """The command line."""
-    return cli.parser(__doc__ or "", {"settings": Settings})
-
-
 def _say_unused(given: Iterable[str], tasks: Sequence[str]) -> None:
     """Name the flags that were given and change nothing in these tasks."""
-    if SUITES.keys().isdisjoint(tasks):
+    if set(SUITES).isdisjoint(tasks):
         cli.say_unused(given, "no suite is scored", {"score", "ties", "prefix"})
-    if glue.TASKS.keys().isdisjoint(tasks):
+    if set(GLUE).isdisjoint(tasks):
         names = {"recipe", "seeds", "max_epochs", "learning_rate", "batch_size"}
         cli.say_unused(given, "nothing is fine-tuned", names)
     if not {BABYLM, FAST} & set(tasks):

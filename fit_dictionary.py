@@ -8,16 +8,35 @@ If there is no teacher at the default place, it is trained first.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+
+from mlsm.command_line import Parser, parser, show_help
+from mlsm.config import PRESETS, DataConfig, DictionaryConfig
+from mlsm.settings import option, override
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the dictionary is written."""
+
+    output: Path | None = option(None, "file to write (default: in the teacher's directory)", metavar="FILE")
+
+
+def flags() -> Parser:
+    """The parser of the command line."""
+    groups = {"dictionary": DictionaryConfig, "data": DataConfig, "output": Output}
+    return parser(__doc__ or "", groups, has_presets=True)
+
+
+show_help(__name__, flags)  # before the imports below, which take seconds
+
+import dataclasses
 
 from mlsm import cli, distributed
 from mlsm.coding.dictionary import Dictionary, measure
 from mlsm.coding.dictionary_learning import learn_dictionary
 from mlsm.coding.targets import sample_states
-from mlsm.command_line import Parser
-from mlsm.config import PRESETS, DataConfig, DictionaryConfig
 from mlsm.device import choose_device, choose_precision
 from mlsm.directory import check_writable
 from mlsm.log import say
@@ -27,7 +46,6 @@ from mlsm.runs.record import read_record
 from mlsm.runs.run import load_encoder
 from mlsm.runs.teacher import text_of
 from mlsm.seeds import generator_for
-from mlsm.settings import option, override
 from mlsm.text.batches import Corpus
 from mlsm.text.corpus import corpus_digest
 from mlsm.training.prerequisites import find_teacher
@@ -109,19 +127,6 @@ def _changed_settings(before: dict[str, object], now: dict[str, object]) -> str:
     """
     names = (before.keys() | now.keys()) - {"corpus" if "text" in before else "text"}
     return ", ".join(sorted(name for name in names if before.get(name) != now.get(name)))
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where the dictionary is written."""
-
-    output: Path | None = option(None, "file to write (default: in the teacher's directory)", metavar="FILE")
-
-
-def flags() -> Parser:
-    """The parser of the command line."""
-    groups = {"dictionary": DictionaryConfig, "data": DataConfig, "output": Output}
-    return cli.parser(__doc__ or "", groups, has_presets=True)
 
 
 def main(argv: list[str]) -> None:

@@ -21,8 +21,7 @@ def flags() -> Parser:
     return parser(__doc__ or "", groups, has_presets=True)
 
 
-if __name__ == "__main__":
-    show_help(flags)  # before the imports below, which take seconds
+show_help(__name__, flags)  # before the imports below, which take seconds
 
 import dataclasses
 import functools

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 
-from mlsm.command_line import did_you_mean
+from mlsm.command_line import COMMAND, did_you_mean
 
 COMMANDS = {
     "train": "train a teacher, a concept student or a token head",
@@ -38,12 +38,12 @@ def main() -> None:
         like = did_you_mean(command, COMMANDS) or f"; take one of {', '.join(COMMANDS)}"
         print(f"error: {command!r} is not a command{like}", file=sys.stderr)
         sys.exit(2)
-    from mlsm import cli  # here, because it imports PyTorch, which takes seconds
-
     name = "list_runs" if command == "runs" else command.replace("-", "_")
     is_inside = importlib.util.find_spec(f"mlsm.{name}") is not None  # the scripts only when installed
-    module = importlib.import_module(f"mlsm.{name}" if is_inside else name)
-    sys.argv = [f"mlsm {command}", *words]
+    sys.argv = [COMMAND + command, *words]
+    module = importlib.import_module(f"mlsm.{name}" if is_inside else name)  # which may answer --help
+    from mlsm import cli  # here, because it imports PyTorch, which takes seconds
+
     cli.run(module.main)
 
 

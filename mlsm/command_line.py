@@ -25,6 +25,7 @@ exit codes: 0 done; 2 a mistake or a full disk, said in one line; 128 + N stoppe
 """
 LARGEST_FILE = 1 << 20  # bytes of a settings file
 COMMON = "common"
+COMMAND = "mlsm "  # with the name of a command, it is sys.argv[0] of what `mlsm` starts
 T = TypeVar("T")
 
 
@@ -183,10 +184,13 @@ def _preset_defaults(cls: type, field: dataclasses.Field[FlagValue]) -> str:
     return f" (default{of}: {shown[0] if len(set(shown)) == 1 else each})"
 
 
-def show_help(make_parser: Callable[[], Parser]) -> None:
-    """If the command line asks for help, print it and exit. Called before PyTorch is imported, it answers at
-    once; without standard output, or in a job of several processes, the command itself answers.
+def show_help(module: str, make_parser: Callable[[], Parser]) -> None:
+    """If a module is the command that was started, and the command line asks for help, print it and exit.
+    Called before PyTorch is imported, it answers at once; without standard output, or in a job of several
+    processes, the command itself answers.
     """
+    if module != "__main__" and not sys.argv[0].startswith(COMMAND):
+        return
     if {"-h", "--help"}.isdisjoint(sys.argv[1:]) or sys.stdout is None or "RANK" in os.environ:
         return
     try:

@@ -13,13 +13,62 @@ without a network. A text is read once: later calls take the statistics from con
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlsm import command_line
+from mlsm.command_line import Parser, show_help
+from mlsm.config import DEVICE_HELP
+from mlsm.settings import argument, check_fields, check_positive, option
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The run whose concepts are read, the text, and what is written."""
+
+    run: Path = argument("directory of a finished teacher or student", "RUN")
+    text: str | None = option(
+        None, "also show the concepts of each token of this text, as a table and on the page", metavar="TEXT"
+    )
+    page: bool = option(False, "also write concepts.html, to search and click through")
+    serve: bool = option(False, "show the page at http://127.0.0.1:PORT/ and answer sentences there")
+    port: int = option(8765, "port of --serve; 0 is any free one")
+    num_tokens: int = option(100_000, "tokens read, held-out text first")
+    top: int = option(20, "concepts shown on the screen")
+    compare: Path | None = option(
+        None, "another dictionary of the same teacher and layer, to compare with", metavar="DICTIONARY"
+    )
+    corpus: tuple[str, ...] | None = option(
+        None, "text to read (default: the text the run was trained on)", metavar="FILE"
+    )
+    teacher: Path | None = option(
+        None, "where a student's teacher is now (default: where it was)", metavar="DIRECTORY"
+    )
+    dictionary: Path | None = option(
+        None,
+        "the concepts' dictionary (default: the one the teacher has, or the student learnt from)",
+        metavar="FILE",
+    )
+    output: Path | None = option(None, "where to write (default: RUN)", metavar="DIRECTORY")
+    seed: int = option(12, "seed of the sample of text and of the statistics")
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive(self, "num_tokens", "top")
+        if not 0 <= self.port < 1 << 16:
+            raise ValueError(f"port must be between 0 and 65535, got {self.port}")
+
+
+def parser() -> Parser:
+    """The command line."""
+    return command_line.parser(__doc__ or "", {"settings": Settings})
+
+
+show_help(__name__, parser)  # before the imports below, which take seconds
+
 from mlsm import cli
 from mlsm.coding.dictionary import Dictionary
-from mlsm.config import DEVICE_HELP
 from mlsm.directory import check_writable
 from mlsm.evaluation.tables import as_text
 from mlsm.files import write_text
@@ -27,8 +76,7 @@ from mlsm.log import printable
 from mlsm.pages import concept_view
 from mlsm.pages.concept_report import ConceptReport, SentenceConcepts, concept_rows, sentence_rows
 from mlsm.pages.concept_server import ConceptServer
-from mlsm.pages.concept_source import NUM_TOKENS, REPORT_FILE, SEED, open_source
-from mlsm.settings import argument, check_fields, check_positive, option
+from mlsm.pages.concept_source import REPORT_FILE, open_source
 
 
 def concepts(args: Settings) -> None:
@@ -84,49 +132,6 @@ def _write(report: ConceptReport, sentence: SentenceConcepts | None, folder: Pat
         write_text(folder / "concepts.html", concept_view.concept_page(report, sentence))
         written.append("concepts.html")
     print(f"\nwritten to {printable(str(folder))}: {', '.join(written)}")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The run whose concepts are read, the text, and what is written."""
-
-    run: Path = argument("directory of a finished teacher or student", "RUN")
-    text: str | None = option(
-        None, "also show the concepts of each token of this text, as a table and on the page", metavar="TEXT"
-    )
-    page: bool = option(False, "also write concepts.html, to search and click through")
-    serve: bool = option(False, "show the page at http://127.0.0.1:PORT/ and answer sentences there")
-    port: int = option(8765, "port of --serve; 0 is any free one")
-    num_tokens: int = option(NUM_TOKENS, "tokens read, held-out text first")
-    top: int = option(20, "concepts shown on the screen")
-    compare: Path | None = option(
-        None, "another dictionary of the same teacher and layer, to compare with", metavar="DICTIONARY"
-    )
-    corpus: tuple[str, ...] | None = option(
-        None, "text to read (default: the text the run was trained on)", metavar="FILE"
-    )
-    teacher: Path | None = option(
-        None, "where a student's teacher is now (default: where it was)", metavar="DIRECTORY"
-    )
-    dictionary: Path | None = option(
-        None,
-        "the concepts' dictionary (default: the one the teacher has, or the student learnt from)",
-        metavar="FILE",
-    )
-    output: Path | None = option(None, "where to write (default: RUN)", metavar="DIRECTORY")
-    seed: int = option(SEED, "seed of the sample of text and of the statistics")
-    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_positive(self, "num_tokens", "top")
-        if not 0 <= self.port < 1 << 16:
-            raise ValueError(f"port must be between 0 and 65535, got {self.port}")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    return cli.parser(__doc__ or "", {"settings": Settings})
 
 
 def main(argv: list[str]) -> None:

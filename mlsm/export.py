@@ -16,16 +16,69 @@ a script that uploads them as branches of a repository (docs/babylm.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from mlsm import command_line
+from mlsm.command_line import Parser, show_help
+from mlsm.config import ModelConfig, parse_word_counts
+from mlsm.settings import argument, check_fields, option
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is exported, and where it is written."""
+
+    run: Path = argument("a finished run, or a checkpoint: runs/teacher/checkpoints/words-10M", "RUN")
+    directory: Path = argument("where to write", "DIRECTORY")
+    folded: bool = option(
+        False, "refuse a run without a token head (one that has a token head is always folded)"
+    )
+    license: str | None = option(
+        None, "licence of the weights, for the model card: mit, cc-by-4.0", metavar="NAME"
+    )
+    language: tuple[str, ...] = option(
+        (), "languages of the text, for the model card (default: en for the embedded text)", metavar="CODE"
+    )
+    datasets: tuple[str, ...] = option(
+        (), "data sets of the text, for the model card (default: the embedded text)", metavar="NAME"
+    )
+
+    babylm: str | None = option(
+        None,
+        "write an entry to the BabyLM challenge: a directory for each model that the track asks for, of "
+        "strict-small, strict; or for each of these numbers of words, such as 0,1M,20M",
+        metavar="TRACK",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def publication(self) -> Publication:
+        """What the model cards say that no run knows."""
+        return Publication(self.license, self.language, self.datasets)
+
+    def word_counts(self) -> tuple[int, ...]:
+        """The numbers of `babylm`. Raises ValueError if it is not a track and not a list of numbers."""
+        counts = parse_word_counts(self.babylm or "", "--babylm")
+        if not counts:
+            raise ValueError("--babylm needs a track, or numbers of words such as 0,1M,20M")
+        return counts
+
+
+def parser() -> Parser:
+    """The command line."""
+    return command_line.parser(__doc__ or "", {"settings": Settings})
+
+
+show_help(__name__, parser)  # before the imports below, which take seconds
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mlsm import cli
-from mlsm.command_line import Parser
-from mlsm.config import ModelConfig, parse_word_counts
 from mlsm.files import write_json, write_tensors, write_text, write_whole
 from mlsm.log import say
 from mlsm.model.deberta import LAYER_NORM_EPS
@@ -37,7 +90,6 @@ from mlsm.runs.hub_tokenizer import huggingface_tokenizer, special_tokens_of
 from mlsm.runs.record import read_record, record_json
 from mlsm.runs.revisions import MAIN, Revision, find_revisions, upload_script
 from mlsm.runs.run import Run, load_run
-from mlsm.settings import argument, check_fields, option
 from mlsm.text.tokenizer import CLS_ID, PAD_ID, SEP_ID
 
 
@@ -154,52 +206,6 @@ def export_entry(
         export(revision.directory, directory / revision.name, publication=publication)
     write_text(directory / "upload.sh", upload_script(revisions))
     return revisions
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is exported, and where it is written."""
-
-    run: Path = argument("a finished run, or a checkpoint: runs/teacher/checkpoints/words-10M", "RUN")
-    directory: Path = argument("where to write", "DIRECTORY")
-    folded: bool = option(
-        False, "refuse a run without a token head (one that has a token head is always folded)"
-    )
-    license: str | None = option(
-        None, "licence of the weights, for the model card: mit, cc-by-4.0", metavar="NAME"
-    )
-    language: tuple[str, ...] = option(
-        (), "languages of the text, for the model card (default: en for the embedded text)", metavar="CODE"
-    )
-    datasets: tuple[str, ...] = option(
-        (), "data sets of the text, for the model card (default: the embedded text)", metavar="NAME"
-    )
-
-    babylm: str | None = option(
-        None,
-        "write an entry to the BabyLM challenge: a directory for each model that the track asks for, of "
-        "strict-small, strict; or for each of these numbers of words, such as 0,1M,20M",
-        metavar="TRACK",
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def publication(self) -> Publication:
-        """What the model cards say that no run knows."""
-        return Publication(self.license, self.language, self.datasets)
-
-    def word_counts(self) -> tuple[int, ...]:
-        """The numbers of `babylm`. Raises ValueError if it is not a track and not a list of numbers."""
-        counts = parse_word_counts(self.babylm or "", "--babylm")
-        if not counts:
-            raise ValueError("--babylm needs a track, or numbers of words such as 0,1M,20M")
-        return counts
-
-
-def parser() -> Parser:
-    """The command line."""
-    return cli.parser(__doc__ or "", {"settings": Settings})
 
 
 def main(argv: list[str]) -> None:

@@ -10,28 +10,12 @@ a damaged file are listed by what is wrong, one line each.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlsm import cli
-from mlsm.command_line import Parser
-from mlsm.directory import is_in_use
-from mlsm.evaluation import summary
-from mlsm.evaluation.results import read_results
-from mlsm.evaluation.tables import Cell, as_text
-from mlsm.log import printable, read_metrics
-from mlsm.runs.checkpoint import MODEL_FILE, newest_step
-from mlsm.runs.record import read_record
+from mlsm import command_line
+from mlsm.command_line import Parser, show_help
 from mlsm.settings import argument
-
-DEEPEST = 2  # folders below the given one
-HELDOUT = {
-    "heldout_cross_entropy": "held-out loss",
-    "heldout_token_accuracy": "accuracy",
-    "heldout_concept_kl": "KL",
-}
 
 
 @dataclass(frozen=True)
@@ -39,6 +23,33 @@ class Settings:
     """The folder that is searched."""
 
     directory: Path = argument("folder of the runs (default: runs)", "DIRECTORY", default=Path("runs"))
+
+
+def parser() -> Parser:
+    """The command line."""
+    return command_line.parser(__doc__ or "", {"settings": Settings})
+
+
+show_help(__name__, parser)  # before the imports below, which take seconds
+
+import re
+from collections.abc import Iterator
+
+from mlsm import cli
+from mlsm.directory import is_in_use
+from mlsm.evaluation import summary
+from mlsm.evaluation.results import read_results
+from mlsm.evaluation.tables import Cell, as_text
+from mlsm.log import printable, read_metrics
+from mlsm.runs.checkpoint import MODEL_FILE, newest_step
+from mlsm.runs.record import read_record
+
+DEEPEST = 2  # folders below the given one
+HELDOUT = {
+    "heldout_cross_entropy": "held-out loss",
+    "heldout_token_accuracy": "accuracy",
+    "heldout_concept_kl": "KL",
+}
 
 
 def find_runs(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
@@ -77,11 +88,6 @@ def row_of(run: Path) -> dict[str, Cell | str]:
     if "minimal pairs" in results.demo:
         row["minimal pairs"] = results.demo["minimal pairs"]
     return row | summary.row(results)
-
-
-def parser() -> Parser:
-    """The command line."""
-    return cli.parser(__doc__ or "", {"settings": Settings})
 
 
 def main(argv: list[str]) -> None:

@@ -10,19 +10,12 @@ still be training; results are those that evaluate.py has written there. No mode
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlsm import cli
-from mlsm.directory import check_writable
-from mlsm.evaluation import paper, summary
-from mlsm.evaluation.recipes import recipe_of, row_names
-from mlsm.evaluation.tables import columns_of
-from mlsm.files import write_text
-from mlsm.log import printable
-from mlsm.pages.run_facts import read_facts
-from mlsm.pages.run_view import run_page
+from mlsm import command_line
+from mlsm.command_line import Parser, show_help
+from mlsm.evaluation.names import SIZES
 from mlsm.settings import argument, option
 
 DEFAULT_NAME = "report.html"
@@ -33,15 +26,28 @@ class Settings:
     """Which runs the page is about, and where it is written."""
 
     runs: tuple[Path, ...] = argument("directory of a run", "RUN")
-    paper: str = option("10M", "words of the corpus whose rows are quoted from the paper", tuple(paper.SIZES))
+    paper: str = option("10M", "words of the corpus whose rows are quoted from the paper", SIZES)
     output: Path | None = option(
         None, f"file to write (default: {DEFAULT_NAME} in the last run)", metavar="FILE"
     )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    return cli.parser(__doc__ or "", {"settings": Settings})
+    return command_line.parser(__doc__ or "", {"settings": Settings})
+
+
+show_help(__name__, parser)  # before the imports below, which take seconds
+
+from mlsm import cli
+from mlsm.directory import check_writable
+from mlsm.evaluation import paper, summary
+from mlsm.evaluation.recipes import recipe_of, row_names
+from mlsm.evaluation.tables import columns_of
+from mlsm.files import write_text
+from mlsm.log import printable
+from mlsm.pages.run_facts import read_facts
+from mlsm.pages.run_view import run_page
 
 
 def main(argv: list[str]) -> None:

@@ -124,17 +124,6 @@ def wait_for_start(path: Path) -> None:
         time.sleep(0.01)
 
 
-def test_a_module_is_shown_as_it_is_started() -> None:
-    for words, name in (
-        (["-m", "mlsm.report"], b"usage: python -m mlsm.report "),
-        (["train.py"], b"usage: train.py "),
-    ):
-        result = subprocess.run(
-            [sys.executable, *words, "--help"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=120
-        )
-        assert result.stdout.startswith(name)
-
-
 def test_a_message_is_one_printable_line_of_limited_length() -> None:
     assert cli.one_line(ValueError("a\x1b[2J\n  b\u202e")) == "a\ufffd[2J b\ufffd"
     line = cli.one_line(ValueError("x" * 10_000 + "the end"))

@@ -22,9 +22,10 @@ from mlsm import __version__, cli, command_line
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.training.objectives import OBJECTIVES
 
-# Modules with a main(argv). `mlsm` runs the others, and experiments/miniature.py the module behind it.
+# Modules with a main(argv). `mlsm` runs the others, and the commands of experiments/ the modules behind them.
+BEHIND = {"experiments.miniature": "study_run", "experiments.recipe": "recipe_search"}
 COMMANDS = sorted(
-    name.replace("experiments.miniature", "study_run")
+    BEHIND.get(name, name)
     for name, path in modules().items()
     if '__name__ == "__main__"' in path.read_text() and not name.startswith(("benchmarks.", "mlsm.__main__"))
 )

@@ -27,13 +27,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mlsm.evaluation.glue import accuracy, f1
+from mlsm.evaluation.names import RECIPES
 from mlsm.model.deberta import Encoder, init_weights_
 from mlsm.seeds import generator_for, seed_for
 from mlsm.settings import check_fields, check_positive
 from mlsm.text.batches import cut_by_token_budget
 from mlsm.text.sequences import Sequences
 
-RECIPES = ("2024", "2026")
 WARMUP_SHARE, LOWEST_RATE = 0.06, 0.1  # of the updates, and of the peak, in the recipe of 2026
 HEAD_DROPOUT = 0.1
 TOKEN_BUDGET = 16_384  # tokens of a micro-batch

@@ -81,9 +81,6 @@ TASKS = {
 }
 
 
-TASKS_OF_2026 = ("boolq", "mnli", "mrpc", "multirc", "qqp", "rte", "wsc")
-
-
 def task_file(data: Path, task: str, part: str) -> Path:
     """The file of a task; `part` is train or valid."""
     return data / FOLDER / f"{task}.{part}.jsonl"

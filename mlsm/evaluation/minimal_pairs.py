@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from mlsm import distributed
 from mlsm.evaluation.jsonl import Example, read_examples, spaced
+from mlsm.evaluation.names import TIES
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.subject import Subject
 from mlsm.files import file_digest, folder_within, read_text, write_text
@@ -29,7 +30,6 @@ from mlsm.model.language_model import LanguageModel
 from mlsm.settings import check_fields
 from mlsm.text.tokenizer import SEP_ID, UNK_ID, Tokenizer
 
-TIES = {"wrong": 0.0, "half": 0.5, "correct": 1.0}
 TOKEN_BUDGET = 4096  # tokens of a batch; on a CPU core at width 128, 8192 is 9 % slower
 
 

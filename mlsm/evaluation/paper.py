@@ -11,8 +11,6 @@ from collections.abc import Collection
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.tables import Cell
 
-SIZES = ("10M", "100M")
-
 # Tables 2 (students start from the teacher) and 3 (from random weights): boolq cola mnli mnli-mm mrpc multirc
 # qnli qqp rte sst2 wsc, and the average as printed. The columns of MLM are the same model in both.
 _TABLE_2 = {

@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mlsm import distributed
+from mlsm.evaluation.names import REDUCTIONS
 from mlsm.model.language_model import LanguageModel
 from mlsm.runs.run import Run
 from mlsm.text.batches import cut_by_token_budget
 from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
-REDUCTIONS = ("mean", "sum")
 QUERIES_PER_BLOCK = 1 << 16  # whose sequences are in memory at the same time
 
 

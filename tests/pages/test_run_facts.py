@@ -5,6 +5,7 @@ from pathlib import Path
 from logged_runs import logged_run
 
 from mlsm.evaluation import paper
+from mlsm.evaluation.names import SIZES
 from mlsm.pages.run_facts import compute_row, duration, learning_rows, read_facts
 from mlsm.pages.run_view import MEASURES
 from mlsm.runs.run import load_run
@@ -44,10 +45,10 @@ def test_last_and_held_out_values(tmp_path: Path) -> None:
 
 def test_the_papers_compute_has_the_columns_of_ours(tmp_path: Path) -> None:
     columns = compute_row(read_facts(logged_run(tmp_path / "run"), "run")).keys()
-    for size in paper.SIZES:
+    for size in SIZES:
         assert all(row.keys() <= columns for row in paper.quoted_compute(size).values())
     students = {
-        size: paper.quoted_compute(size)[f"phase 2 (quoted: {size} words, Table 1)"] for size in paper.SIZES
+        size: paper.quoted_compute(size)[f"phase 2 (quoted: {size} words, Table 1)"] for size in SIZES
     }
     assert [(row["updates"], row["time"]) for row in students.values()] == [
         ("10,000", "about 5 h"),
