@@ -59,6 +59,14 @@ def test_only_runs_that_were_made_alike_with_other_seeds_are_averaged(tmp_path: 
     assert not means(a=heads[0], b=heads[1])
 
 
+def test_the_recipe_does_not_depend_on_what_is_watched() -> None:
+    record = record_of()
+    watched = dataclasses.replace(record.train, eval_every=5, patience=3, tracker="wandb")
+    assert recipe_of(dataclasses.replace(record, train=watched)) == recipe_of(record)
+    longer = dataclasses.replace(watched, num_steps=watched.num_steps + 1)
+    assert recipe_of(dataclasses.replace(record, train=longer)) != recipe_of(record)
+
+
 def test_the_recipe_depends_on_the_text_and_not_on_the_folder_of_its_cache() -> None:
     record = record_of()
     elsewhere = dataclasses.replace(record, data=DataConfig(cache_dir="another folder"))
