@@ -43,7 +43,12 @@ NUM_RUNGS = 3
 SEEDS = (12, 13, 14)  # of the finalists
 HEAD_WIDTH = 64  # of the attention heads of all shapes
 SPEED_UPDATES, SPEED_LOGGED = 15, 5  # of the run that measures a shape's processor time
-TIMED = ("shape", "optimizer", "length-schedule")  # ingredients that change the time of an update
+TIMED = (
+    "shape",
+    "optimizer",
+    "length-schedule",
+    "batch-size",
+)  # ingredients that change the time of an update
 RATES = (0.25, 0.5, 1, 2, 4)  # times the preset's
 
 GRIDS: dict[str, Ingredients] = {
@@ -51,8 +56,13 @@ GRIDS: dict[str, Ingredients] = {
         "optimizer": ("adamw", "muon"),
         "schedule": ("linear", "wsd", "cosine"),
         "mask-share": ("0.15", "0.4", "0.4:0.15"),
+        "batch-size": ("8", "16", "32"),
     },
-    "student": {"init": ("random", "teacher"), "length-schedule": ("none", "32:64")},
+    "student": {
+        "init": ("random", "teacher"),
+        "length-schedule": ("none", "32:64"),
+        "batch-size": ("8", "16", "32"),
+    },
 }
 
 
@@ -112,7 +122,7 @@ def start_recipe(settings: Settings) -> Recipe:
     model, train = PRESETS[settings.preset]().model, settings.train_config()
     shape = {"shape": f"{model.depth}x{model.width}"} if settings.phase == "teacher" else {}
     own = {"optimizer": train.optimizer, "schedule": train.schedule, "mask-share": f"{train.mask_share}"}
-    own |= {"init": "random", "length-schedule": "none"}
+    own |= {"init": "random", "length-schedule": "none", "batch-size": f"{train.batch_size}"}
     return {**shape, "learning-rate": f"{train.learning_rate:g}"} | {n: own[n] for n in GRIDS[settings.phase]}
 
 
@@ -190,9 +200,14 @@ class Search:
         return statistics.median(line["processor_seconds"] for line in lines) / SPEED_LOGGED
 
     def num_updates(self, recipe: Recipe, share: float) -> int:
-        """The updates that a share of the budget pays for."""
-        timed = recipe if self.settings.equal == "time" else start_recipe(self.settings)
-        return max(1, round(60 * self.settings.budget * share / self.seconds_per_update(timed)))
+        """The updates that a share of the budget pays for, or those that read as many words as the preset's
+        recipe reads in it.
+        """
+        start, budget_s = start_recipe(self.settings), 60 * self.settings.budget * share
+        if self.settings.equal == "time":
+            return max(1, round(budget_s / self.seconds_per_update(recipe)))
+        num_sequences = budget_s / self.seconds_per_update(start) * int(start.get("batch-size", 1))
+        return max(1, round(num_sequences / int(recipe.get("batch-size", 1))))
 
     def trial(self, recipe: Recipe, rung: int, seed: int) -> Trial:
         """Train a recipe on a rung (the last has the whole budget) and read what it measured."""
