@@ -83,7 +83,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
         name = f"the teacher {directory}"
         if leak := corpus.leak(name, record.corpus.digest, record.data.heldout_share):
             say(leak)
-    sample_ND = sample_states(
+    sample_ND, num_words = sample_states(
         encoder,
         layer,
         corpus,
@@ -110,7 +110,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
         device=device,
         solver=config.solver,
     )
-    dictionary = Dictionary(atoms_DK, config.lam, layer, teacher, settings=settings)
+    dictionary = Dictionary(atoms_DK, config.lam, layer, teacher, settings=settings, words=num_words)
     statistics = measure(dictionary, heldout_ND, solver=config.solver)
     dataclasses.replace(dictionary, statistics=statistics).save(path)
     say(

@@ -46,7 +46,7 @@ from mlsm.runs.checkpoint import (
     save_milestone,
     words_name,
 )
-from mlsm.runs.record import read_record
+from mlsm.runs.record import RunRecord, read_record
 from mlsm.runs.run import init_from_, load_weights, load_weights_
 from mlsm.runs.teacher import load_teacher
 from mlsm.seeds import seed_for
@@ -66,17 +66,19 @@ from mlsm.training.optim import (
 from mlsm.training.plan import Plan, make_plan
 from mlsm.training.resume import open_run
 from mlsm.training.updates import make_update, prepared
+from mlsm.training.word_budget import check_word_budget, count_words, with_num_steps
 
 
 def train(plan: Plan) -> None:
     """Run the plan from its newest checkpoint (or the start) to the end, and write the finished model."""
+    corpus = Corpus(plan.record.data, plan.tokenizer)
+    plan = plan._replace(record=with_words(plan, corpus))
     config, objective = plan.record.train, find_objective(plan.record.train.objective)
     device = choose_device(config.device)
     keep_num_threads(plan.record.num_threads)
     width, before = plan.record.model.width, plan.record.precision
     precision = choose_precision(config.amp, device, width, before=before)
     compiles = choose_compiling(config.compile, device)
-    corpus = Corpus(plan.record.data, plan.tokenizer)
     record = dataclasses.replace(plan.record, leak=find_leak(plan, corpus))
     checkpoint = open_run(plan.directory, record, plan.tokenizer, corpus, precision.name)
     if (plan.directory / MODEL_FILE).exists():
@@ -210,6 +212,18 @@ def train(plan: Plan) -> None:
             keep("average", done, model.state_dict() | average.mean)
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
     say(f"finished {plan.directory}: {heldout}")
+
+
+def with_words(plan: Plan, corpus: Corpus) -> RunRecord:
+    """The record with the number of updates and of words. Raises ValueError if the run would exceed its word
+    budget.
+    """
+    record = dataclasses.replace(plan.record, train=with_num_steps(plan.record.train, corpus))
+    runs = [plan.start] if plan.start else []
+    runs += [plan.origin.directory] if plan.dictionary and plan.origin else []
+    words = count_words(record, corpus, runs, plan.dictionary)
+    check_word_budget(words, record.train)
+    return dataclasses.replace(record, words=words)
 
 
 def find_leak(plan: Plan, corpus: Corpus) -> str:

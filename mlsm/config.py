@@ -128,6 +128,22 @@ class TrainConfig:
         None, "dictionary of the concepts (default: in the teacher's directory)", metavar="FILE"
     )
     num_steps: int = option(100_000, "updates", is_common=True)
+    words: str | None = option(
+        None,
+        "words to train on, such as 10M, instead of --num-steps: as many updates as read no more (repeats "
+        "count)",
+        metavar="WORDS",
+        is_common=True,
+    )
+    epochs: float | None = option(
+        None, "passes over the training text, instead of --num-steps", metavar="NUMBER", is_common=True
+    )
+    word_budget: str | None = option(
+        None,
+        "most words that this run and all models and dictionaries it stands on may see, such as 100M; a run "
+        "that would see more is refused (default: no limit)",
+        metavar="WORDS",
+    )
     batch_size: int = option(1024, "sequences per update")
     token_budget: int = option(
         16_384, "tokens a micro-batch holds at most, with the padding that attention computes (on CPUs)"
@@ -212,6 +228,13 @@ class TrainConfig:
         check_positive(self, "num_steps", "batch_size", "token_budget", "learning_rate", "clip_norm")
         check_positive(self, "code_tolerance", "log_every", "checkpoint_every", "keep_checkpoints")
         check_not_negative(self, "weight_decay", "mlm_weight", "eval_every", "patience")
+        if self.words is not None and self.epochs is not None:
+            raise ValueError("--words and --epochs both say how long to train: give one of them")
+        for name in ("words", "word_budget"):
+            if (value := getattr(self, name)) is not None:
+                parse_words(value, name)
+        if self.epochs is not None:
+            check_positive(self, "epochs")
         if self.patience and not self.eval_every:
             raise ValueError("patience counts measurements: set --eval-every, too")
         if self.code_steps is not None:
@@ -248,12 +271,28 @@ def parse_word_counts(text: str, name: str) -> tuple[int, ...]:
         return TRACKS[text]
     texts = [part.strip() for part in text.split(",") if part.strip()]
     try:
-        counts = {int(t.removesuffix("M")) * (MILLION if t.endswith("M") else 1) for t in texts}
+        counts = {_number_of_words(part) for part in texts}
     except ValueError:
         counts = {-1}
     if any(count < 0 for count in counts):
         raise ValueError(f"{name} takes {', '.join(TRACKS)} or numbers such as 0,1M,2500; got {text!r}")
     return tuple(sorted(counts))
+
+
+def parse_words(text: str, name: str) -> int:
+    """A number of words above zero, such as 2500 or 10M. Raises ValueError, with the name of the setting, for
+    another text.
+    """
+    try:
+        if (number := _number_of_words(text)) > 0:
+            return number
+    except ValueError:
+        pass
+    raise ValueError(f"{name} takes a number of words such as 2500 or 10M; got {text!r}")
+
+
+def _number_of_words(text: str) -> int:
+    return int(text.removesuffix("M")) * (MILLION if text.endswith("M") else 1)
 
 
 @dataclass(frozen=True)

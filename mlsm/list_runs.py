@@ -84,6 +84,7 @@ def row_of(run: Path) -> dict[str, Cell | str]:
     row["updates"] = f"{last.get('step', 0):,} of {record.train.num_steps:,}"
     if "words_seen" in last:
         row["words seen"] = f"{last['words_seen']:,}"
+        row["words in all"] = record.words_in_all(int(last["words_seen"]))
     row |= {title: last[name] for name, title in HELDOUT.items() if name in last}
     if "minimal pairs" in results.demo:
         row["minimal pairs"] = results.demo["minimal pairs"]

@@ -54,7 +54,7 @@ def test_the_table_has_the_numbers_of_the_files_and_names_damage(
     assert title == f"Runs in {runs}"
     assert head.split("  ")[0] == ""
     assert [line.split()[0] for line in lines] == ["a", "c", "study/e", "damaged:", "damaged:"]
-    assert lines[0].split() == ["a", "finished", "lsm", "50", "of", "50", "350", "1.250", "0.625"]
+    assert lines[0].split() == ["a", "finished", "lsm", "50", "of", "50", "350", "350", "1.250", "0.625"]
     assert "metrics.jsonl, line 1," in lines[3]
     assert "config.json is not JSON" in lines[4]
     assert "\x1b" not in "".join(lines)

@@ -53,6 +53,7 @@ class Dictionary:
     teacher: str  # fingerprint of the teacher whose states are coded
     statistics: Statistics | None = None
     settings: dict[str, object] | None = None  # of fit_dictionary.py, from which these atoms were learnt
+    words: int | None = None  # of the text whose states they were learnt from; None: not counted
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -102,7 +103,7 @@ class Dictionary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the dictionary, whole or not at all: an error leaves the old file as it was."""
-        names = ("step", "lam", "layer", "teacher", "fingerprint", "settings")
+        names = ("step", "lam", "layer", "teacher", "fingerprint", "settings", "words")
         about = {name: getattr(self, name) for name in names}
         about["statistics"] = self.statistics and dataclasses.asdict(self.statistics)
         metadata = {name: json.dumps(value) for name, value in about.items()}
@@ -126,7 +127,8 @@ class Dictionary:
                 atoms_DK = file.get_tensor("atoms_DK")
             statistics = about["statistics"] and Statistics(**about["statistics"])
             lam, layer_coded, owner = (about[name] for name in ("lam", "layer", "teacher"))
-            dictionary = cls(atoms_DK, lam, layer_coded, owner, statistics, about.get("settings"))
+            settings, words = about.get("settings"), about.get("words")
+            dictionary = cls(atoms_DK, lam, layer_coded, owner, statistics, settings, words)
             if dictionary.fingerprint != about["fingerprint"]:
                 raise ValueError("the atoms do not match their fingerprint")
         except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -68,6 +68,13 @@ def unit_states(encoder: Encoder, micro: MicroBatch, layer: int) -> Tensor:
     return F.normalize(encoder(micro.text, micro.selected_N, num_layers=layer).float(), dim=1)
 
 
+class Sample(NamedTuple):
+    """Hidden states to learn a dictionary from."""
+
+    states_ND: Tensor  # of unit L2 norm
+    num_words: int  # of the text that they were computed on
+
+
 def sample_states(
     encoder: Encoder,
     layer: int,
@@ -78,9 +85,9 @@ def sample_states(
     seed: int,
     precision: Precision,
     device: torch.device,
-) -> Tensor:
-    """Unit-norm states (N, D) of all ordinary tokens of sequences drawn at random, in the order drawn, on the
-    CPU; N is `num_tokens`, or less if the text is smaller. Ranks share the work, and each gets all states.
+) -> Sample:
+    """The states of all ordinary tokens of sequences drawn at random, in the order drawn, on the CPU; N is
+    `num_tokens`, or less if the text is smaller. Ranks share the work, and each gets all states.
     """
     micro_batches = corpus.sample(
         [corpus.training],
@@ -90,6 +97,7 @@ def sample_states(
         generator=generator_for("sample", seed),
     )
     blocks: list[Tensor] = []
+    num_words = 0
     with progress(num_tokens, "hidden states", unit="token") as bar:
         for number, micro in enumerate(micro_batches):
             if distributed.is_mine(number):
@@ -98,7 +106,8 @@ def sample_states(
             else:
                 block_ND = torch.zeros(len(micro.selected_N), encoder.token_embedding.embedding_dim)
             blocks.append(block_ND)
+            num_words += micro.num_words
             bar.update(len(block_ND))
     sample_ND = torch.cat(blocks)
     distributed.all_reduce_sum_(sample_ND)
-    return sample_ND
+    return Sample(sample_ND, num_words)

@@ -47,6 +47,8 @@ def model_card(run: Run, publication: Publication = NOTHING_SAID) -> str:
         _summary(run),
         "## Training",
         as_markdown([_training_row(directory) for directory in directories]).rstrip(),
+        "Words count each time they are read; those in all are with the models and dictionaries that a run "
+        "stands on.",
         _text(record) if record.source is None else "",
         _concepts(record.concepts) if record.concepts else "",
         "## Results",
@@ -154,6 +156,7 @@ def _training_row(directory: Path) -> Row:
         "start": Path(train.init).name,
         "updates": f"{progress.get('step', train.num_steps):,} of {train.batch_size:,} sequences",
         "words seen": f"{progress['words_seen']:,}" if "words_seen" in progress else "",
+        "words in all": record.words_in_all(progress["words_seen"]) if "words_seen" in progress else "",
         "seed": train.seed,
     }
 

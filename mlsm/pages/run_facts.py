@@ -73,6 +73,7 @@ def compute_row(run: RunFacts) -> dict[str, str]:
     }
     if "epoch" in last:
         row |= {"epochs": f"{last['epoch']:.3g}", "words seen": f"{last['words_seen']:,}"}
+        row["words in all"] = run.record.words_in_all(int(last["words_seen"]))
     if run.training and all("seconds" in line for line in run.training):
         row["tokens seen"] = f"{sum(line['seconds'] * line['tokens_per_s'] for line in run.training):,.0f}"
         row["time"] = duration(sum(line["seconds"] for line in run.training))

@@ -55,6 +55,20 @@ class SourceRecord(_Record):
 
 
 @dataclass(frozen=True)
+class WordsRecord(_Record):
+    """Words that training sees, repeats counted."""
+
+    own: int  # in all updates of the run
+    before: dict[str, int] | None  # by each model and dictionary that the run stands on; None: not known
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        values = [self.own, *(self.before or {}).values()]
+        if any(type(value) is not int or value < 0 for value in values):
+            raise ValueError("words must be whole numbers that are not below 0")
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """config.json of a run."""
 
@@ -71,6 +85,7 @@ class RunRecord:
     num_threads: int | None = None  # on a CPU, in each process
     layout: Layout | None = None  # of the encoder of a DeBERTa v2 or v3; None: DeBERTa v1
     source: SourceRecord | None = None  # None: trained here
+    words: WordsRecord | None = None  # None: not counted, by an earlier version or another program
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -78,6 +93,18 @@ class RunRecord:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if not all(isinstance(part, str) for item in self.versions.items() for part in item):
             raise ValueError("versions must be texts")
+
+    def words_before(self) -> dict[str, int] | None:
+        """The words that each model and dictionary has seen that the run stands on; None if not known."""
+        if self.words:
+            return self.words.before
+        stands_on_nothing = self.source is None and self.concepts is None and self.train.init == "random"
+        return {} if stands_on_nothing else None
+
+    def words_in_all(self, own: int) -> str:
+        """The words that the run, with `own` words, and all it stands on have seen, as tables show them."""
+        before = self.words_before()
+        return "unknown" if before is None else f"{own + sum(before.values()):,}"
 
     def heldout_note(self) -> str:
         """Why numbers on this run's held-out text may be too good; empty if they are not."""
@@ -94,6 +121,7 @@ _PARTS = {
     "concepts": ConceptsRecord,
     "layout": Layout,
     "source": SourceRecord,
+    "words": WordsRecord,
 }
 
 

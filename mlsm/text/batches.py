@@ -112,6 +112,7 @@ class MicroBatch(NamedTuple):
     text: Sequences  # as it is
     inputs: Sequences  # with [MASK] at the selected positions, if the objective masks tokens
     selected_N: Tensor  # flat positions to learn from
+    num_words: int = 0  # of a sample; an update counts its own
 
     @classmethod
     def of(cls, text: Sequences, is_selected_T: Tensor, selection: Selection) -> MicroBatch:
@@ -228,6 +229,21 @@ class Corpus:
             return f"{other} holds out {number} lines that are trained on here (--heldout-share)"
         return ""
 
+    def num_words(self, num_sequences: int, seed: int) -> int:
+        """The words of the first `num_sequences` sequences that a run reads, repeats counted."""
+        num_epochs, rest = divmod(num_sequences, len(self.training))
+        last = self._epoch(seed, num_epochs)[:rest]
+        return num_epochs * self._words_of(self.training) + self._words_of(last)
+
+    def num_sequences_within(self, words: int, seed: int) -> int:
+        """How many sequences a run can read from its first one on without exceeding so many words."""
+        num_epochs, rest = divmod(words, self._words_of(self.training))
+        words_read = self.index.words_S[self._epoch(seed, num_epochs)].cumsum()
+        return num_epochs * len(self.training) + int(np.searchsorted(words_read, rest, "right"))
+
+    def _words_of(self, sequences: np.ndarray) -> int:
+        return int(self.index.words_S[sequences].sum())
+
     @functools.lru_cache(maxsize=2)  # noqa: B019 -- a corpus lives as long as its process
     def _epoch(self, seed: int, epoch: int) -> np.ndarray:
         """The training sequences in the order of an epoch."""
@@ -293,7 +309,7 @@ class Corpus:
             micro_batches,
             num_selected=sum(len(m.selected_N) for m in micro_batches),
             num_tokens=len(ids_T),
-            num_words=int(self.index.words_S[sequences].sum()),
+            num_words=self._words_of(sequences),
         )
 
     def sample(
@@ -316,7 +332,8 @@ class Corpus:
                 drawn = self._read(order[first : first + num_sequences], selection.share, generator)
                 text = Sequences.split(drawn.ids_T, drawn.lengths_B)
                 micro = MicroBatch.of(text, drawn.is_selected_T, selection)
-                yield micro._replace(selected_N=micro.selected_N[:num_selected])
+                num_words = self._words_of(order[first : first + num_sequences])
+                yield micro._replace(selected_N=micro.selected_N[:num_selected], num_words=num_words)
                 num_selected -= len(micro.selected_N)
                 if num_selected <= 0:
                     return

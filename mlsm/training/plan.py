@@ -50,7 +50,10 @@ def make_plan(given: Flags) -> Plan:
     origin = find_origin(request)
     settings = resolve(request, origin)
     if before:  # compared before the tokenizer is made, which other text would change too
-        check_same(request.output, before, {"data": settings.data, "train": settings.train})
+        train = settings.train
+        if train.words is not None or train.epochs is not None:  # the text decides how many updates that is
+            train = dataclasses.replace(train, num_steps=before.train.num_steps)
+        check_same(request.output, before, {"data": settings.data, "train": train})
         check_same_text(request.output, before, settings.data)
     tokenizer = find_tokenizer(settings, origin)
     concepts, dictionary = find_concepts(settings, origin, before)

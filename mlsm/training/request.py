@@ -21,6 +21,8 @@ from mlsm.runs.teacher import text_of
 from mlsm.settings import Flags, override
 from mlsm.training.objectives import OBJECTIVES, Objective, find_objective
 
+LENGTHS = ("num_steps", "words", "epochs")  # settings that say how long to train
+
 
 class Request(NamedTuple):
     """What the command line asks for."""
@@ -85,7 +87,9 @@ def default_output(name: str, init: str, teacher: Path, flags: Flags) -> Path:
     if name == "mlm" and init == "random":
         return Path(DEFAULT_TEACHER + _ending(text))
     if init not in ("random", "teacher"):
-        return Path(f"runs/{name}-{Path(init).name}" + _ending(text))
+        start = Path(init)
+        run = f"{start.parent.parent.name}-" if start.parent.name == "checkpoints" else ""
+        return Path(f"runs/{name}-{run}{start.name}" + _ending(text))
     default = Path(DEFAULT_TEACHER).name
     of_teacher = "" if teacher.name == default else teacher.name.removeprefix(f"{default}-")
     parts = dict.fromkeys(part for part in (of_teacher, text) if part)  # each once
@@ -133,6 +137,11 @@ def resolve(request: Request, origin: Origin | None) -> Settings:
         unused.add("teacher")
     cli.say_unused(flags, f"with --objective {request.name} --init {request.init}", unused)
     start = {"random": None, "teacher": request.teacher}.get(request.init, Path(request.init))
+    lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in flags]
+    if len(lengths) > 1:
+        raise ValueError(f"{' and '.join(lengths)} both say how long to train: give one of them")
+    if lengths:
+        train = dataclasses.replace(train, words=None, epochs=None)
     train = dataclasses.replace(override(train, flags), teacher=str(request.teacher))
     schedule = train.length_schedule
     if schedule and max(schedule.first, schedule.last or 0) > data.max_length:

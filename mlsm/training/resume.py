@@ -23,6 +23,7 @@ from mlsm.text.tokenizer import Tokenizer
 # precision. Teacher and dictionary are compared by their fingerprints, and not by their paths.
 RESUMABLE_CHANGES = {"device", "log_every", "tracker", "teacher", "dictionary", "cache_dir"}
 RESUMABLE_CHANGES |= {"eval_every", "patience", "checkpoint_every", "keep_checkpoints", "checkpoint_words"}
+RESUMABLE_CHANGES |= {"word_budget"}
 
 
 def record_of_work(run: Path) -> RunRecord | None:

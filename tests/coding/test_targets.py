@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from small_text import sentences
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from mlsm.coding.dictionary import Dictionary
-from mlsm.coding.targets import EVERY_TOKEN, Teacher, sample_states, unit_states
+from mlsm.coding.targets import EVERY_TOKEN, Sample, Teacher, sample_states, unit_states
 from mlsm.config import DataConfig, ModelConfig
 from mlsm.device import choose_precision
 from mlsm.model.deberta import Encoder, init_weights_
@@ -82,7 +81,7 @@ def test_a_sample_holds_states_of_training_text_in_the_order_drawn(teacher: Teac
     data = DataConfig(corpus=(str(tmp_path / "text.txt"),), cache_dir=str(tmp_path), max_length=32)
     corpus = Corpus(data, corpus_tokenizer(data, 80))
 
-    def sample(num_tokens: int, seed: int = 1) -> Tensor:
+    def sample(num_tokens: int, seed: int = 1) -> Sample:
         return sample_states(
             teacher.encoder,
             1,
@@ -94,10 +93,11 @@ def test_a_sample_holds_states_of_training_text_in_the_order_drawn(teacher: Teac
             device=CPU,
         )
 
-    some_ND, all_ND = sample(500), sample(10**6)
+    (some_ND, num_words), (all_ND, num_words_of_all) = sample(500), sample(10**6)
+    assert 0 < num_words < num_words_of_all == corpus.num_words(len(corpus.training), seed=0)
     assert some_ND.shape == (500, WIDTH)
     assert torch.equal(some_ND, all_ND[:500])
-    assert not torch.equal(some_ND, sample(500, seed=2))
+    assert not torch.equal(some_ND, sample(500, seed=2).states_ND)
     update = corpus.cut(corpus.training, 10**6, EVERY_TOKEN, torch.Generator())
     assert len(all_ND) == update.num_selected
     expected_ND = unit_states(teacher.encoder, update.micro_batches[0], 1)

@@ -27,6 +27,11 @@ def settings_of(origin: Origin | None = None, **flags: object) -> Settings:
     [
         ({"objective": "mlm"}, "random", "runs/teacher"),
         ({"objective": "mlm", "init": "runs/old"}, "runs/old", "runs/mlm-old"),
+        (
+            {"objective": "mlm", "init": "runs/a/checkpoints/best"},
+            "runs/a/checkpoints/best",
+            "runs/mlm-a-best",
+        ),
         ({"objective": "lsm"}, "teacher", "runs/lsm-teacher"),
         ({"objective": "lsm", "init": "random"}, "random", "runs/lsm-random"),
         ({"objective": "token-head", "init": "runs/x"}, "runs/x", "runs/token-head-x"),
