@@ -62,10 +62,12 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
     """
     directory, device = Path(config.teacher), choose_device(config.device)
     _, record, encoder, tokenizer = load_encoder(directory, device)
-    depth = len(encoder.layers)
+    depth = encoder.depth
     layer = depth if config.layer is None else config.layer
-    if not 1 <= layer <= depth:
-        raise ValueError(f"the teacher {directory} has layers 1 to {depth}, --layer asks for {layer}")
+    if not 0 <= layer <= depth:
+        raise ValueError(
+            f"the teacher {directory} has layers 0 (the embeddings) to {depth}, --layer asks for {layer}"
+        )
     path, teacher = output or directory / config.file_name(layer), fingerprint(directory)
     asked = dataclasses.asdict(config) | dataclasses.asdict(data)
     asked |= {"layer": layer, "teacher": teacher, "corpus": [*data.corpus], "text": corpus_digest(data)}
@@ -90,7 +92,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
         num_tokens=config.num_tokens,
         token_budget=token_budget,
         seed=config.seed,
-        precision=choose_precision("auto", device, encoder.token_embedding.embedding_dim),
+        precision=choose_precision("auto", device, encoder.width),
         device=device,
     )
     num_heldout = max(1, int(len(sample_ND) * HELDOUT_SHARE))

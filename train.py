@@ -65,7 +65,7 @@ from mlsm.training.optim import (
 )
 from mlsm.training.plan import Plan, make_plan
 from mlsm.training.resume import open_run
-from mlsm.training.updates import make_update, prepared
+from mlsm.training.updates import make_update, pads_sequences, prepared
 from mlsm.training.word_budget import check_word_budget, count_words, with_num_steps
 
 
@@ -138,7 +138,7 @@ def train(plan: Plan) -> None:
     if start == 0 and 0 in config.word_counts():
         keep(words_name(0), 0, model.state_dict())
     done = start
-    pads = model.encoder.pads_sequences(precision.dtype)
+    pads = pads_sequences(model, teacher, precision)
     make = functools.partial(make_update, corpus, config, pads=pads)
     steps = range(start, config.num_steps)
     meter, monitor = Meter(teacher.coding_time if teacher else None), DivergenceMonitor()

@@ -36,7 +36,7 @@ from mlsm.evaluation.pseudo_likelihood import score_sentences
 from mlsm.inspection.concept_dictionary import ConceptDictionary, check_concept
 from mlsm.inspection.encoding import Encoding, encode_texts
 from mlsm.inspection.intervention import Intervention, intervene_in_student, intervene_in_teacher
-from mlsm.model.deberta import Encoder
+from mlsm.model.outside import AnyEncoder, OutsideEncoder
 from mlsm.pages.concept_source import open_source
 from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.record import read_record
@@ -60,7 +60,7 @@ class Model:
         """Load a run directory, one of its checkpoints, or an exported directory, onto cpu, cuda, cuda:N or a
         GPU if there is one ("auto"). `dictionary` chooses among several dictionaries of a teacher.
 
-        A converted DeBERTa v2 or v3 is an encoder alone: it has concepts, and no words.
+        A converted checkpoint other than DeBERTa v1 is an encoder alone: it has concepts, and no words.
         Raises ValueError, with what is wrong, for a directory or a device that cannot be used.
         """
         for name, value in (("directory", directory), ("dictionary", dictionary)):
@@ -69,7 +69,7 @@ class Model:
         if not isinstance(device, str):
             raise TypeError(f"device must be a str such as 'cuda:0', got {device!r}")
         path, self._device = Path(directory), choose_device(device)
-        is_encoder = read_record(path).layout is not None
+        is_encoder = read_record(path).is_encoder_alone
         self.run: Run | EncoderRun = (
             load_encoder(path, self._device) if is_encoder else load_run(path, self._device)
         )
@@ -98,7 +98,7 @@ class Model:
         layer that the model does not have.
         """
         _check_texts("encode", texts)
-        depth = len(self._encoder.layers)
+        depth = self._encoder.depth
         teacher = self._teacher_if_any
         if layers is None:
             layers = teacher.dictionary.layer if teacher else depth
@@ -154,6 +154,11 @@ class Model:
                 raise ValueError("a student's concepts are probabilities: leave some to the others")
             model = self._language_model().model
             return intervene_in_student(model, self.run.tokenizer, row, weights, at)
+        if isinstance(self._encoder, OutsideEncoder):
+            raise ValueError(
+                f"{self.run.directory} is computed by transformers, and its layers cannot be run one by one: "
+                "intervene in a student of it"
+            )
         words = self.run.model if isinstance(self.run, Run) else None
         return intervene_in_teacher(self._encoder, words, teacher, self.run.tokenizer, row, weights, at)
 
@@ -234,7 +239,7 @@ class Model:
         return [list(zip(columns, values, strict=True)) for columns, values in rows]
 
     @property
-    def _encoder(self) -> Encoder:
+    def _encoder(self) -> AnyEncoder:
         return self.run.model.encoder if isinstance(self.run, Run) else self.run.encoder
 
     @property

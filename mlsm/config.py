@@ -119,7 +119,7 @@ class TrainConfig:
     )
     teacher: str = option(
         DEFAULT_TEACHER,
-        "run whose hidden states are the targets, or a DeBERTa as transformers saves it "
+        "run whose hidden states are the targets, or an encoder as transformers saves it "
         "(default: runs/teacher; with --corpus, runs/teacher-TEXT)",
         metavar="DIRECTORY",
         is_common=True,
@@ -316,13 +316,13 @@ class DictionaryConfig:
 
     teacher: str = option(
         DEFAULT_TEACHER,
-        "run whose hidden states are decomposed, or a DeBERTa as transformers saves it "
+        "run whose hidden states are decomposed, or an encoder as transformers saves it "
         "(default: runs/teacher; with --corpus, runs/teacher-TEXT)",
         metavar="DIRECTORY",
         is_common=True,
     )
     layer: int | None = option(
-        None, "layer of the teacher, 1 is the first; default: its last", is_common=True
+        None, "layer of the teacher, 0 for its embeddings; default: its last", is_common=True
     )
     k: int = option(1500, "number of concepts (atoms)", is_common=True)
     lam: float = option(0.05, "sparsity penalty lambda on the codes of unit-norm states", is_common=True)

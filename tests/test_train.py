@@ -431,7 +431,10 @@ def test_other_mistakes_are_one_line(
         ),
         (["train.py", "--objective=mlm", "--solver=lars"], "argument --solver: invalid choice: 'lars'"),
         (["fit_dictionary.py", "--solver=lars"], "argument --solver: invalid choice: 'lars'"),
-        (["fit_dictionary.py", f"--teacher={teacher}", "--layer=3"], "has layers 1 to 2, --layer asks for 3"),
+        (
+            ["fit_dictionary.py", f"--teacher={teacher}", "--layer=3"],
+            "has layers 0 (the embeddings) to 2, --layer asks for 3",
+        ),
         (["fit_dictionary.py", f"--teacher={teacher}", "--k=30000"], "30000 concepts need at least"),
         (["fit_dictionary.py", "--teacher=nowhere"], "no teacher at nowhere: --teacher takes"),
         (["evaluate.py", "nowhere"], "no run at nowhere: a run is a directory such as runs/lsm-random"),

@@ -21,7 +21,7 @@ from mlsm import distributed
 from mlsm.coding.dictionary import Dictionary
 from mlsm.device import Precision
 from mlsm.log import Stopwatch, progress
-from mlsm.model.deberta import Encoder
+from mlsm.model.outside import AnyEncoder
 from mlsm.seeds import generator_for
 from mlsm.text.batches import Corpus, MicroBatch, Selection
 
@@ -40,7 +40,7 @@ class Targets(NamedTuple):
 class Teacher:
     """A frozen encoder and the dictionary of the concepts in one of its layers."""
 
-    encoder: Encoder
+    encoder: AnyEncoder
     dictionary: Dictionary
     precision: Precision
     tolerance: float = 1e-3  # relative duality gap at which a code is finished
@@ -63,7 +63,7 @@ class Teacher:
 
 
 @torch.no_grad()
-def unit_states(encoder: Encoder, micro: MicroBatch, layer: int) -> Tensor:
+def unit_states(encoder: AnyEncoder, micro: MicroBatch, layer: int) -> Tensor:
     """Hidden states (N, D) of the unmasked text at the selected positions, float32, of unit L2 norm."""
     return F.normalize(encoder(micro.text, micro.selected_N, num_layers=layer).float(), dim=1)
 
@@ -76,7 +76,7 @@ class Sample(NamedTuple):
 
 
 def sample_states(
-    encoder: Encoder,
+    encoder: AnyEncoder,
     layer: int,
     corpus: Corpus,
     *,
@@ -104,7 +104,7 @@ def sample_states(
                 with precision.autocast():
                     block_ND = unit_states(encoder, micro.to(device), layer).cpu()
             else:
-                block_ND = torch.zeros(len(micro.selected_N), encoder.token_embedding.embedding_dim)
+                block_ND = torch.zeros(len(micro.selected_N), encoder.width)
             blocks.append(block_ND)
             num_words += micro.num_words
             bar.update(len(block_ND))

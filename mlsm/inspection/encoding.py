@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlsm.coding.targets import Teacher
-from mlsm.model.deberta import Encoder
 from mlsm.model.language_model import LanguageModel
+from mlsm.model.outside import AnyEncoder
 from mlsm.runs.run import EncoderRun, Run
 from mlsm.text.batches import cut_by_token_budget
 from mlsm.text.sequences import Sequences
@@ -115,7 +115,7 @@ def _offsets(spans: Sequence[Span], device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def _outputs(
-    encoder: Encoder,
+    encoder: AnyEncoder,
     student: LanguageModel | None,
     teacher: Teacher | None,
     batch: Sequences,
@@ -124,11 +124,11 @@ def _outputs(
 ) -> dict[str, Tensor]:
     """Everything at some flat positions of a micro-batch: each layer by its number, codes, and concepts."""
     outputs: dict[str, Tensor] = {}
-    depth = len(encoder.layers)
-    needed = {*layers, *([teacher.dictionary.layer] if teacher else []), *([depth] if student else [])}
-    hidden_TD, done = encoder(batch, num_layers=0), 0
-    for layer in sorted(needed):
-        hidden_TD, done = encoder.run_layers(hidden_TD, batch, start=done, stop=layer), layer
+    depth = encoder.depth
+    needed = sorted(
+        {*layers, *([teacher.dictionary.layer] if teacher else []), *([depth] if student else [])}
+    )
+    for layer, hidden_TD in zip(needed, encoder.hidden_states(batch, needed), strict=True):
         hidden_ND = hidden_TD[at_N]
         outputs[str(layer)] = hidden_ND
         if teacher and layer == teacher.dictionary.layer:

@@ -9,6 +9,8 @@ Legend: T tokens of all sequences, N of them selected, D width, H heads, E = D /
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -136,6 +138,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.max_positions, self.num_heads = config.max_positions, config.num_heads
+        self.width, self.depth = config.width, config.depth
         self.recomputes_layers = False  # whether the backward pass recomputes them, to save memory
         self.token_embedding = Embedding(config.vocab_size, config.width)
         self.embedding_norm = LayerNorm(config.width)
@@ -156,6 +159,14 @@ class Encoder(nn.Module):
             )
         x_TD = self.dropout(self.embedding_norm(self.token_embedding(sequences.ids_T)))
         return self.run_layers(x_TD, sequences, at_N, stop=num_layers)
+
+    def hidden_states(self, sequences: Sequences, layers: Iterable[int]) -> list[Tensor]:
+        """Hidden states (T, D) after each of some layers, in ascending order, from one pass."""
+        states, x_TD, done = [], self(sequences, num_layers=0), 0
+        for layer in layers:
+            x_TD, done = self.run_layers(x_TD, sequences, start=done, stop=layer), layer
+            states.append(x_TD)
+        return states
 
     def run_layers(
         self,

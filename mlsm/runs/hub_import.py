@@ -1,12 +1,13 @@
-"""Import of models: a Hugging Face DeBERTa checkpoint becomes a run, which can teach.
+"""Import of models: a checkpoint of transformers becomes a run, which can teach.
 
     python -m mlsm.runs.hub_import DIRECTORY RUN
 
 The other commands convert a checkpoint themselves where --teacher or --init names its directory; the run is
 then runs/outside-NAME. DeBERTa v1 becomes a whole run, to teach and to start from. Of v2 and v3 the encoder
-is converted, which can teach. A setting that this project does not compute is refused by its name.
+is converted, which can teach. A setting that this project does not compute is refused by its name. Of other
+types the encoder can teach, too, and the package transformers computes it (`mlsm.runs.hub_outside`).
 
-Weights are copied in float32. The rows of the vocabulary are put in the order of this project's ids.
+Weights are copied in float32. The rows of a DeBERTa's vocabulary are put in the order of this project's ids.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,6 @@ from mlsm import cli
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.files import (
     LARGEST_JSON,
-    file_digest,
     open_file,
     read_bytes,
     read_json,
@@ -32,14 +32,17 @@ from mlsm.files import (
     write_directory,
     write_json,
     write_tensors,
+    write_text,
 )
 from mlsm.log import say
 from mlsm.model import deberta_v2
+from mlsm.model.deberta_v2 import Layout
 from mlsm.model.language_model import LanguageModel
 from mlsm.runs.checkpoint import MODEL_FILE
-from mlsm.runs.hub_config import hub_config
+from mlsm.runs.hub_config import MODEL_TYPES, hub_config
 from mlsm.runs.hub_names import RUN_FILE, from_huggingface, from_huggingface_v2
-from mlsm.runs.record import RunRecord, SourceRecord, read_record, record_json
+from mlsm.runs.hub_outside import ENCODER_FOLDER, digest_of, read_outside, weight_files
+from mlsm.runs.record import OutsideRecord, RunRecord, SourceRecord, read_record, record_json
 from mlsm.runs.run import check_fit
 from mlsm.settings import Flags, FlagValue, argument
 from mlsm.text.tokenizer import Tokenizer, renumbered_json, renumbered_sentencepiece
@@ -69,16 +72,25 @@ def with_converted_checkpoints(given: Flags, *names: str) -> Flags:
     return {**given, **runs}
 
 
+class _Converted(NamedTuple):
+    """What a run is written from."""
+
+    shape: ModelConfig
+    tokenizer: Tokenizer
+    tensors: dict[str, Tensor]
+    layout: Layout | None = None
+    outside: OutsideRecord | None = None
+    outside_config: str = ""  # config.json of transformers
+
+
 def convert(source: Path, run: Path) -> None:
     """Write the run of a checkpoint, unless it exists. Raises ValueError for a checkpoint that cannot be
     converted, and if there is something else at `run`.
     """
-    weights_file = next((source / n for n in (MODEL_FILE, PICKLE_FILE) if (source / n).exists()), None)
-    if weights_file is None:
-        raise ValueError(
-            f"no {MODEL_FILE} and no {PICKLE_FILE} in {source}; weights in several files cannot be read"
-        )
-    origin = SourceRecord(directory=str(source), weights=file_digest(weights_file))
+    files = weight_files(source) or [source / PICKLE_FILE]
+    if not files[0].exists():
+        raise ValueError(f"no {MODEL_FILE} and no {PICKLE_FILE} in {source}")
+    origin = SourceRecord(directory=str(source), weights=digest_of(files))
     if run.exists():
         converted = read_record(run).source if (run / "config.json").exists() else None
         if converted is None or converted.weights != origin.weights:
@@ -87,46 +99,78 @@ def convert(source: Path, run: Path) -> None:
                 f"python -m mlsm.runs.hub_import {source} RUN"
             )
         return
+    settings = _read_object(source / "config.json")
+    read = _read_deberta if settings["model_type"] in MODEL_TYPES else _read_other
     try:
-        config = hub_config(_read_object(source / "config.json"))
-        tokenizer, their_ids = _read_tokenizer(source)
-        shape, layout = config.shape(tokenizer.vocab_size), config.layout
-        tensors = _read_weights(weights_file)
-        if max(their_ids) >= len(tensors[EMBEDDINGS]):
-            raise ValueError(f"the tokenizer has ids up to {max(their_ids)}, beyond the embedded words")
-        if layout is None:
-            found = from_huggingface(_with_tied_head(tensors))
-            ours = _with_all_heads(shape, _in_our_order(found, their_ids))
-        else:
-            found = from_huggingface_v2(tensors, shape.num_heads, config.share_att_key)
-            ours = {n.removeprefix("encoder."): w for n, w in _in_our_order(found, their_ids).items()}
-            with torch.device("meta"):
-                check_fit(deberta_v2.Encoder(shape, layout), ours, "the checkpoint")
+        found = read(source, settings, files)
     except ValueError as error:
         raise ValueError(f"{source} cannot be used: {error}") from error
     record = RunRecord(
         preset="base",
-        model=shape,
-        data=DataConfig(max_length=min(DataConfig().max_length, shape.max_positions)),
+        model=found.shape,
+        data=DataConfig(max_length=min(DataConfig().max_length, found.shape.max_positions)),
         train=TrainConfig(),
-        tokenizer=tokenizer.fingerprint,
-        layout=layout,
+        tokenizer=found.tokenizer.fingerprint,
+        layout=found.layout,
         source=origin,
+        outside=found.outside,
     )
 
     def fill(work: Path) -> None:
-        (work / tokenizer.file_name).write_bytes(tokenizer.model)
-        write_tensors(work / MODEL_FILE, ours)
+        (work / found.tokenizer.file_name).write_bytes(found.tokenizer.model)
+        write_tensors(work / MODEL_FILE, found.tensors)
+        if found.outside:
+            (work / ENCODER_FOLDER).mkdir()
+            write_text(work / ENCODER_FOLDER / "config.json", found.outside_config)
         write_json(work / "config.json", record_json(record))
 
     write_directory(run, fill)
     say(f"{run}: converted from {source}")
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_deberta(source: Path, settings: dict[str, Any], files: list[Path]) -> _Converted:
+    """A DeBERTa, whose weights get the names that they have here."""
+    config = hub_config(settings)
+    tokenizer, their_ids = _read_tokenizer(source)
+    shape, layout = config.shape(tokenizer.vocab_size), config.layout
+    tensors = _read_weights(files)
+    if max(their_ids) >= len(tensors[EMBEDDINGS]):
+        raise ValueError(f"the tokenizer has ids up to {max(their_ids)}, beyond the embedded words")
+    if layout is None:
+        found = from_huggingface(_with_tied_head(tensors))
+        return _Converted(shape, tokenizer, _with_all_heads(shape, _in_our_order(found, their_ids)))
+    found = from_huggingface_v2(tensors, shape.num_heads, config.share_att_key)
+    ours = {n.removeprefix("encoder."): w for n, w in _in_our_order(found, their_ids).items()}
+    with torch.device("meta"):
+        check_fit(deberta_v2.Encoder(shape, layout), ours, "the checkpoint")
+    return _Converted(shape, tokenizer, ours, layout)
+
+
+def _read_other(source: Path, settings: dict[str, Any], files: list[Path]) -> _Converted:
+    """An encoder that stays one of transformers."""
+    found = read_outside(source, settings, files)
+    tensors = {name: weight.clone() for name, weight in found.encoder.state_dict().items()}
+    return _Converted(
+        found.shape, found.tokenizer, tensors, outside=found.record, outside_config=found.config_json
+    )
+
+
+def _read_weights(files: list[Path]) -> dict[str, Tensor]:
     """The tensors in float32, under names that begin with the encoder's `deberta.`, which an encoder saved
     alone lacks. Raises ValueError unless they are ordinary tensors with the embeddings of a DeBERTa.
     """
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        tensors |= _read_weight_file(path)
+    prefix = "" if any(name.startswith("deberta.") for name in tensors) else "deberta."
+    tensors = {prefix + name: tensor.float() for name, tensor in tensors.items()}
+    if EMBEDDINGS not in tensors or tensors[EMBEDDINGS].dim() != 2:
+        raise ValueError(f"{files[0]} has no word embeddings of a DeBERTa")
+    return tensors
+
+
+def _read_weight_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises ValueError for anything else in it."""
     try:
         open_file(path).close()
         is_pickle = path.name == PICKLE_FILE
@@ -137,10 +181,6 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged, or holds more than weights") from error
     if not isinstance(tensors, dict) or not all(_is_named_weight(*item) for item in tensors.items()):
         raise ValueError(f"{path} holds something else than named weights")
-    prefix = "" if any(name.startswith("deberta.") for name in tensors) else "deberta."
-    tensors = {prefix + name: tensor.float() for name, tensor in tensors.items()}
-    if EMBEDDINGS not in tensors or tensors[EMBEDDINGS].dim() != 2:
-        raise ValueError(f"{path} has no word embeddings of a DeBERTa")
     return tensors
 
 

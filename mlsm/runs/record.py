@@ -69,6 +69,14 @@ class WordsRecord(_Record):
 
 
 @dataclass(frozen=True)
+class OutsideRecord(_Record):
+    """The encoder of a converted run that the package transformers computes."""
+
+    model_type: str  # as transformers names it
+    transformers: str  # version that read the checkpoint
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """config.json of a run."""
 
@@ -86,6 +94,7 @@ class RunRecord:
     layout: Layout | None = None  # of the encoder of a DeBERTa v2 or v3; None: DeBERTa v1
     source: SourceRecord | None = None  # None: trained here
     words: WordsRecord | None = None  # None: not counted, by an earlier version or another program
+    outside: OutsideRecord | None = None  # None: the encoder is a DeBERTa
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -106,6 +115,11 @@ class RunRecord:
         before = self.words_before()
         return "unknown" if before is None else f"{own + sum(before.values()):,}"
 
+    @property
+    def is_encoder_alone(self) -> bool:
+        """Whether the run has no heads: it can teach, and nothing else."""
+        return self.layout is not None or self.outside is not None
+
     def heldout_note(self) -> str:
         """Why numbers on this run's held-out text may be too good; empty if they are not."""
         if self.source is None and not (self.corpus and self.corpus.digest):
@@ -122,6 +136,7 @@ _PARTS = {
     "layout": Layout,
     "source": SourceRecord,
     "words": WordsRecord,
+    "outside": OutsideRecord,
 }
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mlsm.model import deberta_v2
-from mlsm.model.deberta import Encoder
 from mlsm.model.language_model import LanguageModel
+from mlsm.model.outside import AnyEncoder
 from mlsm.runs.checkpoint import MODEL_FILE, read_weights
 from mlsm.runs.hub_names import OWN_WEIGHTS_FILE, RUN_FILE, from_huggingface
+from mlsm.runs.hub_outside import load_outside
 from mlsm.runs.record import RunRecord, read_record
 from mlsm.text.tokenizer import Tokenizer, run_tokenizer
 
@@ -34,7 +35,7 @@ class EncoderRun(NamedTuple):
 
     directory: Path
     record: RunRecord
-    encoder: Encoder
+    encoder: AnyEncoder
     tokenizer: Tokenizer
 
 
@@ -52,12 +53,17 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
 def load_encoder(run: Path, device: torch.device | str = "cpu") -> EncoderRun:
     """The encoder of a run in eval mode. Raises ValueError as `load_run`."""
     record = read_record(run)
-    if record.layout is None:
+    if not record.is_encoder_alone:
         loaded = load_run(run, device)
         return EncoderRun(run, record, loaded.model.encoder, loaded.tokenizer)
     tensors = load_weights(run, record)
-    with torch.device("meta"):
-        encoder = deberta_v2.Encoder(record.model, record.layout)
+    encoder: AnyEncoder
+    if record.outside:
+        encoder = load_outside(run, record.model)
+    else:
+        assert record.layout
+        with torch.device("meta"):
+            encoder = deberta_v2.Encoder(record.model, record.layout)
     load_weights_(encoder, tensors, str(run))
     return EncoderRun(run, record, encoder.to(device).eval(), load_tokenizer(run, record))
 
@@ -89,9 +95,10 @@ def load_tokenizer(run: Path, record: RunRecord) -> Tokenizer:
 
 def check_has_heads(run: Path, record: RunRecord) -> None:
     """Raise ValueError for a run that is an encoder alone."""
-    if record.layout:
+    if record.is_encoder_alone:
+        kind = record.outside.model_type if record.outside else "DeBERTa v2 or v3"
         raise ValueError(
-            f"{run} is a DeBERTa v2 or v3 encoder: it can teach (--teacher), but nothing evaluates, exports "
+            f"{run} is an encoder alone ({kind}): it can teach (--teacher), but nothing evaluates, exports "
             "or starts from it; students of it take --init random"
         )
 

@@ -13,7 +13,7 @@ import io
 import json
 import operator
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +36,16 @@ SAMPLE_LINES, SAMPLE_BYTES = 1_000_000, 32 << 20
 SCORE_UNIT = 1 / 256
 LONGEST_LINE = 8192  # characters; training cuts longer lines
 _SPECIAL_NAMES = (("[CLS]",), ("[SEP]",), ("<unk>", "[UNK]"), ("<pad>", "[PAD]"), ("[MASK]",))
+ABSENT = -1  # in place of the former id of a special piece that a vocabulary did not have
+# What transformers calls the tokens with the part of our special pieces, the better name first.
+_SPECIAL_ROLES = (
+    ("cls_token", "bos_token"),
+    ("sep_token", "eos_token"),
+    ("unk_token",),
+    ("pad_token",),
+    ("mask_token",),
+)
+_T5_MASK = "<extra_id_0>"  # T5 has no mask token; its first sentinel stands where text is missing
 
 # Quotation marks as in the Penn Treebank become plain ones; every kind of blank becomes a space.
 _REPLACEMENTS = {"``": '"', "''": '"', "\t": " ", "\r": " ", "\n": " ", "\u00a0": " "}
@@ -151,6 +161,9 @@ class JsonTokenizer(Tokenizer):
             raise ValueError(f"the special pieces must be the first {NUM_SPECIALS}")
         self.model, self.fingerprint = model, fingerprint_of(model)
         self.vocab_size = len(ids)
+        settings = json.loads(model)["model"]
+        is_word_piece = settings["type"] == "WordPiece"
+        self._inner_prefix = settings["continuing_subword_prefix"] if is_word_piece else None
 
     def encode(self, text: str) -> list[int]:
         return self.encode_lines([text])[0]
@@ -187,7 +200,14 @@ class JsonTokenizer(Tokenizer):
         return self._tokenizer.decode(shown, skip_special_tokens=False)
 
     def piece(self, piece_id: int) -> str:
-        return str(self._tokenizer.id_to_token(piece_id)).replace("Ġ", "▁")
+        """The piece with an id. '▁' stands for the space before a word, also where the vocabulary marks the
+        pieces within words instead (WordPiece).
+        """
+        piece = str(self._tokenizer.id_to_token(piece_id))
+        if self._inner_prefix and piece_id >= NUM_SPECIALS:
+            is_inner = piece.startswith(self._inner_prefix)
+            return piece.removeprefix(self._inner_prefix) if is_inner else f"▁{piece}"
+        return piece.replace("Ġ", "▁")
 
 
 def json_with_masks(model: bytes) -> bytes:
@@ -279,15 +299,23 @@ def renumbered_sentencepiece(model: bytes) -> tuple[Tokenizer, list[int]]:
     return Tokenizer(proto.SerializeToString(deterministic=True)), former_ids
 
 
-def renumbered_json(model: bytes) -> tuple[Tokenizer, list[int]]:
+def renumbered_json(
+    model: bytes, special_tokens: Mapping[str, str] | None = None
+) -> tuple[Tokenizer, list[int]]:
     """Another project's tokenizer.json with the special pieces at the ids above and the other pieces after
-    them in their order, and the former id of each piece. Raises ValueError as `JsonTokenizer`.
+    them in their order, and the former id of each piece.
+
+    The special pieces have our names there, or are those that `special_tokens` names by transformers' names
+    for them; they then get our names, and `ABSENT` for the former id of one that is not there. Raises
+    ValueError as `JsonTokenizer`, and if there is no mask.
     """
-    vocabulary = _read_json(model).get_vocab()
+    vocabulary, content = _read_json(model).get_vocab(), json.loads(model)
+    absent: set[int] = set()
+    if special_tokens is not None:
+        absent = _rename_specials_(content, vocabulary, _names_of_specials(vocabulary, special_tokens))
     former_ids = list(dict.fromkeys([*_special_ids(vocabulary), *sorted(vocabulary.values())]))
     pieces = {i: piece for piece, i in vocabulary.items()}
     ids = {pieces[former]: i for i, former in enumerate(former_ids)}
-    content = json.loads(model)
     if isinstance(content["model"]["vocab"], list):  # Unigram: [piece, score], whose index is the id
         scores = dict(content["model"]["vocab"])
         lowest = min(scores.values())  # for pieces without a score: it changes no other's probability
@@ -298,7 +326,50 @@ def renumbered_json(model: bytes) -> tuple[Tokenizer, list[int]]:
     for token in content["added_tokens"]:
         token["id"] = ids[token["content"]]
     content["post_processor"] = None  # it would add special pieces with their former ids
-    return JsonTokenizer(json.dumps(content, ensure_ascii=False).encode()), former_ids
+    content["truncation"] = content["padding"] = None
+    tokenizer = JsonTokenizer(json.dumps(content, ensure_ascii=False).encode())
+    return tokenizer, [ABSENT if former in absent else former for former in former_ids]
+
+
+def _names_of_specials(vocabulary: Mapping[str, int], tokens: Mapping[str, str]) -> list[str | None]:
+    """What another vocabulary calls our special pieces; None for those that it does not have. Raises
+    ValueError if it has no mask.
+    """
+    names: list[str | None] = []
+    for ours, roles in zip(_SPECIAL_NAMES, _SPECIAL_ROLES, strict=True):
+        asked = [*(tokens.get(role) for role in roles), *ours]
+        names.append(next((n for n in asked if n is not None and n in vocabulary and n not in names), None))
+    if names[MASK_ID] is None:
+        names[MASK_ID] = _T5_MASK if _T5_MASK in vocabulary else None
+    if names[MASK_ID] is None:
+        raise ValueError("it has no mask token, which students read in place of masked words")
+    return names
+
+
+def _rename_specials_(
+    content: dict[str, Any], vocabulary: dict[str, int], names: Sequence[str | None]
+) -> set[int]:
+    """Give the special pieces our names, in a tokenizer.json and in its vocabulary, and add those without a
+    name. Returns the ids of those that were added.
+    """
+    renamed, added = {}, set()
+    for name, ours in zip(names, _SPECIAL_NAMES, strict=True):
+        if name is None:
+            vocabulary[ours[0]] = max(vocabulary.values()) + 1
+            added.add(vocabulary[ours[0]])
+        elif name not in ours:
+            if ours[0] in vocabulary:
+                raise ValueError(f"it has a piece {ours[0]} beside {name}")
+            renamed[name] = ours[0]
+            vocabulary[ours[0]] = vocabulary.pop(name)
+    model = content["model"]
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
+    if model.get("unk_token") in renamed:
+        model["unk_token"] = renamed[model["unk_token"]]
+    for token in content["added_tokens"]:
+        token["content"] = renamed.get(token["content"], token["content"])
+    return added
 
 
 def fingerprint_of(model: bytes) -> str:

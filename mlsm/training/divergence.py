@@ -31,7 +31,7 @@ from mlsm.seeds import seed_for
 from mlsm.settings import argument, check_fields, from_json, option
 from mlsm.text.batches import Corpus, Update
 from mlsm.training.objectives import find_objective
-from mlsm.training.updates import make_update
+from mlsm.training.updates import make_update, pads_sequences
 
 MOST_SKIPPED = 10  # updates in a row
 LEAST_LOSS_SCALE = 1.0  # of fp16; it starts at 65,536, and below 1 small gradients are lost
@@ -172,7 +172,8 @@ def main(argv: list[str]) -> None:
     if objective.needs_teacher and record.concepts:
         teacher = teacher_of(record.concepts, config, device)
     corpus = Corpus(text_of(record, {}), load_tokenizer(run, record))
-    update = make_update(corpus, config, skipped.step - 1, pads=model.encoder.pads_sequences(precision.dtype))
+    pads = pads_sequences(model, teacher, precision)
+    update = make_update(corpus, config, skipped.step - 1, pads=pads)
     findings = examine(skipped, model, update, teacher, config, precision)
     for index, finding in enumerate(findings):
         print(f"micro-batch {index}: loss {finding.loss:.6g}, gradient norm {finding.gradient_norm:.6g}")

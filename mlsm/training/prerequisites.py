@@ -47,8 +47,8 @@ def find_teacher(path: Path, flags: Flags) -> Path:
     if not (path / MODEL_FILE).exists():
         if "teacher" in flags:
             raise ValueError(
-                f"no teacher at {path}: --teacher takes the directory of a finished run, or of a downloaded "
-                "DeBERTa"
+                f"no teacher at {path}: --teacher takes the directory of a finished run, or of an encoder as "
+                "transformers saves it"
             )
         words = ["--objective", "mlm", "--resume", *cli.pass_along(flags, *SHARED_FLAGS)]
         cli.build_first("train.py", words, f"the teacher {path}")

@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from mlsm.coding.targets import Teacher
 from mlsm.config import TrainConfig
+from mlsm.device import Precision
+from mlsm.model.language_model import LanguageModel
 from mlsm.text.batches import Corpus, Update
 from mlsm.training.objectives import find_objective
 
@@ -21,8 +24,8 @@ T = TypeVar("T")
 
 
 def make_update(corpus: Corpus, config: TrainConfig, step: int, *, pads: bool) -> Update:
-    """Update `step` (from 0) of a run. With `pads` the token budget counts padding: it is there where the
-    attention pads (`kernels.attention.pads_sequences`). Raises ValueError as `Corpus.update`.
+    """Update `step` (from 0) of a run. With `pads` the token budget counts padding: it is there where student
+    or teacher pads. Raises ValueError as `Corpus.update`.
     """
     selection = find_objective(config.objective).selection(config.mask_share.at(step, config.num_steps))
     schedule = config.length_schedule
@@ -35,6 +38,12 @@ def make_update(corpus: Corpus, config: TrainConfig, step: int, *, pads: bool) -
         counts_padding=pads,
         longest=int(schedule.in_halves(step, config.num_steps)) if schedule else None,
     )
+
+
+def pads_sequences(model: LanguageModel, teacher: Teacher | None, precision: Precision) -> bool:
+    """Whether the student or the teacher computes every sequence of a call as long as the longest."""
+    encoders = [model.encoder, *([teacher.encoder] if teacher else [])]
+    return any(encoder.pads_sequences(precision.dtype) for encoder in encoders)
 
 
 @contextlib.contextmanager

@@ -281,7 +281,7 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
 WORDS = hub_import.EMBEDDINGS
 QUERY = "encoder.layer.0.attention.self.query_proj.weight"
 MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
-    ("v1", set_config(model_type="bert"), "model_type is bert, not one of deberta, deberta-v2"),
+    ("v1", set_config(model_type="bert"), "weights are missing: embeddings.LayerNorm.bias"),
     ("v1", set_config(hidden_act="relu"), "hidden_act is relu, only gelu is computed here"),
     ("v1", set_config(position_biased_input=True), "position_biased_input is True"),
     ("v1", set_config(type_vocab_size=2), "type_vocab_size is 2"),
