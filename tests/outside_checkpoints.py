@@ -6,10 +6,13 @@ from pathlib import Path
 
 import torch
 from hub_checkpoints import LETTER_LINES, shaken
+from hub_checkpoints import SIZE as DEBERTA_SIZE
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModel,
     BertConfig,
+    DebertaConfig,
+    DebertaForMaskedLM,
     DistilBertConfig,
     ElectraConfig,
     GPT2Config,
@@ -148,3 +151,20 @@ def write_checkpoint(folder: Path, architecture: str, **save: object) -> PreTrai
     model.save_pretrained(folder, **save)
     assert json.loads((folder / "config.json").read_text())["model_type"]
     return model.get_encoder() if model.config.is_encoder_decoder else model
+
+
+OUR_SPECIALS = {"cls": "[CLS]", "sep": "[SEP]", "unk": "<unk>", "pad": "<pad>", "mask": "[MASK]"}
+
+
+def write_authors_checkpoint(folder: Path, num_concepts: int = 0) -> DebertaForMaskedLM:
+    """A DeBERTa v1 in the layout that the paper's authors released: a Unigram tokenizer.json with [CLS] = 0,
+    and for a student an added piece [MASK-i] for each concept, whose rows follow those of the words.
+    """
+    tokenizer, specials = unigram(OUR_SPECIALS)
+    tokenizer.add_special_tokens([f"[MASK-{i}]" for i in range(num_concepts)])
+    write_tokenizer(folder, (tokenizer, specials))
+    config = DebertaConfig(vocab_size=tokenizer.get_vocab_size(), **DEBERTA_SIZE, pad_token_id=3)
+    torch.manual_seed(2)
+    model = shaken(DebertaForMaskedLM(config))
+    model.save_pretrained(folder)
+    return model

@@ -7,11 +7,15 @@ then runs/outside-NAME. DeBERTa v1 becomes a whole run, to teach and to start fr
 is converted, which can teach. A setting that this project does not compute is refused by its name. Of other
 types the encoder can teach, too, and the package transformers computes it (`mlsm.runs.hub_outside`).
 
+A student of the paper's authors is a DeBERTa v1 with a row of its masked-LM head for each concept and, after
+the third phase, a matrix from concepts to words. They become the heads of the run.
+
 Weights are copied in float32. The rows of a DeBERTa's vocabulary are put in the order of this project's ids.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +49,7 @@ from mlsm.runs.hub_outside import ENCODER_FOLDER, digest_of, read_outside, weigh
 from mlsm.runs.record import OutsideRecord, RunRecord, SourceRecord, read_record, record_json
 from mlsm.runs.run import check_fit
 from mlsm.settings import Flags, FlagValue, argument
-from mlsm.text.tokenizer import Tokenizer, renumbered_json, renumbered_sentencepiece
+from mlsm.text.tokenizer import Tokenizer, concept_pieces, renumbered_json, renumbered_sentencepiece
 
 PICKLE_FILE = "pytorch_model.bin"
 MOST_PIECES = 1 << 22  # of a vocabulary; the package tokenizers allocates memory up to the largest id
@@ -137,8 +141,14 @@ def _read_deberta(source: Path, settings: dict[str, Any], files: list[Path]) -> 
     if max(their_ids) >= len(tensors[EMBEDDINGS]):
         raise ValueError(f"the tokenizer has ids up to {max(their_ids)}, beyond the embedded words")
     if layout is None:
+        tensors, concepts = _concept_head(tensors, _concept_ids(source))
+        tensors, words = _word_head(tensors, len(concepts.get("concepts.bias", ())), their_ids)
+        _say_unknown(tensors)
         found = from_huggingface(_with_tied_head(tensors))
-        return _Converted(shape, tokenizer, _with_all_heads(shape, _in_our_order(found, their_ids)))
+        found = _in_our_order(found, their_ids) | concepts | words
+        num_concepts = len(concepts.get("concepts.bias", ()))
+        shape = dataclasses.replace(shape, num_concepts=num_concepts, has_token_head=bool(words))
+        return _Converted(shape, tokenizer, _with_all_heads(shape, found))
     found = from_huggingface_v2(tensors, shape.num_heads, config.share_att_key)
     ours = {n.removeprefix("encoder."): w for n, w in _in_our_order(found, their_ids).items()}
     with torch.device("meta"):
@@ -153,6 +163,69 @@ def _read_other(source: Path, settings: dict[str, Any], files: list[Path]) -> _C
     return _Converted(
         found.shape, found.tokenizer, tensors, outside=found.record, outside_config=found.config_json
     )
+
+
+def _concept_ids(source: Path) -> list[int]:
+    """The ids of a student's concepts in a checkpoint of the paper's authors, whose tokenizer has an added
+    piece [MASK-i] for each; none in other checkpoints.
+    """
+    path = source / "tokenizer.json"
+    if not path.exists() or (source / "spm.model").exists():
+        return []
+    return concept_pieces(read_bytes(path, LARGEST_JSON))[1]
+
+
+def _concept_head(
+    tensors: dict[str, Tensor], concept_ids: list[int]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors, and the concept head of a student: rows of the masked-LM head beside those of the words.
+    They are the rows of the concepts' pieces, or those that the decoder has beyond the embedded words.
+    """
+    embeddings = tensors[EMBEDDINGS]
+    decoder, bias = (tensors.get(f"cls.predictions.{name}") for name in ("decoder.weight", "bias"))
+    weight = embeddings if decoder is None else decoder
+    ids = concept_ids or [*range(len(embeddings), len(weight))]
+    if not ids or bias is None or max(ids) >= min(len(weight), len(bias)):
+        return tensors, {}
+    head = {"concepts.weight": weight[ids], "concepts.bias": bias[ids]}
+    cut = {"cls.predictions.decoder.weight": weight, "cls.predictions.bias": bias}
+    return tensors | {name: tensor[: len(embeddings)] for name, tensor in cut.items()}, head
+
+
+def _word_head(
+    tensors: dict[str, Tensor], num_concepts: int, their_ids: list[int]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors without the layer from a student's concepts to words, and this layer. Its name is not
+    known; it is the only matrix of its shape that is no part of a DeBERTa.
+    """
+    num_words = (len(their_ids), len(tensors[EMBEDDINGS]))
+    names = [
+        name
+        for name in _unknown_names(tensors)
+        if num_concepts and tensors[name].dim() == 2 and tensors[name].shape[1] == num_concepts
+        if len(tensors[name]) in num_words and len(tensors[name]) > max(their_ids)
+    ]
+    if len(names) != 1:
+        return tensors, {}
+    name = names[0]
+    weight, bias_name = tensors[name], name.removesuffix("weight") + "bias"
+    bias = tensors.get(bias_name, weight.new_zeros(len(weight)))
+    say(f"the layer from concepts to words: {name}")
+    others = {n: tensor for n, tensor in tensors.items() if n not in (name, bias_name)}
+    return others, {"token_head.weight": weight[their_ids], "token_head.bias": bias[their_ids]}
+
+
+def _unknown_names(tensors: dict[str, Tensor]) -> list[str]:
+    """The names of the tensors that a DeBERTa v1 with a masked-LM head does not have."""
+    known = re.compile(r"(cls\.predictions|lm_predictions)\.|deberta\.embeddings\.position_ids$")
+    named = (name for name, tensor in tensors.items() if not from_huggingface({name: tensor}))
+    return sorted(name for name in named if not known.match(name))
+
+
+def _say_unknown(tensors: dict[str, Tensor]) -> None:
+    """Print one line with the names of the tensors that are not read, if there are any."""
+    if names := _unknown_names(tensors):
+        say(f"weights that are not read: {', '.join(names[:5])} ({len(names)} in all)")
 
 
 def _read_weights(files: list[Path]) -> dict[str, Tensor]:
@@ -241,7 +314,8 @@ def _read_tokenizer(source: Path) -> tuple[Tokenizer, list[int]]:
         if (source / "spm.model").exists():
             return renumbered_sentencepiece(read_bytes(source / "spm.model", LARGEST_JSON))
         if (source / "tokenizer.json").exists():
-            return renumbered_json(read_bytes(source / "tokenizer.json", LARGEST_JSON))
+            content, _ = concept_pieces(read_bytes(source / "tokenizer.json", LARGEST_JSON))
+            return renumbered_json(content)
         if (source / "vocab.json").exists() and (source / "merges.txt").exists():
             return renumbered_json(_byte_pairs(source, bool(settings.get("add_prefix_space"))))
     except ValueError as error:

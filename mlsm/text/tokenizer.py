@@ -331,6 +331,22 @@ def renumbered_json(
     return tokenizer, [ABSENT if former in absent else former for former in former_ids]
 
 
+def concept_pieces(model: bytes) -> tuple[bytes, list[int]]:
+    """A tokenizer.json without the pieces [MASK-0], [MASK-1] and so on that the paper's authors added for the
+    concepts of a student, and the ids of these pieces, that of the first concept first.
+    """
+    try:
+        content = json.loads(model)
+        found = {t["content"]: t["id"] for t in content["added_tokens"] if t["content"].startswith("[MASK-")}
+    except (ValueError, KeyError, TypeError):
+        return model, []  # what reads a tokenizer says what is wrong
+    names = [f"[MASK-{i}]" for i in range(len(found))]
+    if not found or found.keys() != set(names):
+        return model, []
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in found]
+    return json.dumps(content, ensure_ascii=False).encode(), [found[name] for name in names]
+
+
 def _names_of_specials(vocabulary: Mapping[str, int], tokens: Mapping[str, str]) -> list[str | None]:
     """What another vocabulary calls our special pieces; None for those that it does not have. Raises
     ValueError if it has no mask.

@@ -12,18 +12,20 @@ import pytest
 import sentencepiece
 import torch
 from hub_checkpoints import shaken, v1_checkpoint, v2_checkpoint, write_sentencepiece
+from outside_checkpoints import write_authors_checkpoint
 from small_runs import random_run
 from small_text import sentences, write_corpus
+from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor
-from transformers import AutoTokenizer, DebertaTokenizer, DebertaV2Tokenizer
+from transformers import AutoTokenizer, DebertaForMaskedLM, DebertaTokenizer, DebertaV2Tokenizer
 
 import fit_dictionary
 import train
 from mlsm import export
-from mlsm.files import read_json, read_tensors, write_json
+from mlsm.files import read_json, read_tensors, write_json, write_tensors
 from mlsm.runs import hub_import
 from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
-from mlsm.runs.run import load_encoder, load_run
+from mlsm.runs.run import Run, load_encoder, load_run
 from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_PIECES, JsonTokenizer, renumbered_json
 
@@ -176,6 +178,65 @@ def test_our_own_export_can_teach(tmp_path: Path) -> None:
     torch.testing.assert_close(*states)
     assert isinstance(again.tokenizer, JsonTokenizer)
     assert not {CLS_ID, SEP_ID, MASK_ID} & set(again.tokenizer.encode("[CLS] the [MASK][SEP]"))
+
+
+def test_the_authors_teacher_has_equal_ids_and_logits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = write_authors_checkpoint(tmp_path / "theirs")
+    hub_import.main([str(tmp_path / "theirs"), str(tmp_path / "run")])
+    assert "not read" not in capsys.readouterr().err
+    run = load_run(tmp_path / "run")
+    tokenizer = FastTokenizer.from_file(str(tmp_path / "theirs" / "tokenizer.json"))
+    for text in TEXTS[:-1]:
+        ids = [CLS_ID, *run.tokenizer.encode(text), SEP_ID]
+        assert ids[1:-1] == tokenizer.encode(text, add_special_tokens=False).ids
+        torch.testing.assert_close(*logits_of(run, theirs, ids), atol=1e-4, rtol=1e-4)
+
+
+def logits_of(run: Run, theirs: DebertaForMaskedLM, ids: list[int]) -> tuple[Tensor, Tensor]:
+    """The logits (L, V) of words by the tied decoder, ours and theirs."""
+    with torch.no_grad():
+        hidden_ND = run.model.hidden_at(Sequences.of([torch.tensor(ids)]), torch.arange(len(ids)))
+        expected_NV = theirs(torch.tensor([ids])).logits[0]
+        return run.model.decoder_logits(hidden_ND), expected_NV[:, : run.tokenizer.vocab_size]
+
+
+@pytest.mark.parametrize("has_concept_pieces", [True, False])
+def test_of_the_authors_student_the_weights_are_read(
+    has_concept_pieces: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The concepts are the rows of added pieces, or rows that only the decoder has. The matrix of the third
+    phase, of which only the shape is known, becomes the token head; other weights are named.
+    """
+    num_concepts = 17
+    theirs = write_authors_checkpoint(tmp_path / "theirs", num_concepts)
+    file = tmp_path / "theirs" / MODEL_FILE
+    tensors, num_words = read_tensors(file), theirs.config.vocab_size - num_concepts
+    matrix_VK = torch.randn(num_words, num_concepts, generator=torch.Generator().manual_seed(1))
+    if not has_concept_pieces:
+        plain = write_authors_checkpoint(tmp_path / "plain")  # for its tokenizer, without the added pieces
+        assert plain.config.vocab_size == num_words
+        shutil.copy(tmp_path / "plain" / "tokenizer.json", tmp_path / "theirs")
+        tensors["cls.predictions.decoder.weight"] = tensors[WORDS].clone()
+        tensors[WORDS] = tensors[WORDS][:num_words].clone()
+    write_tensors(
+        file, tensors | {"phase3.weight": matrix_VK, "other.thing": torch.ones(3)}, {"format": "pt"}
+    )
+    write("modeling.py", b"raise SystemExit('this was run')")(tmp_path / "theirs")
+    hub_import.main([str(tmp_path / "theirs"), str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert "weights that are not read: other.thing (1 in all)" in said
+    assert "the layer from concepts to words: phase3.weight" in said
+    run = load_run(tmp_path / "run")
+    ids = [CLS_ID, *run.tokenizer.encode(TEXTS[0]), SEP_ID]
+    torch.testing.assert_close(*logits_of(run, theirs, ids), atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        expected_NK = theirs(torch.tensor([ids])).logits[0, :, num_words:]
+        hidden_ND = run.model.hidden_at(Sequences.of([torch.tensor(ids)]), torch.arange(len(ids)))
+        torch.testing.assert_close(run.model.concept_logits(hidden_ND), expected_NK, atol=1e-4, rtol=1e-4)
+        logits_NV = run.model.token_logits(hidden_ND)
+    torch.testing.assert_close(logits_NV, expected_NK @ matrix_VK.mT, atol=1e-3, rtol=1e-4)
 
 
 def small_flags(folder: Path, **extra: object) -> list[str]:
