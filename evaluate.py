@@ -150,6 +150,7 @@ def parser() -> Parser:
 
 show_help(__name__, parser)  # before the imports below, which take seconds
 
+import collections
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -161,7 +162,7 @@ from mlsm.device import choose_device
 from mlsm.directory import check_writable, only_process
 from mlsm.evaluation import estimate, glue, minimal_pairs, paper, summary
 from mlsm.evaluation.babylm import entry
-from mlsm.evaluation.babylm.curves import SOURCE, fast_table, full_table, write_report
+from mlsm.evaluation.babylm.curves import SOURCE, baselines, fast_table, full_table, write_report
 from mlsm.evaluation.babylm.formats import FULL
 from mlsm.evaluation.demo import score_demo
 from mlsm.evaluation.finetune import FineTuneSettings, settings_of_2026
@@ -173,6 +174,7 @@ from mlsm.evaluation.subject import Subject, of_run, random_twin
 from mlsm.evaluation.tables import Cell, Spread, as_text, columns_of, draw
 from mlsm.files import folder_within
 from mlsm.log import duration, say
+from mlsm.runs.hub_tokenizer import huggingface_tokenizer
 from mlsm.runs.revisions import MAIN, Revision, find_revisions, kept_revisions
 from mlsm.runs.run import Run, load_run
 from mlsm.training.objectives import find_objective
@@ -226,6 +228,28 @@ def say_estimate(subjects: Sequence[Subject], tasks: Tasks, settings: Settings) 
             estimate.fine_tuning_seconds(s, data, settings.fine_tuning(data.trained_on), num_seeds)
             for s in subjects
         )
+    _say_time(seconds)
+
+
+def say_estimate_of_entry(
+    runs: Mapping[str, Run], data: Mapping[str, entry.Data], settings: Settings
+) -> None:
+    """Measure the speed of the finished models, and print how long the tasks of BabyLM 2026 take together."""
+    seconds: dict[str, float] = collections.defaultdict(float)
+    for run in runs.values():
+        tokenizer, revisions = huggingface_tokenizer(run.tokenizer), settings.revisions(run.directory)
+        num_trained = sum(1 for revision in revisions[:-1] if revision.words)
+        for task, these in data.items():
+            num_models = len(revisions) if task == FAST else 1
+            for title, each in estimate.entry_seconds(run.model, tokenizer, these).items():
+                seconds[title] += num_models * each
+            if num_trained and these.occurrences:
+                each = estimate.acquisition_seconds(run.model, tokenizer, these)
+                seconds["words of children"] += num_trained * each
+    _say_time(seconds)
+
+
+def _say_time(seconds: Mapping[str, float]) -> None:
     parts = ", ".join(f"{title} {duration(these)}" for title, these in seconds.items())
     say(f"this takes at most about {duration(sum(seconds.values()))}, less what is stored ({parts})")
 
@@ -325,7 +349,8 @@ def show_entry(
         results = entry.read_results(place)
         note = f", at most {settings.limit} items of each file" if settings.limit else ""
         if FAST not in data or BABYLM in data:
-            print(as_text(full_table(name, results[MAIN]), f"BabyLM 2026, the finished model{note}"))
+            table = full_table({name: results[MAIN]})
+            print(as_text(table | baselines(table), f"BabyLM 2026, the finished model{note}"))
             print(f"* quoted: {SOURCE}\n")
         if FAST in data:
             print(
@@ -386,6 +411,8 @@ def main(argv: list[str]) -> None:
             say_estimate(subjects, data, settings)
             show_tasks(subjects, runs, recipes, data, settings)
         has_glue_of_2026 = settings.recipe == "2026" and data.trainings and not settings.limit
+        if entry_data:
+            say_estimate_of_entry(runs, entry_data, settings)
         if entry_data or has_glue_of_2026:
             show_entry(runs, entry_data, settings, device)
         for run in runs.values():

@@ -21,10 +21,11 @@ def load(
     *,
     device: str = "auto",
     dictionary: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
 ) -> Model:
     """A trained model to ask for concepts, words and scores: from a run directory, one of its checkpoints, or
     an exported directory. See `mlsm.api.Model` for the arguments and errors.
     """
     from mlsm.api import Model
 
-    return Model(directory, device=device, dictionary=dictionary)
+    return Model(directory, device=device, dictionary=dictionary, teacher=teacher)

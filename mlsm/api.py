@@ -56,14 +56,16 @@ class Model:
         *,
         device: str = "auto",
         dictionary: str | os.PathLike[str] | None = None,
+        teacher: str | os.PathLike[str] | None = None,
     ) -> None:
         """Load a run directory, one of its checkpoints, or an exported directory, onto cpu, cuda, cuda:N or a
         GPU if there is one ("auto"). `dictionary` chooses among several dictionaries of a teacher.
+        `teacher` is where a student's teacher is now, if it was moved since the student was trained.
 
         A converted checkpoint other than DeBERTa v1 is an encoder alone: it has concepts, and no words.
         Raises ValueError, with what is wrong, for a directory or a device that cannot be used.
         """
-        for name, value in (("directory", directory), ("dictionary", dictionary)):
+        for name, value in (("directory", directory), ("dictionary", dictionary), ("teacher", teacher)):
             if not isinstance(value, str | os.PathLike) and (name == "directory" or value is not None):
                 raise TypeError(f"{name} must be a path, got {value!r}")
         if not isinstance(device, str):
@@ -76,6 +78,9 @@ class Model:
         self._dictionary = None if dictionary is None else Path(dictionary)
         if self._dictionary and self._has_concept_head:
             raise ValueError(f"{directory} predicts concepts itself; dictionary is for teachers")
+        self._moved_teacher = None if teacher is None else Path(teacher)
+        if self._moved_teacher and not self._has_concept_head:
+            raise ValueError(f"{directory} is a teacher itself; teacher is for students")
 
     def __repr__(self) -> str:
         model = self.run.record.model
@@ -119,7 +124,12 @@ class Model:
         student's concepts are shown as it predicts them. Raises ValueError for a teacher without a
         dictionary.
         """
-        source = open_source(self.run.directory, dictionary=self._dictionary, device=str(self._device))
+        source = open_source(
+            self.run.directory,
+            teacher=self._moved_teacher,
+            dictionary=self._dictionary,
+            device=str(self._device),
+        )
         return ConceptDictionary(source)
 
     def intervene(

@@ -7,13 +7,12 @@ script and the page's style, by their digests.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from pathlib import Path
 
 from mlsm.figures import new_figure
 from mlsm.pages.concept_report import ConceptReport, SentenceConcepts
+from mlsm.pages.content_policy import content_policy
 
 TEMPLATE = Path(__file__).with_name("concept_page.html")
 CONCEPTS_DRAWN, TOKENS_DRAWN = 12, 6
@@ -27,14 +26,10 @@ def concept_page(
     sentences, and may ask the server that it comes from.
     """
     template = TEMPLATE.read_text(encoding="utf-8")
-    sources = []
-    for kind in ("script", "style"):
-        [content] = re.findall(rf"<{kind}>(.*?)</{kind}>", template, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        sources.append(f"{kind}-src 'sha256-{digest}'; ")
-    if is_served:
-        sources.append("connect-src 'self'; ")
-    policy = f"default-src 'none'; {''.join(sources)}img-src data:; base-uri 'none'; form-action 'none'"
+    [script], [style] = (
+        re.findall(rf"<{kind}>(.*?)</{kind}>", template, re.DOTALL) for kind in ("script", "style")
+    )
+    policy = content_policy(script, style, is_served=is_served)
     return template.replace("{policy}", policy, 1).replace(
         "{report}", report.to_json(sentence, is_served=is_served), 1
     )

@@ -12,12 +12,16 @@ from typing import NamedTuple
 
 from mlsm.config import EMBEDDED_CORPUS
 from mlsm.evaluation import summary
+from mlsm.evaluation.babylm.curves import full_section
+from mlsm.evaluation.babylm.entry import place_of
+from mlsm.evaluation.babylm.entry import read_results as read_entry
 from mlsm.evaluation.results import read_results
 from mlsm.evaluation.tables import Row, as_markdown
 from mlsm.files import read_json
 from mlsm.log import printable, read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, fingerprint
 from mlsm.runs.record import ConceptsRecord, RunRecord, read_record
+from mlsm.runs.revisions import MAIN
 from mlsm.runs.run import Run
 from mlsm.training.objectives import find_objective
 
@@ -203,6 +207,9 @@ def _results(directory: Path) -> str:
         sections.append(f"Held-out text, by the objective's own measures: {printable(', '.join(values))}.")
     if measured := summary.markdown(full_name(directory), read_results(directory)):
         sections.append(measured.replace("## ", "### ").strip())
+    entry = read_entry(place_of(directory))
+    if section := full_section({full_name(directory): entry[MAIN]} if MAIN in entry else {}):
+        sections.append(f"### BabyLM 2026\n\n{section.strip()}")
     return "\n\n".join(sections)
 
 

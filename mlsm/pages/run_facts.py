@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlsm.coding.dictionary import Dictionary
+from mlsm.evaluation.babylm.entry import RevisionResult, place_of
+from mlsm.evaluation.babylm.entry import read_results as read_entry
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.minimal_pairs import SUITES
 from mlsm.evaluation.results import Results, read_results
@@ -35,6 +37,7 @@ class RunFacts(NamedTuple):
     training: list[dict[str, float]]  # lines of metrics.jsonl without held-out values
     heldout_lines: list[dict[str, float]]  # lines with held-out values
     results: Results  # empty for a run that was not evaluated
+    babylm: dict[str, RevisionResult]  # of BabyLM 2026, by the name of the model; empty if not measured
     sizes: dict[str, int]  # number of weights by the name of their tensor; empty without a model
 
     @property
@@ -50,7 +53,15 @@ def read_facts(run: Path, name: str) -> RunFacts:
     heldout: list[dict[str, float]] = []
     for line in metrics:
         (heldout if any(key.startswith("heldout_") for key in line) else training).append(line)
-    return RunFacts(printable(name), record, training, heldout, read_results(run), _sizes(run / MODEL_FILE))
+    return RunFacts(
+        printable(name),
+        record,
+        training,
+        heldout,
+        read_results(run),
+        read_entry(place_of(run)),
+        _sizes(run / MODEL_FILE),
+    )
 
 
 def _sizes(path: Path) -> dict[str, int]:

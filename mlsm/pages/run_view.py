@@ -7,18 +7,18 @@ all other text is escaped, and the page's policy allows only its own script and 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlsm.evaluation import paper
+from mlsm.evaluation.babylm import curves as babylm
 from mlsm.evaluation.recipes import recipe_of
 from mlsm.evaluation.results import Numbers
 from mlsm.evaluation.summary import demo_rows, over_seeds
 from mlsm.evaluation.tables import Rows, as_html
+from mlsm.pages.content_policy import content_policy
 from mlsm.pages.run_curves import MEASURES, RunCurves, as_json, drawings, run_curves
 from mlsm.pages.run_facts import (
     ENVIRONMENT_PARTS,
@@ -32,6 +32,7 @@ from mlsm.pages.run_facts import (
     record_rows,
     subtask_rows,
 )
+from mlsm.runs.revisions import MAIN
 
 TEMPLATE = Path(__file__).with_name("run_page.html")
 SCRIPT = Path(__file__).with_name("run_page.js")
@@ -52,8 +53,7 @@ def run_page(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows, quoted_c
     template = TEMPLATE.read_text(encoding="utf-8")
     [style] = re.findall("<style>(.*?)</style>", template, re.DOTALL)
     parts = {
-        "policy": f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'",
+        "policy": content_policy(script, style),
         "title": html.escape(title),
         "results": _results(runs, tasks, quoted_tasks),
         "legend": _legend(curves),
@@ -73,11 +73,6 @@ def run_page(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows, quoted_c
     return re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], template)
 
 
-def _digest(content: str) -> str:
-    """The digest by which a Content-Security-Policy names a script or a style."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-
-
 def _results(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows) -> str:
     """Everything that evaluate.py measured."""
     sections = []
@@ -89,6 +84,14 @@ def _results(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows) -> str:
     if tasks:
         sections.append(as_html({**tasks, **quoted_tasks}, "Tasks of the paper", quoted_tasks))
         sections.append(_notes(*paper.notes(quoted_tasks)))
+    found = {run.name: run.babylm[MAIN] for run in runs if MAIN in run.babylm}
+    if entries := babylm.full_table(found):
+        quoted = babylm.baselines(entries)
+        sections.append(as_html({**entries, **quoted}, "Tasks of BabyLM 2026, the finished models", quoted))
+        sections.append(_notes(f"Rows in italics are quoted from {babylm.SOURCE}."))
+    for run in runs:
+        by_words = as_html(babylm.fast_table(run.babylm), "")
+        sections.append(_folded(f"{run.name}: fast tasks of BabyLM 2026 by words seen", by_words))
     for title, subtasks in subtask_rows(runs).items():
         sections.append(_folded(f"{title} by sub-task", as_html(subtasks, "")))
     sections.append(_folded("GLUE by seed", as_html(glue_rows(runs), "")))

@@ -1,6 +1,7 @@
 """Concepts one by one are those of the report, and read the text once."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pipeline import nano_teacher, student_flags
 
 import mlsm
 import train
+from mlsm.files import read_json, write_json
 from mlsm.pages import concept_source
 
 
@@ -50,6 +52,25 @@ def test_a_student_shows_its_own_use(teacher: Path, monkeypatch: pytest.MonkeyPa
     shares = [dictionary.concept(k).share for k in range(24)]
     assert shares == dictionary.report.sources["student"].share
     assert not (student / "concepts.json").exists()
+
+
+def test_the_teacher_of_a_student_may_have_moved(teacher: Path, tmp_path: Path) -> None:
+    student, moved = tmp_path / "student", tmp_path / "moved"
+    shutil.copytree(teacher.parent / "lsm", student)
+    shutil.copytree(teacher, moved)
+    record = read_json(student / "config.json")
+    for name in ("teacher", "dictionary"):
+        record["concepts"][name] = str(tmp_path / "gone" / Path(record["concepts"][name]).name)
+    write_json(student / "config.json", record)
+    with pytest.raises(ValueError, match="dictionary"):
+        mlsm.load(student, device="cpu").dictionary.atoms_DK.sum()
+    found = mlsm.load(student, device="cpu", teacher=moved).dictionary
+    assert found.atoms_DK.equal(mlsm.load(teacher, device="cpu").dictionary.atoms_DK)
+    assert "teacher" in found.report.sources
+    with pytest.raises(ValueError, match="teacher is for students"):
+        mlsm.load(teacher, teacher=moved)
+    with pytest.raises(TypeError, match="teacher must be a path"):
+        mlsm.load(student, teacher=3)
 
 
 def test_what_is_no_concept(teacher: Path) -> None:

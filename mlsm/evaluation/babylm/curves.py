@@ -32,19 +32,39 @@ BASELINES = {
 }  # fmt: skip
 
 
-def full_table(name: str, result: RevisionResult) -> Table:
-    """The finished model on the full tasks: with equal scores drawn between, and with equal scores wrong; and
-    the organisers' baselines.
+def full_table(results: Mapping[str, RevisionResult]) -> Table:
+    """Finished models on the full tasks: with equal scores drawn between, and with equal scores wrong. Models
+    that were not measured on a full task are left out.
     """
-    found = {task.title: result.tasks[task.full] for task in TASKS.values() if task.full in result.tasks}
-    drawn: dict[str, Cell] = {title: one.average for title, one in found.items()}
-    wrong: dict[str, Cell] = {title: one.average_without_ties for title, one in found.items()}
-    times = {READING[key]: value for key, value in result.reading.items()}
-    metrics = {GLUE[task].title: value for task, value in result.glue.items()}
-    table: Table = {name: {**drawn, **times, **metrics}, f"{name}, ties wrong": wrong}
-    for model, shares in BASELINES.items():
-        table[f"{model} *"] = {title: share for title, share in shares.items() if title in table[name]}
+    table: Table = {}
+    for name, result in results.items():
+        found = {task.title: result.tasks[task.full] for task in TASKS.values() if task.full in result.tasks}
+        drawn: dict[str, Cell] = {title: one.average for title, one in found.items()}
+        wrong: dict[str, Cell] = {title: one.average_without_ties for title, one in found.items()}
+        times = {READING[key]: value for key, value in result.reading.items()}
+        metrics = {GLUE[task].title: value for task, value in result.glue.items()}
+        if drawn or metrics:
+            table[name] = {**drawn, **times, **metrics}
+        if drawn:
+            table[f"{name}, ties wrong"] = wrong
     return table
+
+
+def baselines(table: Table) -> Table:
+    """The organisers' baselines on the tasks of a table; none for an empty table."""
+    titles = {title for row in table.values() for title in row}
+    rows: Table = {
+        f"{model} *": {title: share for title, share in shares.items() if title in titles}
+        for model, shares in BASELINES.items()
+    }
+    return {name: row for name, row in rows.items() if row}
+
+
+def full_section(results: Mapping[str, RevisionResult]) -> str:
+    """Finished models beside the baselines, in Markdown; empty if none was measured on a full task."""
+    if not (table := full_table(results)):
+        return ""
+    return f"{as_markdown(table | baselines(table))}\n* quoted: {SOURCE}\n"
 
 
 def fast_table(results: Mapping[str, RevisionResult]) -> Table:
@@ -90,10 +110,8 @@ def draw_curves(path: Path, results: Mapping[str, RevisionResult]) -> None:
 def write_report(folder: Path, results: Mapping[str, RevisionResult]) -> list[Path]:
     """Write results.md, and curves.png if several models were measured on the fast tasks; returns them."""
     sections, written = [], [folder / "results.md"]
-    if (main := results.get(MAIN)) and (main.glue or any(task.full in main.tasks for task in TASKS.values())):
-        sections.append(
-            f"## The finished model\n\n{as_markdown(full_table(MAIN, main))}\n* quoted: {SOURCE}\n"
-        )
+    if section := full_section({name: one for name, one in results.items() if name == MAIN}):
+        sections.append(f"## The finished model\n\n{section}")
     if table := fast_table(results):
         sections.append(f"## Fast tasks by words seen\n\n{as_markdown(table)}")
         if len(table) > 1:

@@ -1,7 +1,7 @@
 """Tables of an entry: the order of the models, and what stands beside them."""
 
 from mlsm.evaluation.babylm.choices import TaskResult
-from mlsm.evaluation.babylm.curves import fast_table, full_table
+from mlsm.evaluation.babylm.curves import baselines, fast_table, full_table
 from mlsm.evaluation.babylm.entry import RevisionResult
 
 
@@ -21,7 +21,13 @@ def test_models_are_in_the_order_of_their_words() -> None:
 
 
 def test_baselines_are_quoted_for_measured_tasks_only() -> None:
-    table = full_table("mine", result(5, "blimp_filtered", "ewok_filtered"))
+    table = full_table({"mine": result(5, "blimp_filtered", "ewok_filtered")})
     assert table["mine"] == {"BLiMP": 0.75, "EWoK": 0.75}
     assert table["mine, ties wrong"] == {"BLiMP": 0.5, "EWoK": 0.5}
-    assert table["GPT-2, strict *"] == {"BLiMP": 0.7453}
+    assert baselines(table)["GPT-2, strict *"] == {"BLiMP": 0.7453}
+    assert not baselines(full_table({"mine": result(5, "blimp_fast")}))
+
+
+def test_a_model_without_full_tasks_has_no_row() -> None:
+    rows = full_table({"a": result(5, "blimp_fast"), "b": result(5, "comps")})
+    assert list(rows) == ["b", "b, ties wrong"]

@@ -9,9 +9,12 @@ from babylm_files import write_babylm
 from small_runs import random_run
 
 import evaluate
+from mlsm import report
 from mlsm.evaluation.babylm import entry
 from mlsm.files import read_json, read_tensors
+from mlsm.pages.model_card import model_card
 from mlsm.runs.checkpoint import MODEL_FILE, TrainingState, save_milestone, words_name
+from mlsm.runs.run import load_run
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,17 @@ def test_tables_and_curves_are_written(measured: tuple[Path, Path]) -> None:
     assert (folder / "curves.png").stat().st_size > 10_000
     for name in ("chck_0M", "chck_2000", "main", "GPT-2, strict-small", "0.651", "3d57ddc"):
         assert name in text
+
+
+def test_the_page_and_the_model_card_show_the_results(measured: tuple[Path, Path], tmp_path: Path) -> None:
+    run = measured[0]
+    report.main([str(run), f"--output={tmp_path / 'page.html'}"])
+    page, card = (tmp_path / "page.html").read_text(), model_card(load_run(run))
+    average = f"{entry.read_results(entry.place_of(run))['main'].tasks['comps'].average:.3f}"
+    for shown in (page, card):
+        for text in ("entity tracking", "GPT-2, strict-small", "3d57ddc", "my.run, ties wrong", average):
+            assert text in shown
+    assert "chck_2000" in page
 
 
 def test_mistakes_are_said_before_the_work(
