@@ -137,7 +137,7 @@ def _add_flag(
             field.name,
             type=kind,
             nargs="?" if has_default else nargs,
-            default=argparse.SUPPRESS,
+            default=field.default if has_default else argparse.SUPPRESS,
             metavar=metavar,
             help=help_line,
         )

@@ -11,6 +11,7 @@ import pytest
 from pipeline import ROOT
 
 import train
+from mlsm import list_runs
 from mlsm.__main__ import COMMANDS
 from mlsm.command_line import parse, parse_flags
 from mlsm.settings import Line, argument, option
@@ -39,6 +40,11 @@ def with_file(folder: Path, text: str, *argv: str) -> Settings:
     path = folder / "run.toml"
     path.write_text(text)
     return parse(Settings, [*argv, f"--config={path}"], "")
+
+
+def test_an_argument_with_a_default_may_be_left_out() -> None:
+    assert parse(list_runs.Settings, [], "") == list_runs.Settings(Path("runs"))
+    assert parse(list_runs.Settings, ["there"], "") == list_runs.Settings(Path("there"))
 
 
 def test_a_settings_file_sets_every_kind_of_flag(tmp_path: Path) -> None:
