@@ -12,6 +12,7 @@ from pathlib import Path
 from kernels.solvers import SOLVERS
 from mlsm.settings import Line, check_fields, check_not_negative, check_positive, option
 
+TARGETS = ("code", "soft-code", "top-k")
 TRACKERS = ("trackio", "wandb")  # packages
 EMBEDDED_CORPUS = "embedded"
 DEFAULT_TEACHER = "runs/teacher"
@@ -184,6 +185,19 @@ class TrainConfig:
         None, "most steps of the solver for a code, whatever gap is left (default: until code_tolerance)"
     )
     solver: str = option("auto", SOLVER_HELP, SOLVERS)
+    targets: str = option(
+        "code",
+        "what a student learns of a code: code (divided by its sum), soft-code (made flatter by "
+        "--target-temperature, --target-lam or --code-steps), top-k (its largest weights alone)",
+        TARGETS,
+    )
+    target_temperature: float = option(
+        1.0, "soft-code: weights are raised to 1 / temperature; above 1 flattens, below 1 sharpens"
+    )
+    target_lam: float | None = option(
+        None, "soft-code: lambda of the targets (default: that of the dictionary); a smaller one is softer"
+    )
+    top_k: int = option(8, "top-k: concepts of a token at most")
     amp: str = option(
         "auto",
         "autocast precision; auto: bf16 where the processor or GPU has it, else fp16 on a GPU, off on a CPU",
@@ -239,6 +253,7 @@ class TrainConfig:
             raise ValueError("patience counts measurements: set --eval-every, too")
         if self.code_steps is not None:
             check_positive(self, "code_steps")
+        self._check_targets()
         first, last = self.mask_share
         if not (0 < first <= 1 and 0 < (first if last is None else last) <= 1):
             raise ValueError(f"mask_share must be in (0, 1], got {self.mask_share}")
@@ -257,6 +272,20 @@ class TrainConfig:
         if not 0 <= self.warmup_share <= 1:
             raise ValueError(f"warmup_share must be in [0, 1], got {self.warmup_share}")
         self.word_counts()
+
+    def _check_targets(self) -> None:
+        """Raise ValueError for settings of targets that contradict each other."""
+        check_positive(self, "target_temperature", "top_k")
+        if self.target_lam is not None:
+            check_positive(self, "target_lam")
+        is_soft = self.target_temperature != 1 or self.target_lam is not None
+        if self.targets != "soft-code" and is_soft:
+            raise ValueError("target_temperature and target_lam are for --targets soft-code")
+        if self.targets == "soft-code":
+            if not is_soft and self.code_steps is None:
+                raise ValueError("soft-code needs --target-temperature, --target-lam or --code-steps")
+            if self.code_steps is not None and self.solver not in ("auto", "fista"):
+                raise ValueError("code_steps of --targets soft-code are steps of FISTA: --solver fista")
 
     def word_counts(self) -> tuple[int, ...]:
         """The numbers of `checkpoint_words`. Raises ValueError for a text that is no list of them."""

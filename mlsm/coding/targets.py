@@ -31,9 +31,32 @@ EVERY_TOKEN = Selection(share=1.0, is_masked=False)
 class Targets(NamedTuple):
     """The distributions that a student learns to predict, and facts about the codes behind them."""
 
-    distribution_NK: Tensor  # codes divided by their L1 norm; a zero code stays zero
-    num_uses_K: Tensor  # number of codes in which a concept is not zero
+    distribution_NK: Tensor  # by default codes divided by their L1 norm; a zero code stays zero
+    num_uses_K: Tensor  # number of targets in which a concept is not zero
     worst_gap: Tensor  # largest duality gap of a code, relative to half the squared norm of its signal
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetRule:
+    """How a code becomes the distribution that a student learns."""
+
+    kind: str = "code"  # of mlsm.config.TARGETS
+    temperature: float = 1.0  # of soft-code
+    top_k: int = 8
+
+    def distribution(self, codes_NK: Tensor) -> Tensor:
+        """Rows (N, K) that sum to 1, or to 0 for codes of zeros. Concepts of weight 0 stay at 0.
+
+        "code" is a / |a|_1. "soft-code" is a^(1/T) / sum a^(1/T), the softmax of log a / T. "top-k" is "code"
+        of the `top_k` largest weights.
+        """
+        if self.kind == "soft-code" and self.temperature != 1:
+            largest_N1 = codes_NK.amax(dim=1, keepdim=True)  # scaled, so that no power overflows
+            codes_NK = F.normalize(codes_NK, p=torch.inf, dim=1).pow(1 / self.temperature) * (largest_N1 > 0)
+        elif self.kind == "top-k" and self.top_k < codes_NK.shape[1]:
+            largest_NC, at_NC = codes_NK.topk(self.top_k, dim=1)
+            codes_NK = torch.zeros_like(codes_NK).scatter(1, at_NC, largest_NC)
+        return F.normalize(codes_NK, p=1, dim=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +69,21 @@ class Teacher:
     tolerance: float = 1e-3  # relative duality gap at which a code is finished
     solver: str = "auto"
     max_steps: int | None = None  # steps after which a code is taken as it is, whatever its gap
+    rule: TargetRule = TargetRule()
     coding_time: Stopwatch = dataclasses.field(default_factory=Stopwatch)
 
     @torch.no_grad()
     def targets(self, micro: MicroBatch) -> Targets:
-        """Eq. 2 for every selected position of a micro-batch, L1-normalised."""
+        """Eq. 2 for every selected position of a micro-batch, as a distribution by the rule."""
         with self.precision.autocast():
             states_ND = unit_states(self.encoder, micro, self.dictionary.layer)
         with self.coding_time.block(states_ND.device):
             result = self.dictionary.code(
                 states_ND, tol=self.tolerance, solver=self.solver, max_steps=self.max_steps
             )
-        num_uses_K = (result.codes_NK > 0).sum(0)
+        distribution_NK = self.rule.distribution(result.codes_NK)
         worst_gap = result.gap_N.max() / 0.5 if len(result.gap_N) else result.gap_N.new_zeros(())
-        return Targets(F.normalize(result.codes_NK, p=1, dim=1), num_uses_K, worst_gap)
+        return Targets(distribution_NK, (distribution_NK > 0).sum(0), worst_gap)
 
 
 @torch.no_grad()

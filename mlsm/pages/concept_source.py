@@ -34,7 +34,7 @@ from mlsm.pages.concept_statistics import build_report, sentence_concepts
 from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
 from mlsm.runs.record import RunRecord, read_record
 from mlsm.runs.run import load_run
-from mlsm.runs.teacher import find_dictionary, load_dictionary, load_teacher
+from mlsm.runs.teacher import find_dictionary, load_dictionary, load_teacher, target_settings
 from mlsm.seeds import generator_for
 from mlsm.text.batches import Corpus, Selection
 from mlsm.text.corpus import corpus_digest
@@ -150,7 +150,7 @@ class ConceptSource:
             "tokenizer": self.tokenizer.fingerprint,
             "text": [corpus_digest(data), data.sequence_mode, data.max_length, data.heldout_share],
             "sample": [self.num_tokens, self.seed, self.selection],
-            "coding": [train.code_tolerance, train.solver, train.code_steps],
+            "coding": [train.code_tolerance, train.solver, train.code_steps, *target_settings(train)],
             "precision": [train.amp, self.device.type],
         }
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()

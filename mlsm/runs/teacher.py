@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mlsm.coding.dictionary import Dictionary
-from mlsm.coding.targets import Teacher
+from mlsm.coding.targets import TargetRule, Teacher
 from mlsm.config import DataConfig, DictionaryConfig, TrainConfig
 from mlsm.device import choose_precision
 from mlsm.log import say
@@ -16,6 +16,8 @@ from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.record import ConceptsRecord, RunRecord, read_record
 from mlsm.runs.run import load_encoder
 from mlsm.settings import Flags, override
+
+LEAST_TOLERANCE = 1e-9  # of codes that are stopped by the number of steps alone
 
 
 def default_dictionary(teacher: Path) -> Path:
@@ -60,14 +62,25 @@ def load_teacher(
     """A frozen teacher with a dictionary of `load_dictionary`. Raises ValueError as `load_encoder`."""
     _, record, encoder, _ = load_encoder(directory, device)
     precision = choose_precision(config.amp, device, record.model.width)
+    if config.target_lam is not None:
+        dictionary = dataclasses.replace(dictionary, lam=config.target_lam)
+    is_stopped_early = config.targets == "soft-code" and config.code_steps is not None
     return Teacher(
         encoder.requires_grad_(False),
         dictionary.to(device),
         precision,
-        config.code_tolerance,
-        config.solver,
+        LEAST_TOLERANCE if is_stopped_early else config.code_tolerance,
+        "fista" if is_stopped_early else config.solver,
         config.code_steps,
+        TargetRule(config.targets, config.target_temperature, config.top_k),
     )
+
+
+def target_settings(config: TrainConfig) -> list[str | float | int | None]:
+    """The settings that decide what a student learns of a code; none for the code itself."""
+    if config.targets == "code":
+        return []
+    return [config.targets, config.target_temperature, config.target_lam, config.top_k]
 
 
 def teacher_of(concepts: ConceptsRecord, config: TrainConfig, device: torch.device) -> Teacher:

@@ -117,6 +117,7 @@ class Objective:
         unused = {name for other in OBJECTIVES.values() for name in other.reads} - {*self.reads}
         if not self.needs_teacher:
             unused |= {"dictionary", "code_tolerance", "code_steps", "solver"}
+            unused |= {"targets", "target_temperature", "target_lam", "top_k"}
         if self.learns_from_all:
             unused.add("mask_share")
         if self.trains_only_token_head:

@@ -3,15 +3,18 @@
 Legend: N selected positions, D width, K concepts.
 """
 
+import dataclasses
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from small_text import sentences
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from mlsm.coding.dictionary import Dictionary
-from mlsm.coding.targets import EVERY_TOKEN, Sample, Teacher, sample_states, unit_states
+from mlsm.coding.targets import EVERY_TOKEN, Sample, TargetRule, Teacher, sample_states, unit_states
 from mlsm.config import DataConfig, ModelConfig
 from mlsm.device import choose_precision
 from mlsm.model.deberta import Encoder, init_weights_
@@ -102,3 +105,70 @@ def test_a_sample_holds_states_of_training_text_in_the_order_drawn(teacher: Teac
     assert len(all_ND) == update.num_selected
     expected_ND = unit_states(teacher.encoder, update.micro_batches[0], 1)
     torch.testing.assert_close(all_ND.sum(0), expected_ND.sum(0), rtol=1e-4, atol=1e-3)
+
+
+def random_codes() -> Tensor:
+    """Codes (N, K) with zeros, a row of zeros, and weights of very different sizes."""
+    codes_NK = torch.randn(9, 14, generator=seeded()).clamp_min(0) ** 3
+    codes_NK[4] = 0
+    codes_NK[5] *= 1e-12
+    codes_NK[6] *= 1e12
+    return codes_NK
+
+
+def entropy_of(distribution_NK: Tensor) -> Tensor:
+    return -torch.xlogy(distribution_NK, distribution_NK).sum(1)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        TargetRule(),
+        *(TargetRule("soft-code", t) for t in (0.02, 0.7, 3.0, 1e6)),
+        TargetRule("top-k", top_k=3),
+    ],
+    ids=str,
+)
+def test_every_target_is_the_distribution_of_its_formula(rule: TargetRule) -> None:
+    """Against float64. Concepts of weight 0 stay at 0, and a code of zeros stays zero."""
+    codes_NK = random_codes()
+    found_NK = rule.distribution(codes_NK)
+    for code_K, found_K in zip(codes_NK.double(), found_NK, strict=True):
+        if rule.kind == "top-k":
+            code_K = torch.where(code_K >= code_K.sort(descending=True).values[rule.top_k - 1], code_K, 0.0)
+        elif rule.kind == "soft-code":
+            code_K = torch.where(code_K > 0, (code_K.log() / rule.temperature).softmax(0), 0.0)
+        expected_K = code_K / code_K.sum() if code_K.sum() > 0 else code_K
+        torch.testing.assert_close(found_K.double(), expected_K, rtol=2e-4, atol=1e-7)
+    sums_N = found_NK.sum(1)
+    torch.testing.assert_close(sums_N, (codes_NK.sum(1) > 0).float())
+    assert not found_NK[codes_NK == 0].any()
+
+
+def test_temperature_changes_the_entropy_and_not_the_order() -> None:
+    codes_NK = random_codes()[:4]
+    entropies = [entropy_of(TargetRule("soft-code", t).distribution(codes_NK)) for t in (0.5, 1.0, 2.0, 1e5)]
+    for sharper_N, flatter_N in pairwise(entropies):
+        assert (flatter_N > sharper_N).all()
+    torch.testing.assert_close(entropies[-1], (codes_NK > 0).sum(1).log(), rtol=1e-3, atol=0)
+    assert torch.equal(
+        TargetRule("soft-code", 2.0).distribution(codes_NK).argsort(dim=1, stable=True),
+        codes_NK.argsort(dim=1, stable=True),
+    )
+
+
+def test_the_top_weights_are_the_nearest_distribution_on_so_few_concepts() -> None:
+    """No other choice of 2 concepts has a smaller KL divergence to the code."""
+    for code_K in torch.rand(5, 6, generator=seeded()).double():
+        p_K = code_K / code_K.sum()
+        found_K = TargetRule("top-k", top_k=2).distribution(code_K[None])[0]
+        kl = float(torch.xlogy(found_K, found_K / p_K).sum())
+        others = [-float(p_K[list(pair)].sum().log()) for pair in combinations(range(6), 2)]
+        assert kl == pytest.approx(min(others))
+
+
+def test_targets_of_a_teacher_follow_its_rule(teacher: Teacher) -> None:
+    micro = micro_batch(is_masked=False)
+    top = dataclasses.replace(teacher, rule=TargetRule("top-k", top_k=2)).targets(micro)
+    assert (top.distribution_NK > 0).sum(1).max() == 2
+    assert torch.equal(top.num_uses_K, (top.distribution_NK > 0).sum(0))
