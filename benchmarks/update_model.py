@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from step_model import GPUS, SIGNALS_OF_AN_UPDATE, Counts, coder_time, counts
+from step_model import GPUS, SIGNALS_OF_AN_UPDATE, WARPS_AT_ONCE, Counts, coder_time, counts
 
 from mlsm.config import ModelConfig, base
 
@@ -33,7 +33,10 @@ EARLIER_CODER = Counts(programs=3, warps=4, instructions=509)  # of the coder's 
 EAGER_TEACHER, EAGER_FORWARD, EAGER_BACKWARD = 64, 74, 150
 COMPILED_FORWARD, COMPILED_BACKWARD = 40, 80
 OPTIMIZER_BYTES = 40  # for each weight: norm 4, clip 8, AdamW 28
-LOSS_PASSES = 14  # over float32 logits of concepts
+# Bytes of the concepts' loss for each position and concept, as results/attention-designs.md lists them.
+LOSS_BYTES_BEFORE = 126
+LOSS_BYTES_IN_KERNEL, LOSS_BYTES_OF_PRODUCTS = 8, 6
+ISSUE_SHARE = 0.5  # of the rate at which a card can issue instructions
 ATTENTION_MS = (
     21.0  # forward of student and teacher 6, backward 15: estimated from instructions of the kernels
 )
@@ -81,9 +84,23 @@ def coder_now() -> Counts:
     return counts("_descend_kernel D 768 K 1500", CARD.target)
 
 
+def issue_ms(num_rounds: float, kernel: Counts) -> float:
+    """The time in which a card issues the instructions of a kernel's rounds."""
+    rate = CARD.multiprocessors * WARPS_AT_ONCE * CARD.clock_hz * ISSUE_SHARE
+    return 1e3 * num_rounds * kernel.instructions * kernel.warps / rate
+
+
+def concept_loss_ms() -> float:
+    """The loss of concepts in one kernel, whose memory or instructions bind, and what reads its gradient."""
+    kernel = counts(f"loss_kernel bfloat16 V {NUM_CONCEPTS} distributions", CARD.target)
+    num_logits = NUM_SIGNALS * NUM_CONCEPTS
+    kernel_ms = max(memory_ms(LOSS_BYTES_IN_KERNEL * num_logits), issue_ms(NUM_SIGNALS, kernel))
+    return kernel_ms + memory_ms(LOSS_BYTES_OF_PRODUCTS * num_logits)
+
+
 def parts() -> list[Part]:
     """The parts of an update, before the changes that the reasons name and after them."""
-    loss_ms = memory_ms(LOSS_PASSES * 4 * NUM_SIGNALS * NUM_CONCEPTS)
+    loss_ms = memory_ms(LOSS_BYTES_BEFORE * NUM_SIGNALS * NUM_CONCEPTS)
     optimizer_ms = memory_ms(OPTIMIZER_BYTES * NUM_WEIGHTS)
     return [
         Part("products, student", products_ms(3), products_ms(3), "the same"),
@@ -97,7 +114,7 @@ def parts() -> list[Part]:
         Part("elementwise, teacher", layers_ms(EAGER_TEACHER), layers_ms(COMPILED_FORWARD), "compiled"),
         Part("attention, forward and backward", ATTENTION_MS, ATTENTION_MS, "the same in this table"),
         Part("coder", coder_ms(EARLIER_CODER), coder_ms(coder_now()), "fewer instructions, no barriers"),
-        Part("loss", loss_ms, loss_ms, "the same"),
+        Part("loss", loss_ms, concept_loss_ms(), "one kernel over the logits"),
         Part("AdamW and clipping", optimizer_ms, optimizer_ms, "the same"),
         Part("host, while the GPU waits", HOST_BEFORE_MS, HOST_AFTER_MS, "updates prepared in a thread"),
     ]

@@ -1,9 +1,9 @@
 """Cross-entropy of a linear layer with softmax, in chunks of positions.
 
 The logits of 25,000 words at all selected positions, their softmax and its gradient would be the largest
-tensors of a training step. Here only those of one chunk exist at a time: its logits are reduced to a loss,
-turned in place into their own gradient, and multiplied with inputs and weights at once. The work is that of
-an ordinary forward and backward pass.
+tensors of a training step. Here only those of one chunk exist at a time: `kernels.cross_entropy` reduces its
+logits to a loss and replaces them by their gradient, which is multiplied with inputs and weights at once. The
+work is that of an ordinary forward and backward pass.
 
 Legend: N positions, D width of the inputs, V classes, C positions of a chunk.
 """
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kernels.cross_entropy import cross_entropy_, is_fused
 
 CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MiB in float32
 
@@ -36,8 +38,9 @@ def linear_cross_entropy(
     """KL(target || softmax(W x + b)) summed over positions; targets are classes (N) or distributions (N, V).
 
     For a class that is the cross-entropy. A target of zeros adds nothing to the loss and agrees with no
-    prediction. The matrix products follow autocast, everything else has the dtype of the weights. Raises
-    ValueError for targets of another shape.
+    prediction. The matrix products follow autocast, everything else has the dtype of the weights. On a GPU
+    with autocast to bf16 the gradient of the logits is rounded to bf16, as the products with it need it.
+    Raises ValueError for targets of another shape.
     """
     shapes = [inputs_ND.shape[:1], (len(inputs_ND), len(weight_VD))]
     if targets.shape not in shapes:
@@ -70,35 +73,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(x, dtype=dtype) if is_needed and needs_gradients else None
             for x, is_needed in zip((inputs_ND, weight_VD, bias_V), ctx.needs_input_grad, strict=False)
         ]
+        has_gradients = any(gradient is not None for gradient in gradients)
         total = torch.zeros((), device=device, dtype=dtype)
         num_agreeing = torch.zeros((), device=device, dtype=torch.long)
         for start in range(0, len(inputs_ND), chunk_size):
             chunk = slice(start, start + chunk_size)
             inputs_CD, target = inputs_ND[chunk], targets[chunk]
-            logits_CV = F.linear(inputs_CD, weight_VD, bias_V).to(dtype)
-            log_partition_C = logits_CV.logsumexp(-1)
-            top_C = logits_CV.argmax(-1)
-            if target.ndim == 1:
-                num_agreeing += (top_C == target).sum()
-                total += (log_partition_C - logits_CV.gather(1, target[:, None]).squeeze(1)).sum()
-            else:
-                mass_C = target.sum(-1)
-                num_agreeing += ((top_C == target.argmax(-1)) & (mass_C > 0)).sum()
-                total += torch.xlogy(target, target).sum() - torch.sum(target * logits_CV)
-                total += torch.dot(mass_C, log_partition_C)
-            if all(gradient is None for gradient in gradients):
+            rows_CV = F.linear(inputs_CD, weight_VD, bias_V)
+            if not _holds_gradient(rows_CV):
+                rows_CV = rows_CV.to(dtype)
+            cross_entropy_(rows_CV, target, total, num_agreeing, has_gradients)
+            if not has_gradients:
                 continue
-            gradient_CV = logits_CV.sub_(log_partition_C[:, None]).exp_()
-            if target.ndim == 1:
-                gradient_CV[torch.arange(len(target), device=device), target] -= 1
-            else:
-                gradient_CV.mul_(mass_C[:, None]).sub_(target)
+            gradient_CV = rows_CV  # which has replaced the logits
             if gradients[0] is not None:
                 gradients[0][chunk] = _product(gradient_CV, weight_VD)
             if gradients[1] is not None:
                 gradients[1] += _product(gradient_CV.mT, inputs_CD)
             if gradients[2] is not None:
-                gradients[2] += gradient_CV.sum(0)
+                gradients[2] += gradient_CV.sum(0, dtype=dtype)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(num_agreeing)
         return total, num_agreeing
@@ -108,6 +101,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """Autograd casts the gradients to the dtypes of their tensors."""
         gradients = (None if g is None else g * outer[0] for g in ctx.saved_tensors)
         return *gradients, None, None, None
+
+
+def _holds_gradient(logits_CV: Tensor) -> bool:
+    """Whether the gradient of the logits can replace them in their dtype: in bf16, which has the range of
+    float32, where the fused kernel computes in float32. For fp16 see `_product`.
+    """
+    return logits_CV.dtype == torch.bfloat16 and is_fused(logits_CV.device, logits_CV.dtype)
 
 
 def _product(rows_IJ: Tensor, matrix_JK: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ the kernels with this table and fails when one is more than 5 % worse.
 - instructions, barriers, shuffles, products: of one warp in one round of the inner loop. That is one update
   of `_descend_kernel`, one step through the inner dimension of the sparse coder's two products, and one tile
   of attention. `band_kernel` has no loop for sequences of up to 32 tokens, and all its instructions count.
+  `loss_kernel` has none for rows of up to 2,048 classes. For longer rows the larger of its two loops counts.
   Products are instructions for tensor cores; how much one of them computes depends on the GPU.
 
 {table}

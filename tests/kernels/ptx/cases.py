@@ -12,11 +12,13 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
+from cross_entropy_problems import GRADIENT_TOLERANCE, exact_rows, problem
 from dropout_mask import masks
 from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.attention import disentangled_attention, fused_triton, reference
+from kernels.cross_entropy.loss_triton import row_losses_
 from kernels.lasso import descent_triton, nonneg_lasso
 from kernels.lasso.solve import LassoResult
 
@@ -99,6 +101,41 @@ class Attention(NamedTuple):
             name: float((own.double() - true).norm(dim=-1).max() / (1 + true.norm(dim=-1).max()))
             for name, own, true in zip(NAMES, got, want, strict=True)
         }
+
+
+class CrossEntropy(NamedTuple):
+    dtype: torch.dtype
+    num_classes: int
+    has_classes: bool
+    num_rows: int = 3
+    needs_gradient: bool = True
+    offset: int = 0
+    """Unused elements before the logits, which leave no row at a multiple of 16 bytes."""
+
+    def __str__(self) -> str:
+        kind = "classes" if self.has_classes else "distributions"
+        dtype = str(self.dtype).removeprefix("torch.")
+        rest = "-no gradient" * (not self.needs_gradient) + "-offset" * bool(self.offset)
+        return f"{dtype}-{self.num_rows}x{self.num_classes}-{kind}{rest}"
+
+    def run(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The losses and agreements of all rows, and what has replaced the logits."""
+        given_NV, targets = problem(self.num_rows, self.num_classes, self.has_classes, self.dtype)
+        logits_NV = torch.empty(self.offset + given_NV.numel(), dtype=self.dtype)[self.offset :]
+        logits_NV = logits_NV.view_as(given_NV).copy_(given_NV)
+        loss_N, agrees_N = row_losses_(logits_NV, targets, self.needs_gradient)
+        return loss_N, agrees_N, logits_NV
+
+    def check(self, loss_N: Tensor, agrees_N: Tensor, gradient_NV: Tensor) -> None:
+        """Compare every row and every entry with float64."""
+        logits_NV, targets = problem(self.num_rows, self.num_classes, self.has_classes, self.dtype)
+        want_N, want_agrees_N, want_NV = exact_rows(logits_NV, targets)
+        torch.testing.assert_close(loss_N.double(), want_N, rtol=2e-6, atol=4e-6)
+        assert torch.equal(agrees_N.bool(), want_agrees_N)
+        if self.needs_gradient:
+            torch.testing.assert_close(gradient_NV.double(), want_NV, **GRADIENT_TOLERANCE[self.dtype])
+        else:
+            assert torch.equal(gradient_NV, logits_NV)
 
 
 def solve(signals_ND: Tensor, dictionary_DK: Tensor, lam: float) -> LassoResult:

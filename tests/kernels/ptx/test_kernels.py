@@ -12,12 +12,16 @@ from collections.abc import Callable
 import pytest
 import torch
 from _pytest.mark.structures import ParameterSet
+from cross_entropy_problems import problem
 from lasso_problems import common_direction, gaussian, relative_gap, uneven_atoms
 from torch import Tensor
+from torch.nn import functional as F
 
 pytest.importorskip("triton")
 
-from ptx.cases import TOLERANCE, Attention, residual_and_direction, solve
+from kernels.cross_entropy import loss
+from mlsm.model.linear_loss import linear_cross_entropy
+from ptx.cases import TOLERANCE, Attention, CrossEntropy, residual_and_direction, solve
 from ptx.launch import Emulator
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -83,6 +87,42 @@ def test_attention_and_its_gradients(emulator: Emulator, case: Attention) -> Non
     assert set(emulator.programs) == case.kernels()
     errors = case.worst_rows(got, case.expected())
     assert max(errors.values()) <= TOLERANCE[case.dtype], errors
+
+
+def cross_entropy_cases() -> list[ParameterSet]:
+    """Rows that are one block and rows of several, whose last one is full, cut or a single class."""
+    usual = [
+        ("sm80", CrossEntropy(BF16, 1500, has_classes=False)),
+        ("sm90", CrossEntropy(BF16, 1500, has_classes=False, needs_gradient=False)),
+        ("sm90", CrossEntropy(BF16, 25_000, has_classes=True, num_rows=2)),
+        ("sm80", CrossEntropy(F16, 131, has_classes=True, num_rows=9)),
+        ("sm90", CrossEntropy(F32, 131, has_classes=False, num_rows=9)),
+        ("sm80", CrossEntropy(F32, 2049, has_classes=True)),
+        ("sm90", CrossEntropy(F16, 4096, has_classes=False)),
+        ("sm80", CrossEntropy(BF16, 1, has_classes=False)),
+        ("sm90", CrossEntropy(F32, 1, has_classes=True)),
+        ("sm80", CrossEntropy(BF16, 1504, has_classes=True, offset=1)),
+    ]
+    at_large = [
+        (target, CrossEntropy(dtype, num_classes, has_classes, 5, needs_gradient))
+        for target in ("sm80", "sm90")
+        for dtype in (BF16, F16, F32)
+        for num_classes in (1, 131, 1500, 25_000)
+        for has_classes in (False, True)
+        for needs_gradient in (True, False)
+    ]
+    return [
+        pytest.param(target, case, marks=marks, id=f"{target}-{case}")
+        for marks, cases in (([], usual), ([large], at_large))
+        for target, case in cases
+    ]
+
+
+@pytest.mark.parametrize(("emulator", "case"), cross_entropy_cases(), indirect=["emulator"])
+def test_cross_entropy_and_its_gradient(emulator: Emulator, case: CrossEntropy) -> None:
+    results = case.run()
+    assert emulator.programs == {"loss_kernel": case.num_rows}
+    case.check(*results)
 
 
 def lasso_cases() -> list[ParameterSet]:
@@ -159,3 +199,26 @@ def test_the_two_products(emulator: Emulator, sizes: tuple[int, int, int]) -> No
     want_RK = want_RD @ dictionary_DK.double() - lam_N[rows_R].double()[:, None]
     for got, want in ((residual_RD, want_RD), (c_RK, want_RK)):
         assert ((got - want).norm(dim=1) / want.norm(dim=1)).max() < 1e-6
+
+
+@pytest.mark.parametrize("emulator", ["sm90"], indirect=True)
+@pytest.mark.parametrize("has_classes", [True, False])
+def test_the_loss_of_a_linear_layer_in_bf16(
+    emulator: Emulator, has_classes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of each chunk's logits stays in bf16; that of the bias is still summed in float32."""
+    monkeypatch.setattr(loss, "_choice", lambda *_: "triton")
+    generator = torch.Generator().manual_seed(2)
+    given = [torch.randn(shape, generator=generator) for shape in ((7, 16), (131, 16), (131,))]
+    _, targets = problem(7, 131, has_classes, F32)
+    ours, exact = ([x.to(dtype).requires_grad_() for x in given] for dtype in (F32, torch.float64))
+    with torch.autocast("cpu", BF16):
+        total = linear_cross_entropy(*ours, targets, chunk_elements=3 * 131).total
+    assert emulator.programs == {"loss_kernel": 7}
+    want = F.cross_entropy(F.linear(*exact), targets if has_classes else targets.double(), reduction="sum")
+    if not has_classes:  # its negative entropy makes it a divergence
+        want = want + torch.xlogy(targets, targets).sum()
+    assert abs(total - want) < 0.01 * want
+    for x, true in zip(torch.autograd.grad(total, ours), torch.autograd.grad(want, exact), strict=True):
+        assert x.dtype == F32
+        assert (x - true).norm() < 0.01 * true.norm()

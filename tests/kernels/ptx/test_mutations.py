@@ -28,7 +28,7 @@ pytest.importorskip("triton")
 
 from ptx import launch
 from ptx.block import Block
-from ptx.cases import Attention, solve
+from ptx.cases import Attention, CrossEntropy, solve
 from ptx.launch import Emulator
 from ptx.memory import Integers, SharedMemory
 from ptx.program import Fault, Program
@@ -40,6 +40,7 @@ CASES = {
     "bands": lambda: Attention(torch.bfloat16, 64, (20,)).run(),
     "bands in rounds": lambda: Attention(torch.bfloat16, 64, (40,), 0.1).run(),
     "coder": lambda: solve(*gaussian(1, 24, 1600), 0.55),  # two warps; with fewer atoms there is no barrier
+    "cross-entropy": lambda: CrossEntropy(torch.bfloat16, 1500, has_classes=False, num_rows=1).run(),
 }
 WAITS = ("cp.async.wait_group", "wgmma.wait_group.sync.aligned", "fence.proxy.async.shared::cta")
 """Instructions other than barriers that order accesses to shared memory."""
@@ -149,7 +150,7 @@ def noticed(emulator: Emulator, repeat: Callable[[], None], positions: list[int]
 
 
 def cases() -> list[object]:
-    usual = [("sm80", name) for name in ("bfloat16", "float32", "bands", "coder")]
+    usual = [("sm80", name) for name in ("bfloat16", "float32", "bands", "coder", "cross-entropy")]
     at_large = [
         ("sm80", "float16"),
         ("sm80", "bands in rounds"),
