@@ -69,11 +69,8 @@ def loss_kernel(
 
     column_B = tl.arange(0, BLOCK)
     x_B = _load(logits_ptr, column_B, float("-inf"), V)
-    top_B, sum_B, top_column_B = (
-        tl.where(x_B < LOWEST, LOWEST, x_B),
-        tl.full((BLOCK,), 1.0, tl.float32),
-        column_B,
-    )
+    top_B, top_column_B = tl.where(x_B < LOWEST, LOWEST, x_B), column_B
+    sum_B = tl.full((BLOCK,), 1.0, tl.float32)  # of exp(x - top_B), for each element
     if not HAS_CLASSES:
         p_B = _load(targets_ptr, column_B, 0.0, V)
         top_p_B, mass_B, top_p_column_B = p_B, p_B, column_B
