@@ -86,7 +86,7 @@ def _results(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows) -> str:
         sections.append(_notes(*paper.notes(quoted_tasks)))
     found = {run.name: run.babylm[MAIN] for run in runs if MAIN in run.babylm}
     if entries := babylm.full_table(found):
-        quoted = babylm.baselines(entries)
+        quoted = {name.rstrip(" *"): row for name, row in babylm.baselines(entries).items()}
         sections.append(as_html({**entries, **quoted}, "Tasks of BabyLM 2026, the finished models", quoted))
         sections.append(_notes(f"Rows in italics are quoted from {babylm.SOURCE}."))
     for run in runs:
