@@ -112,8 +112,10 @@ def mean_loss(found: Found, trials: Sequence[Trial], recipe: dict[str, str]) -> 
 
 def alone_table(found: Found, trials: Sequence[Trial]) -> str:
     """A row for each recipe that differs from the start in one ingredient, as differences to the start."""
-    [start] = [trial for trial in trials if trial.recipe == found.start]
-    rows: list[Row] = []
+    starts = [trial for trial in trials if trial.recipe == found.start]
+    if not starts:
+        return "The preset's recipe was not trained yet."
+    [start], rows = starts, list[Row]()
     for trial in trials:
         changed = [name for name, value in trial.recipe.items() if value != found.start[name]]
         if len(changed) == 1:

@@ -13,6 +13,7 @@ A search that was stopped continues with the same command. All searches of a fol
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -28,7 +29,7 @@ from pathlib import Path
 import recipe_page
 from recipe_page import MEASURES, Ingredients, Trial
 from study import Step
-from study_run import ROOT, Executor, in_a_process, stop_commands
+from study_run import ROOT, Execute, Executor, in_a_process, stop_commands
 
 from mlsm import cli
 from mlsm.config import DEFAULT_TEACHER, EMBEDDED_CORPUS, PRESETS, TrainConfig
@@ -161,6 +162,10 @@ def flags_of(recipe: Recipe) -> list[str]:
     return [part for name, value in flags.items() for part in (f"--{name}", value)]
 
 
+class NotFinishedError(ValueError):
+    """A training that a report needs has not come to its end."""
+
+
 class Search:
     """One search: its commands, and what its runs measured."""
 
@@ -188,6 +193,8 @@ class Search:
         else:
             command += ["--teacher", str(settings.teacher)]
         self._execute(Step(f"train {name}", [*command, *more]))
+        if not (run / MODEL_FILE).exists():
+            raise NotFinishedError(f"{run} is not finished")
         return run
 
     def seconds_per_update(self, recipe: Recipe) -> float:
@@ -231,12 +238,16 @@ class Search:
         )
 
     def rungs(self) -> Iterator[list[Trial]]:
-        """The trials of one rung after the other; each rung has the best recipes of the one before."""
+        """The trials of one rung after the other; each rung has the best recipes of the one before. The last
+        rung of a search that was stopped has those that were finished.
+        """
         start, recipes = start_recipe(self.settings), candidates(self.settings)
         for rung in range(NUM_RUNGS):
             seeds = SEEDS if rung == NUM_RUNGS - 1 else SEEDS[:1]
             trials = self._at_once(recipes, rung, seeds)
             yield trials
+            if len(trials) < len(recipes) * len(seeds):
+                return
             best = [t.recipe for t in sorted(trials, key=lambda t: t.loss(self.settings.phase))]
             recipes = best[: math.ceil(len(recipes) / KEPT_SHARE)]
             if start not in recipes:
@@ -245,32 +256,49 @@ class Search:
     def _at_once(self, recipes: Sequence[Recipe], rung: int, seeds: Sequence[int]) -> list[Trial]:
         """One trial of each recipe and seed, as many at a time as the settings say."""
         for recipe in recipes:  # speeds first: two trainings at once would measure the same shape twice
-            self.num_updates(recipe, 1.0)
+            with contextlib.suppress(NotFinishedError):
+                self.num_updates(recipe, 1.0)
         pairs = [(recipe, seed) for seed in seeds for recipe in recipes]
         with ThreadPoolExecutor(self.settings.jobs) as pool:
             run_each = pool.map if self.settings.jobs > 1 else map
-            return [*run_each(lambda pair: self.trial(pair[0], rung, pair[1]), pairs)]
+            trials = [*run_each(lambda pair: self._finished_trial(pair[0], rung, pair[1]), pairs)]
+        return [trial for trial in trials if trial]
+
+    def _finished_trial(self, recipe: Recipe, rung: int, seed: int) -> Trial | None:
+        try:
+            return self.trial(recipe, rung, seed)
+        except NotFinishedError:
+            return None
 
 
 def run(settings: Settings, executor: Executor = in_a_process) -> None:
-    """Run or continue a search, and write the page after each rung."""
-    if not settings.report:
-        trials: list[Trial] = []
-        for rung, found in enumerate(Search(settings, executor).rungs()):
-            trials += found
-            best = min(found, key=lambda trial: trial.loss(settings.phase))
-            say(f"rung {rung + 1}: {len(found)} trainings, the best is {name_of(best.recipe)}")
-            about = {
-                "phase": settings.phase,
-                "equal": settings.equal,
-                "budget": settings.budget,
-                "preset": settings.preset,
-                "start": dict(start_recipe(settings)),
-                "trials": [dataclasses.asdict(trial) for trial in trials],
-            }
-            write_json(settings.folder() / recipe_page.FILE, about)
-            recipe_page.write(settings.output, settings.result)
-    recipe_page.write(settings.output, settings.result)
+    """Run or continue a search, and write the page after each rung. A report runs nothing, and takes what is
+    finished. Raises ValueError if that is nothing.
+    """
+    trials: list[Trial] = []
+    for rung, found in enumerate(Search(settings, nothing if settings.report else executor).rungs()):
+        trials += found
+        if not found:
+            break
+        best = min(found, key=lambda trial: trial.loss(settings.phase))
+        say(f"rung {rung + 1}: {len(found)} trainings, the best is {name_of(best.recipe)}")
+        about = {
+            "phase": settings.phase,
+            "equal": settings.equal,
+            "budget": settings.budget,
+            "preset": settings.preset,
+            "start": start_recipe(settings),
+            "trials": [dataclasses.asdict(trial) for trial in trials],
+        }
+        write_json(settings.folder() / recipe_page.FILE, about)
+        recipe_page.write(settings.output, settings.result)
+    if not trials:
+        recipe_page.write(settings.output, settings.result)
+
+
+def nothing(folder: Path, num_threads: int) -> Execute:
+    """An executor that runs no step."""
+    return lambda step: None
 
 
 def main(argv: list[str]) -> None:

@@ -15,6 +15,7 @@ from test_miniature import here, nano
 import train
 from mlsm.config import PRESETS
 from mlsm.files import read_json
+from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.settings import from_json
 
 
@@ -78,6 +79,13 @@ def test_a_search_keeps_the_best_and_continues_where_it_stopped(
     assert f"{loss_of(best):.3f}" in page
     assert page.count("| learning-rate | ") >= 1
 
+    [last] = {t.num_updates for t in rungs[0] if t.recipe == found.start}
+    stopped = settings.folder() / f"{recipe_search.name_of(found.start)}-{last}-seed12"
+    (stopped / MODEL_FILE).rename(stopped / "away")
+    recipe_search.run(dataclasses.replace(settings, report=True), here([]))
+    assert len(from_json(Found, read_json(file)).trials) == len(rungs[0]) - 1
+    assert "has not come to its last rung" in Path("page.md").read_text(encoding="utf-8")
+    (stopped / "away").rename(stopped / MODEL_FILE)
     num_before = len(done)
     recipe_search.run(settings, here(done))
     assert len(done) == num_before
