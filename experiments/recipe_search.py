@@ -46,6 +46,7 @@ HEAD_WIDTH = 64  # of the attention heads of all shapes
 SPEED_UPDATES, SPEED_LOGGED = 15, 5  # of the run that measures a shape's processor time
 TIMED = (
     "shape",
+    "feed-forward",
     "optimizer",
     "length-schedule",
     "batch-size",
@@ -54,6 +55,7 @@ RATES = (0.25, 0.5, 1, 2, 4)  # times the preset's
 
 GRIDS: dict[str, Ingredients] = {
     "teacher": {
+        "feed-forward": ("x1", "x4"),
         "optimizer": ("adamw", "muon"),
         "schedule": ("linear", "wsd", "cosine"),
         "mask-share": ("0.15", "0.4", "0.4:0.15"),
@@ -72,7 +74,9 @@ class Settings:
     """What is searched, for how long, and where the runs and the page are written."""
 
     phase: str = option("teacher", "what is trained: teacher (mlm) or student (lsm)", tuple(GRIDS))
-    budget: float = option(10.0, "processor minutes of one full training; the search takes some ten of them")
+    budget: float = option(
+        10.0, "processor minutes of one full training; the search takes some twenty of them"
+    )
     equal: str = option(
         "time", "what all recipes have the same amount of: processor time, or words", ("time", "words")
     )
@@ -123,7 +127,12 @@ def start_recipe(settings: Settings) -> Recipe:
     model, train = PRESETS[settings.preset]().model, settings.train_config()
     shape = {"shape": f"{model.depth}x{model.width}"} if settings.phase == "teacher" else {}
     own = {"optimizer": train.optimizer, "schedule": train.schedule, "mask-share": f"{train.mask_share}"}
-    own |= {"init": "random", "length-schedule": "none", "batch-size": f"{train.batch_size}"}
+    own |= {
+        "feed-forward": f"x{model.ffn_width // model.width}",
+        "init": "random",
+        "length-schedule": "none",
+        "batch-size": f"{train.batch_size}",
+    }
     return {**shape, "learning-rate": f"{train.learning_rate:g}"} | {n: own[n] for n in GRIDS[settings.phase]}
 
 
@@ -154,11 +163,11 @@ def name_of(recipe: Recipe) -> str:
 
 def flags_of(recipe: Recipe) -> list[str]:
     """The flags of train.py that give the recipe."""
-    flags = {name: value for name, value in recipe.items() if name != "shape" and value != "none"}
-    if "shape" in recipe:
-        depth, width = map(int, recipe["shape"].split("x"))
+    flags = {name: value for name, value in recipe.items() if value != "none"}
+    if shape := flags.pop("shape", ""):
+        depth, width = map(int, shape.split("x"))
         flags |= {"depth": f"{depth}", "width": f"{width}", "num-heads": f"{max(1, width // HEAD_WIDTH)}"}
-        flags["ffn-width"] = f"{4 * width}"
+        flags["ffn-width"] = f"{int(flags.pop('feed-forward')[1:]) * width}"
     return [part for name, value in flags.items() for part in (f"--{name}", value)]
 
 

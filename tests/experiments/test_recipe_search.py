@@ -59,7 +59,7 @@ def loss_of(trial: Trial) -> float:
 def test_a_search_keeps_the_best_and_continues_where_it_stopped(
     settings: recipe_search.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(recipe_search.GRIDS, "teacher", {"schedule": ("wsd",), "optimizer": ("muon",)})
+    monkeypatch.setitem(recipe_search.GRIDS, "teacher", {"schedule": ("wsd",), "feed-forward": ("x1",)})
     monkeypatch.setattr(recipe_search, "RATES", (1, 8))
     done: list[str] = []
     recipe_search.run(settings, here(done))
