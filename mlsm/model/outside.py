@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mlsm.config import ModelConfig
 from mlsm.model.deberta import Encoder
 from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import ABSENT
@@ -28,9 +29,10 @@ TRANSFORMERS = "5.23.0"  # the version of the tests, as in requirements-dev.txt
 class OutsideEncoder(nn.Module):
     """A model of transformers, frozen in eval mode, with the id that it has for each of our pieces."""
 
-    def __init__(self, model: PreTrainedModel, their_ids: Iterable[int], depth: int, width: int) -> None:
+    def __init__(self, model: PreTrainedModel, their_ids: Iterable[int], shape: ModelConfig) -> None:
         super().__init__()
-        self.model, self.depth, self.width = model, depth, width
+        self.model, self.depth, self.width = model, shape.depth, shape.width
+        self.max_positions = shape.max_positions
         self.their_ids_V: Tensor
         self.register_buffer("their_ids_V", torch.tensor([*their_ids], dtype=torch.long))
         self.pad_id = model.config.pad_token_id or 0
@@ -45,7 +47,14 @@ class OutsideEncoder(nn.Module):
         return hidden_TD if at_N is None else hidden_TD[at_N]
 
     def hidden_states(self, sequences: Sequences, layers: Iterable[int]) -> list[Tensor]:
-        """Hidden states (T, D) after each of some layers, from one pass."""
+        """Hidden states (T, D) after each of some layers, from one pass. Raises ValueError for sequences that
+        are longer than the encoder reads.
+        """
+        if sequences.max_length > self.max_positions:
+            raise ValueError(
+                f"sequences of {sequences.max_length} tokens, but the teacher reads {self.max_positions}: "
+                "lower --max-length"
+            )
         ids_T = self.their_ids_V[sequences.ids_T]
         num_tokens, num_sequences, length = len(ids_T), len(sequences.cu_seqlens) - 1, sequences.max_length
         is_shown_T = ids_T != ABSENT

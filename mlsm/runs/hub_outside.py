@@ -104,7 +104,7 @@ def read_outside(source: Path, settings: Mapping[str, object], files: Sequence[P
         ffn_width=getattr(config, "intermediate_size", None) or getattr(config, "d_ff", None) or 4 * width,
         max_positions=min(MOST_POSITIONS, _num_positions(model)),
     )
-    encoder = OutsideEncoder(model, their_ids, depth, width)
+    encoder = OutsideEncoder(model, their_ids, shape)
     record = OutsideRecord(model_type, import_transformers(model_type))
     return OutsideModel(encoder, tokenizer, shape, record, config.to_json_string(use_diff=False))
 
@@ -113,10 +113,12 @@ def load_outside(run: Path, shape: ModelConfig) -> OutsideEncoder:
     """The encoder of a converted run, whose weights are about to be filled in. Raises ValueError if the
     package transformers is missing, or does not know the configuration.
     """
-    folder = run / ENCODER_FOLDER
-    config = _config_of(folder)
-    model = empty_encoder(config)
-    return OutsideEncoder(model, [ABSENT] * shape.vocab_size, shape.depth, shape.width)
+    config = _config_of(run / ENCODER_FOLDER)
+    try:
+        model = empty_encoder(config)
+    except Exception as error:  # a configuration of anybody's can raise anything
+        raise ValueError(f"transformers cannot build the encoder of {run}: {first_line(error)}") from error
+    return OutsideEncoder(model, [ABSENT] * shape.vocab_size, shape)
 
 
 def _config_of(folder: Path) -> PretrainedConfig:

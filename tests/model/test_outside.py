@@ -107,3 +107,5 @@ def test_states_do_not_depend_on_the_batch_and_autocast_is_close(tmp_path: Path)
     angle_T = torch.nn.functional.cosine_similarity(rough_TD, together_TD)
     assert angle_T.min() > 0.995
     assert not torch.equal(rough_TD, together_TD)
+    with pytest.raises(ValueError, match="sequences of 91 tokens, but the teacher reads 90: lower"):
+        run.encoder(Sequences.of([torch.full((91,), 7)]))
