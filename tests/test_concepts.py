@@ -1,5 +1,6 @@
 """The command that shows what the concepts of a run stand for."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -185,7 +186,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 def test_a_served_run_answers_until_it_is_interrupted(teacher: Path) -> None:
     command = [sys.executable, "-m", "mlsm.concepts", str(teacher), "--num-tokens=300", "--serve", "--port=0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may ignore SIGINT
+    with (
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process,
+        contextlib.ExitStack() as on_failure,
+    ):
+        on_failure.callback(process.kill)
+        signal.signal(signal.SIGINT, handler)
         assert process.stderr
         said = next(line for line in process.stderr if "http://" in line)
         address = re.search(r"127\.0\.0\.1:\d+", said)
@@ -200,3 +207,4 @@ def test_a_served_run_answers_until_it_is_interrupted(teacher: Path) -> None:
             concepts.main(taken)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
+        assert "Traceback" not in process.stderr.read()
