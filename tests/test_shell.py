@@ -23,7 +23,11 @@ from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.training.objectives import OBJECTIVES
 
 # Modules with a main(argv). `mlsm` runs the others, and the commands of experiments/ the modules behind them.
-BEHIND = {"experiments.miniature": "study_run", "experiments.recipe": "recipe_search"}
+BEHIND = {
+    "experiments.miniature": "study_run",
+    "experiments.recipe": "recipe_search",
+    "experiments.strong_teacher": "teaching",
+}
 COMMANDS = sorted(
     BEHIND.get(name, name)
     for name, path in modules().items()
