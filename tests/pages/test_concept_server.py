@@ -107,11 +107,11 @@ def test_hostile_requests_are_refused_in_plain_text(
 def test_what_is_no_request_harms_nothing(server: ConceptServer) -> None:
     for junk in (b"\x00\xff\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"G" * 100_000, b""):
         with socket.create_connection(server.server_address[:2], timeout=20) as client:
-            client.sendall(junk)
-            client.shutdown(socket.SHUT_WR)
             try:
+                client.sendall(junk)
+                client.shutdown(socket.SHUT_WR)
                 answer = client.recv(1 << 16)
-            except ConnectionResetError:
+            except OSError:  # the server has closed the connection
                 answer = b""
         assert b"200" not in answer
     silent = socket.create_connection(server.server_address[:2])  # holds no other client up
