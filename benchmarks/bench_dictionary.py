@@ -53,7 +53,7 @@ rows: list[Row] = []
 
 
 def sample_and_heldout(width: int) -> tuple[Tensor, Tensor]:
-    """Widths that the encoder has, and 128: the first coordinates of 384, the width of the preset `tiny`."""
+    """Widths that the encoder has, and 128: the first coordinates of 384."""
     signals_ND = real_signals(NUM_SAMPLE + NUM_HELDOUT, 384 if width == 128 else width)
     signals_ND = normalize(signals_ND[:, :width])
     return signals_ND[:NUM_SAMPLE], signals_ND[NUM_SAMPLE:]

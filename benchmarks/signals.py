@@ -62,7 +62,7 @@ def coding_problem(width: int, num_atoms: int, num_signals: int) -> tuple[Tensor
 
 
 def _rows(width: int) -> Tensor:
-    """Widths that the encoder has, and 128: the first coordinates of 384, the width of the preset `tiny`."""
+    """Widths that the encoder has, and 128: the first coordinates of 384."""
     if width != 128:
         return real_signals(NUM_FOR_DICTIONARY + NUM_MOST, width)
     return torch.nn.functional.normalize(real_signals(NUM_FOR_DICTIONARY + NUM_MOST, 384)[:, :128])

@@ -41,7 +41,7 @@ def test_every_field_has_a_flag_with_help(cls: type) -> None:
 def test_help_tells_the_defaults_of_presets_and_phases() -> None:
     actions = {action.dest: action.help for action in train.flags()._actions}
     assert (
-        "(default for mlm / students / token-head: tiny 550 / 220 / 150; baby 20000 / "
+        "(default for mlm / students / token-head: tiny 1000 / 500 / 200; baby 20000 / "
         in actions["num_steps"]
     )
     assert f"tiny {tiny().model.width}" in actions["width"]
