@@ -52,6 +52,7 @@ class Found:
     preset: str
     start: dict[str, str]
     trials: tuple[dict[str, object], ...]
+    command: str
 
     def rungs(self) -> list[list[Trial]]:
         """The trials by rung, the best first."""
@@ -73,7 +74,7 @@ The preset's recipe and others were trained for a ninth of it, the best third fo
 those for all of it, with three seeds. Each training had one thread. Loss and KL are nats per token. Compare
 differences with those between seeds.
 
-{circumstances("python experiments/recipe.py --budget ... (one command a section)")}
+{circumstances("python experiments/recipe.py --report")}
 - {datetime.date.today()}
 
 {chr(10).join(section(found) for found in searches)}"""
@@ -91,9 +92,12 @@ def section(found: Found) -> str:
     said += f"that of `{found.preset}` with {changes}" if changes else ""
     unfinished = "" if is_whole else " This search has not come to its last rung."
     tables = [rung_table(found, trials) for trials in reversed(rungs)]
+    start = ", ".join(f"{name} {value}" for name, value in found.start.items())
     return f"""## {title}
 
-{said}.**{unfinished}
+{said}.**{unfinished} The preset's recipe was {start}.
+
+    {found.command}
 
 ### What one ingredient alone is worth
 

@@ -297,12 +297,31 @@ def run(settings: Settings, executor: Executor = in_a_process) -> None:
             "budget": settings.budget,
             "preset": settings.preset,
             "start": start_recipe(settings),
+            "command": command_of(settings),
             "trials": [dataclasses.asdict(trial) for trial in trials],
         }
         write_json(settings.folder() / recipe_page.FILE, about)
         recipe_page.write(settings.output, settings.result)
     if not trials:
         recipe_page.write(settings.output, settings.result)
+
+
+def command_of(settings: Settings) -> str:
+    """The command line of a search."""
+    words = ["python experiments/recipe.py", "--phase", settings.phase, "--budget", f"{settings.budget:g}"]
+    words += [
+        "--equal",
+        settings.equal,
+        "--candidates",
+        str(settings.candidates),
+        "--preset",
+        settings.preset,
+    ]
+    if settings.phase == "student":
+        words += ["--teacher", str(settings.teacher)]
+    else:
+        words += ["--shapes", *settings.shapes, "--corpus", *(Path(name).name for name in settings.corpus)]
+    return " ".join(words)
 
 
 def nothing(folder: Path, num_threads: int) -> Execute:

@@ -78,6 +78,9 @@ def test_a_search_keeps_the_best_and_continues_where_it_stopped(
     assert all(f"{name} {value}" in said for name, value in best.recipe.items() if value != found.start[name])
     assert f"{loss_of(best):.3f}" in page
     assert page.count("| learning-rate | ") >= 1
+    assert (
+        f"    python experiments/recipe.py --phase teacher --budget {settings.budget:g} --equal time" in page
+    )
 
     [last] = {t.num_updates for t in rungs[0] if t.recipe == found.start}
     stopped = settings.folder() / f"{recipe_search.name_of(found.start)}-{last}-seed12"
