@@ -5,9 +5,13 @@ run. The choice is logged once, with its reason, on this package's logger. Namin
 error, because a measurement or a test of one implementation must never run another.
 """
 
+import importlib.util
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import torch
 
 logger = logging.getLogger(__package__)
 
@@ -49,6 +53,19 @@ def choose(operation: str, candidates: Sequence[Candidate], wanted: str = "auto"
         if not candidate.expected:
             log_once(logging.WARNING, operation, f"{candidate.name} is left out: {obstacle}")
     raise ValueError(f"{operation}: nothing can run here ({'; '.join(obstacles)})")
+
+
+def triton_obstacle(device: torch.device) -> str | None:
+    """Why no Triton kernel can run on tensors of this device, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type != "cuda":
+        is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return None if is_interpreted else f"the tensors are on {device.type}, not on a GPU"
+    # Triton cannot use the tensor cores of older GPUs, and the compile check has none of them.
+    if not torch.version.hip and (capability := torch.cuda.get_device_capability(device)) < (8, 0):
+        return f"it needs a GPU of compute capability 8.0, this one has {'.'.join(map(str, capability))}"
+    return None
 
 
 def log_once(level: int, operation: str, message: str) -> None:

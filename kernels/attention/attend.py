@@ -6,15 +6,12 @@ Legend: T tokens of all sequences, B sequences, H heads, X = 3: query, key and v
 R = 2 max_length relative distances (row r is distance r - max_length).
 """
 
-import importlib.util
-import os
-
 import torch
 from torch import Tensor
 
 from kernels.attention.reference import disentangled_attention as reference_attention
 from kernels.attention.strided import disentangled_attention as strided_attention
-from kernels.backend import Candidate, choose
+from kernels.backend import Candidate, choose, triton_obstacle
 
 WIDTHS_FOR_TRITON = {
     torch.float32: (32, 64),
@@ -62,7 +59,7 @@ def disentangled_attention(
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p must be at least 0 and less than 1, got {dropout_p}")
     has_kernel = _has_kernel(qkv_THXE.dtype, head_width)
-    name = _choice(implementation, qkv_THXE.device.type, qkv_THXE.device.index, qkv_THXE.dtype, has_kernel)
+    name = _choice(implementation, qkv_THXE.device, qkv_THXE.dtype, has_kernel)
     if name == "triton":
         # Imported here, so that a machine without triton can import this module.
         from kernels.attention.fused_triton import disentangled_attention as attend
@@ -75,8 +72,7 @@ def pads_sequences(device: torch.device, dtype: torch.dtype, head_width: int) ->
     """Whether the implementation that "auto" runs computes sequences as if all were as long as the
     longest.
     """
-    has_kernel = _has_kernel(dtype, head_width)
-    return _choice("auto", device.type, device.index, dtype, has_kernel) == "strided"
+    return _choice("auto", device, dtype, _has_kernel(dtype, head_width)) == "strided"
 
 
 def allow_compiling() -> None:
@@ -92,26 +88,16 @@ def _has_kernel(dtype: torch.dtype, head_width: int) -> bool:
     return any(width == head_width for width in WIDTHS_FOR_TRITON.get(dtype, ()))
 
 
-def _choice(wanted: str, device: str, index: int | None, dtype: torch.dtype, has_kernel: bool) -> str:
+def _choice(wanted: str, device: torch.device, dtype: torch.dtype, has_kernel: bool) -> str:
     """The name of the implementation to run."""
 
-    def triton_obstacle() -> str | None:
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed"
-        if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            return f"the tensors are on {device}, not on a GPU"
-        if device == "cuda" and not torch.version.hip:
-            capability = torch.cuda.get_device_capability(index)
-            if capability < (8, 0):  # Triton cannot use older tensor cores; without them the kernels spill
-                return (
-                    f"it needs a GPU of compute capability 8.0, this one has {'.'.join(map(str, capability))}"
-                )
+    def obstacle() -> str | None:
         if not has_kernel:
             return f"it is for {dtype} heads of width {WIDTHS_FOR_TRITON.get(dtype, 'none')}"
-        return None
+        return triton_obstacle(device)
 
-    triton = Candidate("triton", "fused, nothing of size L x L in memory", triton_obstacle)
+    triton = Candidate("triton", "fused, nothing of size L x L in memory", obstacle)
     strided = Candidate("strided", "reads the position terms as diagonals, runs anywhere", lambda: None)
     reference = Candidate("reference", "the definition", lambda: None)
-    candidates = [triton, strided, reference] if device == "cuda" else [strided, reference, triton]
+    candidates = [triton, strided, reference] if device.type == "cuda" else [strided, reference, triton]
     return choose("disentangled_attention", candidates, wanted)

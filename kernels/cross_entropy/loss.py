@@ -3,13 +3,10 @@
 Legend: N rows, V classes.
 """
 
-import importlib.util
-import os
-
 import torch
 from torch import Tensor
 
-from kernels.backend import Candidate, choose
+from kernels.backend import Candidate, choose, triton_obstacle
 from kernels.cross_entropy.reference import cross_entropy_ as reference_cross_entropy_
 
 DTYPES_FOR_TRITON = (torch.float32, torch.float16, torch.bfloat16)
@@ -57,22 +54,12 @@ def is_fused(device: torch.device, dtype: torch.dtype) -> bool:
 def _choice(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the implementation to run."""
 
-    def triton_obstacle() -> str | None:
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed"
-        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            return f"the tensors are on {device.type}, not on a GPU"
-        if device.type == "cuda" and not torch.version.hip:
-            capability = torch.cuda.get_device_capability(device)
-            if capability < (8, 0):  # the compile check covers none of the older GPUs
-                return (
-                    f"it needs a GPU of compute capability 8.0, this one has {'.'.join(map(str, capability))}"
-                )
+    def obstacle() -> str | None:
         if dtype not in DTYPES_FOR_TRITON:
             return f"it is for {', '.join(map(str, DTYPES_FOR_TRITON))}, not for {dtype}"
-        return None
+        return triton_obstacle(device)
 
-    triton = Candidate("triton", "one kernel that replaces logits by gradients", triton_obstacle)
+    triton = Candidate("triton", "one kernel that replaces logits by gradients", obstacle)
     reference = Candidate("reference", "the definition", lambda: None)
     candidates = [triton, reference] if device.type == "cuda" else [reference, triton]
     return choose("cross_entropy", candidates, wanted)

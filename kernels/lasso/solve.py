@@ -18,15 +18,13 @@ than the N K of the codes. 1,000,000 float32 signals of width 384 on 1,500 atoms
 one call when they have unit norm (others are copied once). Wider signals are better coded a slice at a time.
 """
 
-import importlib.util
 import math
-import os
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.backend import Candidate, choose, logger
+from kernels.backend import Candidate, choose, logger, triton_obstacle
 from kernels.lasso.descent_cpu import nonneg_descent
 from kernels.lasso.descent_cpu import obstacle as why_no_descent
 from kernels.lasso.reference import MARGIN, check_atoms, nonneg_fista
@@ -219,16 +217,12 @@ def _candidates(signals_ND: Tensor, num_atoms: int) -> list[Candidate]:
     """The solvers in order of preference for these signals."""
     device, dtype = signals_ND.device.type, signals_ND.dtype
 
-    def triton_obstacle() -> str | None:
+    def why_no_triton() -> str | None:
         if dtype != torch.float32:
             return f"it is for float32, not {dtype}"
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed"
-        if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            return f"the signals are on {device}, not on a GPU"
         if num_atoms > LARGEST_FOR_TRITON:
             return f"it handles at most {LARGEST_FOR_TRITON} atoms, not {num_atoms}"
-        return None
+        return triton_obstacle(signals_ND.device)
 
     def descent_obstacle() -> str | None:
         if device != "cpu" or dtype != torch.float32:
@@ -236,7 +230,7 @@ def _candidates(signals_ND: Tensor, num_atoms: int) -> list[Candidate]:
         return why_no_descent()
 
     triton = Candidate(
-        "triton", "coordinate descent on the GPU", triton_obstacle, expected=dtype != torch.float32
+        "triton", "coordinate descent on the GPU", why_no_triton, expected=dtype != torch.float32
     )
     descent = Candidate(
         "descent", "coordinate descent in C, the fastest on a CPU", descent_obstacle,

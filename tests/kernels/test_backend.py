@@ -1,12 +1,14 @@
 """The choice of an implementation: the first that can run, logged once, and never another than the named
 one."""
 
+import importlib.util
 import logging
 
 import pytest
+import torch
 
 from kernels import backend
-from kernels.backend import Candidate, choose
+from kernels.backend import Candidate, choose, triton_obstacle
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +62,17 @@ def test_an_unknown_name_is_an_error_with_the_choices():
 def test_nothing_that_can_run_is_an_error_with_all_reasons():
     with pytest.raises(ValueError, match="fast: no GPU"):
         choose("op", [Candidate("fast", "", lambda: "no GPU")])
+
+
+def test_what_keeps_triton_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities = {torch.device("cuda", 0): (8, 0), torch.device("cuda", 1): (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.get)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    new, old = map(triton_obstacle, capabilities)
+    assert (new, old) == (None, "it needs a GPU of compute capability 8.0, this one has 7.5")
+    assert triton_obstacle(torch.device("cpu")) == "the tensors are on cpu, not on a GPU"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert triton_obstacle(torch.device("cpu")) is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert triton_obstacle(torch.device("cuda", 0)) == "triton is not installed"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cross_entropy_problems import problem
 
-from kernels.cross_entropy import cross_entropy_, is_fused, loss
+from kernels.cross_entropy import cross_entropy_, is_fused
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -49,7 +49,7 @@ def test_it_is_not_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_triton_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not is_fused(CUDA, torch.bfloat16)
 
 
