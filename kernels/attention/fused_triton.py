@@ -8,10 +8,10 @@ without atomics: 7). The kernel of the tables' gradients leaves partial sums ove
 1,024 blocks of BLOCK x E float32, 8 MB a table, whatever the batch.
 
 **Short sequences** (`uses_bands`) have another backward pass, with the position terms as matrix products of
-tokens and distances (`band_triton`). It executes a quarter of the instructions, and four tensors of tokens x
-heads x distances are in memory while it runs. The forward pass has no such variant: reading the products
-takes as many instructions there as computing the terms in the tile. `results/attention-designs.md` has the
-counts, and the designs that lost.
+tokens and distances (`band_triton`). It executes about a quarter of the instructions, and four tensors of
+tokens x heads x distances are in memory while it runs. The forward pass has no such variant: by the model in
+`results/attention-designs.md`, reading the products takes longer there than computing the terms in the tile.
+That file also has the counts, and the designs that lost.
 
 Dropout masks are not stored but drawn again. Whether weight (i, j) is dropped is a Philox number (Salmon et
 al. 2011) of j, i, the head and the sequence's number in the batch. So neither the tile nor another sequence
@@ -54,7 +54,7 @@ BAND_TILES = {16: (16, 2), 32: (32, 4), 64: (16, 4), 128: (16, 8)}
 
 
 def launch_options(
-    kernel: Any,
+    kernel: object,
     dtype: torch.dtype,
     head_width: int,
     max_length: int,
@@ -86,21 +86,29 @@ def band_options(max_length: int, is_amd: bool = bool(torch.version.hip)) -> dic
     }  # fmt: skip
 
 
+Arguments = dict[str, Tensor | float | str]
+"""Arguments of kernels by name."""
+
+
+def _scale(head_width: int) -> float:
+    return 1 / math.sqrt(3 * head_width)
+
+
 def _shared_arguments(
     qkv_THXE: Tensor, max_length: int, cu_seqlens: Tensor, seed: Tensor, dropout_p: float
-) -> dict[str, Any]:
+) -> Arguments:
     """The arguments that all kernels share. What a projection returns is read in place, other layouts are
     copied."""
     num_tokens, num_heads, _, head_width = qkv_THXE.shape
     return {
         "qkv_ptr": qkv_THXE.contiguous(), "cu_seqlens_ptr": cu_seqlens, "seed_ptr": seed, "T": num_tokens,
-        "max_length": max_length, "scale": 1 / math.sqrt(3 * head_width), "dropout_p": dropout_p,
+        "max_length": max_length, "scale": _scale(head_width), "dropout_p": dropout_p,
         "HAS_DROPOUT": dropout_p > 0, "H": num_heads, "E": head_width,
         "PRECISION": "tf32x3" if qkv_THXE.is_cuda and not torch.version.hip else "ieee",
     }  # fmt: skip
 
 
-def _tables(rel_k_RHE: Tensor, rel_q_RHE: Tensor) -> dict[str, Tensor]:
+def _tables(rel_k_RHE: Tensor, rel_q_RHE: Tensor) -> Arguments:
     return {"rel_k_ptr": rel_k_RHE.contiguous(), "rel_q_ptr": rel_q_RHE.contiguous()}
 
 
@@ -147,28 +155,25 @@ def _backward(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qkv, rel_k, rel_q."""
-    max_length = len(rel_k_RHE) // 2
+    max_length, num_sequences = len(rel_k_RHE) // 2, len(cu_seqlens) - 1
     shared = _shared_arguments(qkv_THXE, max_length, cu_seqlens, seed, dropout_p)
     shared |= {"d_out_ptr": d_out_THE.contiguous(), "lse_ptr": lse_HT}
     d_qkv_THXE = torch.empty(qkv_THXE.shape, dtype=qkv_THXE.dtype, device=qkv_THXE.device)
-    shared["d_qkv_ptr"] = d_qkv_THXE
-    num_sequences = len(cu_seqlens) - 1
     with torch.cuda.device_of(qkv_THXE):
         if uses_bands(qkv_THXE.dtype, qkv_THXE.shape[-1], max_length):
-            tables = _backward_by_bands(shared, num_sequences, rel_k_RHE, rel_q_RHE)
+            tables = _backward_by_bands_(d_qkv_THXE, shared, num_sequences, qkv_THXE, rel_k_RHE, rel_q_RHE)
         else:
-            tables = _backward_by_tiles(shared, num_sequences, out_THE, rel_k_RHE, rel_q_RHE)
+            shared |= {**_tables(rel_k_RHE, rel_q_RHE), "delta_ptr": torch.empty_like(lse_HT)}
+            tables = _backward_by_tiles_(d_qkv_THXE, shared, num_sequences, out_THE, rel_k_RHE)
     return d_qkv_THXE, *tables
 
 
-def _backward_by_tiles(
-    shared: dict[str, Any], num_sequences: int, out_THE: Tensor, rel_k_RHE: Tensor, rel_q_RHE: Tensor
+def _backward_by_tiles_(
+    d_qkv_THXE: Tensor, shared: Arguments, num_sequences: int, out_THE: Tensor, rel_k_RHE: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Write the gradient of qkv into the shared argument for it, and return those of the tables."""
+    """Write the gradient of qkv, and return those of the tables, which have the shape of `rel_k_RHE`."""
     num_distances, num_heads, head_width = rel_k_RHE.shape
-    d_qkv_THXE = shared.pop("d_qkv_ptr")
     max_length = num_distances // 2
-    shared |= {**_tables(rel_k_RHE, rel_q_RHE), "delta_ptr": torch.empty_like(shared["lse_ptr"])}
     query_options, key_options, distance_options = (
         launch_options(kernel, rel_k_RHE.dtype, head_width, max_length)
         for kernel in (queries_kernel, keys_kernel, distances_kernel)
@@ -193,29 +198,36 @@ def _backward_by_tiles(
     return d_rel_k_RHE, d_rel_q_RHE
 
 
-def _backward_by_bands(
-    shared: dict[str, Any], num_sequences: int, rel_k_RHE: Tensor, rel_q_RHE: Tensor
+def _backward_by_bands_(
+    d_qkv_THXE: Tensor,
+    shared: Arguments,
+    num_sequences: int,
+    qkv_THXE: Tensor,
+    rel_k_RHE: Tensor,
+    rel_q_RHE: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Write the gradient of qkv into the shared argument for it, and return those of the tables.
+    """Write the gradient of qkv, and return those of the tables.
 
     The products write into given tensors. So autocast does not change their dtype.
     """
-    num_distances, num_heads, _ = rel_k_RHE.shape
+    num_distances, num_heads, head_width = rel_k_RHE.shape
     options = band_options(num_distances // 2)
     bands = torch.empty(
-        4, num_heads, shared["T"], 2 * options["BLOCK_N"], dtype=rel_k_RHE.dtype, device=rel_k_RHE.device
+        4, num_heads, len(qkv_THXE), 2 * options["BLOCK_N"], dtype=rel_k_RHE.dtype, device=rel_k_RHE.device
     )
-    q_HTE, k_HTE, _ = shared["qkv_ptr"].permute(2, 1, 0, 3)
+    q_HTE, k_HTE, _ = qkv_THXE.permute(2, 1, 0, 3)
     terms = (q_HTE, rel_k_RHE.transpose(0, 1)), (k_HTE, rel_q_RHE.transpose(0, 1))
     for (x_HTE, rel_HRE), band_HTW in zip(terms, bands, strict=False):
         torch.bmm(x_HTE, rel_HRE.mT, out=band_HTW[..., :num_distances])
     names = ("c2p_ptr", "p2c_ptr", "d_c2p_ptr", "d_p2c_ptr")
-    band_kernel[(num_sequences, num_heads)](**shared, **dict(zip(names, bands, strict=True)), **options)
+    band_kernel[(num_sequences, num_heads)](
+        **shared, d_qkv_ptr=d_qkv_THXE, **dict(zip(names, bands, strict=True)), **options
+    )
     d_rel_k_RHE, d_rel_q_RHE = (
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (rel_k_RHE, rel_q_RHE)
     )
-    d_q_HTE, d_k_HTE, _ = shared["d_qkv_ptr"].permute(2, 1, 0, 3)
-    scale = shared["scale"]
+    d_q_HTE, d_k_HTE, _ = d_qkv_THXE.permute(2, 1, 0, 3)
+    scale = _scale(head_width)
     gradients = (d_q_HTE, d_rel_k_RHE), (d_k_HTE, d_rel_q_RHE)
     for (x_HTE, rel_HRE), d_band_HTR, (d_x_HTE, d_rel_RHE) in zip(
         terms, bands[2:, ..., :num_distances], gradients, strict=True
@@ -232,7 +244,7 @@ def _backward_shapes(
     return tuple(x.new_empty(x.shape) for x in (qkv_THXE, rel_k_RHE, rel_k_RHE))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.dropout_p = inputs
     ctx.save_for_backward(*output, *tensors)
 

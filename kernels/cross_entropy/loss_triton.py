@@ -17,7 +17,6 @@ Legend: N rows, V classes, B elements of a block.
 """
 
 import math
-from typing import Any
 
 import torch
 import triton
@@ -135,23 +134,20 @@ def row_losses_(logits_NV: Tensor, targets: Tensor, needs_gradient: bool) -> tup
     num_rows, num_classes = logits_NV.shape
     loss_N = torch.empty(num_rows, dtype=torch.float32, device=logits_NV.device)
     agrees_N = torch.empty(num_rows, dtype=torch.int32, device=logits_NV.device)
-    arguments: dict[str, Any] = {
-        "logits_ptr": logits_NV, "targets_ptr": targets.contiguous(), "loss_ptr": loss_N,
-        "agrees_ptr": agrees_N, "V": num_classes, "HAS_CLASSES": targets.ndim == 1,
-        "NEEDS_GRADIENT": needs_gradient,
-    }  # fmt: skip
     if num_rows:
         with torch.cuda.device_of(logits_NV):  # Triton launches on the current device
-            loss_kernel[(num_rows,)](**arguments, **launch_options(num_classes))
+            loss_kernel[(num_rows,)](
+                logits_ptr=logits_NV, targets_ptr=targets.contiguous(), loss_ptr=loss_N, agrees_ptr=agrees_N,
+                V=num_classes, HAS_CLASSES=targets.ndim == 1, NEEDS_GRADIENT=needs_gradient,
+                **launch_options(num_classes),
+            )  # fmt: skip
     return loss_N, agrees_N
 
 
 @row_losses_.register_fake
 def _shapes(logits_NV: Tensor, targets: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor]:
-    num_rows = len(logits_NV)
-    return logits_NV.new_empty(num_rows, dtype=torch.float32), logits_NV.new_empty(
-        num_rows, dtype=torch.int32
-    )
+    loss_N = logits_NV.new_empty(len(logits_NV), dtype=torch.float32)
+    return loss_N, torch.empty_like(loss_N, dtype=torch.int32)
 
 
 def cross_entropy_(
