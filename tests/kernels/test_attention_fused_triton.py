@@ -1,17 +1,15 @@
 """Fused attention against the definition in float64: output and every gradient, with dropout and without.
 
-Where there is no GPU, Triton interprets the kernels. Its interpreter computes bf16 wrongly, so bf16 is
-tested on GPUs only."""
-
-import contextlib
-from collections.abc import Iterator
-from unittest import mock
+Where there is no GPU, Triton interprets the kernels. Its interpreter computes bf16 wrongly, so bf16 is tested
+on GPUs and, as compiled code, in the emulator.
+"""
 
 import pytest
 import torch
 from attention_problems import arguments as any_arguments
 from attention_problems import layout
 from dropout_mask import masks
+from launches import record_devices
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -248,19 +246,8 @@ def test_the_operators_pass_opcheck(device: str) -> None:
 
 
 def test_kernels_run_on_the_card_of_their_tensors(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    current, launched_on = [], []
-
-    @contextlib.contextmanager
-    def device_of(tensor: Tensor) -> Iterator[None]:
-        current.append(tensor.device)
-        yield
-        current.pop()
-
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    for name in ("forward", "queries", "keys", "distances", "band"):
-        kernel = mock.MagicMock()
-        kernel.__getitem__.return_value.side_effect = lambda **_: launched_on.extend(current)
-        monkeypatch.setattr(fused_triton, f"{name}_kernel", kernel)
+    kernels = [f"{name}_kernel" for name in ("forward", "queries", "keys", "distances", "band")]
+    launched_on = record_devices(monkeypatch, fused_triton, *kernels)
     tensors = arguments(1, 32, [5], device)
     fused(tensors, [5])
     assert launched_on == [tensors[0].device] * 4

@@ -4,13 +4,10 @@ Where there is no GPU, Triton interprets the kernel. Its interpreter computes bf
 on GPUs and, as compiled code, in the emulator.
 """
 
-import contextlib
-from collections.abc import Iterator
-from unittest import mock
-
 import pytest
 import torch
 from cross_entropy_problems import GRADIENT_TOLERANCE, exact_rows, problem
+from launches import record_devices
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -135,18 +132,7 @@ def test_compiled_it_gives_the_same_bits(device: str) -> None:
 
 
 def test_the_kernel_runs_on_the_card_of_its_tensors(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    current, launched_on = [], []
-
-    @contextlib.contextmanager
-    def device_of(tensor: Tensor) -> Iterator[None]:
-        current.append(tensor.device)
-        yield
-        current.pop()
-
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    kernel = mock.MagicMock()
-    kernel.__getitem__.return_value.side_effect = lambda **_: launched_on.extend(current)
-    monkeypatch.setattr(loss_triton, "loss_kernel", kernel)
+    launched_on = record_devices(monkeypatch, loss_triton, "loss_kernel")
     logits_NV, targets = problem(2, 8, True, torch.float32, device)
     row_losses_(logits_NV, targets, True)
     assert launched_on == [logits_NV.device]
