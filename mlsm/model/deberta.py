@@ -22,10 +22,8 @@ from mlsm.config import ModelConfig
 from mlsm.text.sequences import Sequences
 
 LAYER_NORM_EPS = 1e-7  # as in the published configuration
-
-
-# The last layer has another graph than the others, and so has a frozen encoder, one without autocast, one
-# whose attention pads, and an update with 0 or 1 selected positions: some 20 where all of these meet.
+# torch.compile makes a graph of its own for the last layer, for a frozen encoder, without autocast, for
+# attention that pads, and for 0 or 1 selected positions. All combinations are about 20 graphs.
 MOST_GRAPHS = 64
 
 

@@ -35,8 +35,9 @@ def their_rows(folder: Path, texts: list[str], cls: str | None, sep: str) -> lis
 
 
 def largest_deviation(run: EncoderRun, theirs: PreTrainedModel, rows: list[list[int]]) -> float:
-    """Of all layers and texts: our hidden states of one batch against those of a pass for each text, relative
-    to the largest number in the layer. [CLS] of a model that has none is left out.
+    """The largest difference between our hidden states of one batch and those of a pass for each text, over
+    all layers and texts. It is relative to the largest number in the layer. [CLS] of a model that has none is
+    left out.
     """
     ours = [torch.tensor([CLS_ID, *run.tokenizer.encode(text), SEP_ID]) for text in TEXTS]
     num_left_out = len(ours[0]) - len(rows[0])
