@@ -1,4 +1,4 @@
-"""Everything that waits for a GPU, in one command that should take less than eight minutes: coder, attention,
+"""All measurements on a GPU in one command, which should take less than eight minutes: coder, attention,
 updates.
 
     make bench-gpu                                                     writes results/gpu.md
@@ -31,8 +31,7 @@ from signals import coding_problem
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.lasso import gram, largest_step, nonneg_lasso
-from kernels.lasso.reference import duality_gap
+from kernels.lasso import LassoResult, duality_gap, gram, largest_step, nonneg_lasso
 from mlsm.coding.targets import Teacher
 from mlsm.config import ModelConfig, TrainConfig, base
 from mlsm.device import Precision, choose_precision
@@ -44,7 +43,6 @@ from mlsm.training.objectives import OBJECTIVES
 from mlsm.training.optim import make_optimizers, step_
 
 LAM, TOLERANCE = 0.05, 1e-3
-PEER_SEQUENCES = 64  # of a micro-batch, as in the paper
 MOST_FISTA_STEPS = 3200
 Row = Sequence[object]
 
@@ -100,9 +98,6 @@ def tf32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-# ---- the coder
-
-
 def signals_and_atoms(sizes: Sizes) -> tuple[Tensor, Tensor, str]:
     """Real signals if their packages are installed and the width has some, else sparse sums of random atoms;
     and the sentence that says which.
@@ -123,62 +118,37 @@ def signals_and_atoms(sizes: Sizes) -> tuple[Tensor, Tensor, str]:
     )
 
 
-def fixed_fista(signals_ND: Tensor, atoms_DK: Tensor, step: float, num_steps: int) -> Tensor:
-    """Codes (N, K) by a fixed number of FISTA steps without restart (Beck and Teboulle 2009), in residual
-    form: the algorithm of ficstamas/fista.triton, written anew.
-    """
-    codes_NK = ahead_NK = signals_ND.new_zeros(len(signals_ND), atoms_DK.shape[1])
-    t = 1.0
-    for _ in range(num_steps):
-        gradient_NK = (ahead_NK @ atoms_DK.mT - signals_ND) @ atoms_DK
-        previous_NK, codes_NK = codes_NK, (ahead_NK - step * (gradient_NK + LAM)).clamp_min(0)
-        t_previous, t = t, (1 + (1 + 4 * t * t) ** 0.5) / 2
-        ahead_NK = codes_NK + (t_previous - 1) / t * (codes_NK - previous_NK)
-    return codes_NK
-
-
 def coder_rows(sizes: Sizes, device: torch.device) -> tuple[list[Row], str]:
     """The coder against dense FISTA, each until the mean gap of all codes is that of ours."""
     signals_ND, atoms_DK, note = signals_and_atoms(sizes)
     signals_ND, atoms_DK = signals_ND.to(device), atoms_DK.to(device)
     gram_KK, step = gram(atoms_DK), largest_step(atoms_DK)
 
-    def ours() -> object:
+    def ours() -> LassoResult:
         return nonneg_lasso(signals_ND, atoms_DK, LAM, tol=TOLERANCE, gram_KK=gram_KK, step=step)
+
+    def fista(context: Callable[[], contextlib.AbstractContextManager[None]], num_steps: int) -> Tensor:
+        with context():
+            return paper_recipe.dense_fista(signals_ND, atoms_DK, LAM, step, num_steps)
 
     def mean_gap(codes_NK: Tensor) -> float:
         lam_N = signals_ND.new_full((len(signals_ND),), LAM)
         return float(duality_gap(signals_ND, atoms_DK, lam_N, codes_NK).mean())
 
-    result = nonneg_lasso(signals_ND, atoms_DK, LAM, tol=TOLERANCE, gram_KK=gram_KK, step=step)
+    result = ours()
     wanted, num_signals = mean_gap(result.codes_NK), len(signals_ND)
     taken = seconds(device, ours, sizes.rounds)
     updates = float(result.steps_N.sum()) / taken
     modelled = 1e3 * update_model.NUM_SIGNALS / update_model.coder_ms(update_model.coder_now())
-    rows: list[Row] = [
-        [
-            "ours",
-            f"{num_signals / taken:,.0f}",
-            f"{modelled:,.0f}",
-            f"{wanted:.1e}",
-            f"{updates:,.0f} updates/s",
-        ]
-    ]
+    rate, work = f"{num_signals / taken:,.0f}", f"{updates:,.0f} updates/s"
+    rows: list[Row] = [["ours", rate, f"{modelled:,.0f}", f"{wanted:.1e}", work]]
     for name, context in (("dense FISTA", contextlib.nullcontext), ("dense FISTA, TF32", tf32)):
         num_steps = 25
-        with context():
-            while (gap := mean_gap(fixed_fista(signals_ND, atoms_DK, step, num_steps))) > wanted:
-                if num_steps >= MOST_FISTA_STEPS:
-                    break
-                num_steps *= 2
-            taken = seconds(
-                device, lambda n=num_steps: fixed_fista(signals_ND, atoms_DK, step, n), min(2, sizes.rounds)
-            )
+        while (gap := mean_gap(fista(context, num_steps))) > wanted and num_steps < MOST_FISTA_STEPS:
+            num_steps *= 2
+        taken = seconds(device, functools.partial(fista, context, num_steps), min(2, sizes.rounds))
         rows.append([name, f"{num_signals / taken:,.0f}", "", f"{gap:.1e}", f"{num_steps} steps"])
     return rows, note
-
-
-# ---- attention
 
 
 def attention_rows(sizes: Sizes, device: torch.device) -> list[Row]:
@@ -188,9 +158,6 @@ def attention_rows(sizes: Sizes, device: torch.device) -> list[Row]:
         for setting, lengths in sizes.lengths.items()
         for name, taken in bench_attention.measure(lengths).items()
     ]
-
-
-# ---- updates
 
 
 def micro_batches(sizes: Sizes, selection: Selection, *, size: int | None = None) -> list[MicroBatch]:
@@ -286,7 +253,7 @@ def peer_update_rows(sizes: Sizes, device: torch.device) -> list[Row]:
     precision = choose_precision("auto", device, sizes.model.width)
     v1 = paper_recipe.DebertaForMaskedLM(paper_recipe.deberta_config(sizes.model))
     sides: list[tuple[str, Callable[[], paper_recipe.PreTrainedModel], int | None]] = [
-        ("transformers, eager, random", lambda: v1, PEER_SEQUENCES),
+        ("transformers, eager, random", lambda: v1, bench_training.SEQUENCES_A_RANDOM_BATCH),
         ("transformers, eager, sorted", lambda: v1, None),
         *((f"{name}, sorted", lambda n=name: peers.fast_masked_lm(n, v1), None) for name in peers.PEERS),
     ]
@@ -340,8 +307,9 @@ What was modelled beforehand is from `benchmarks/update_model.py` and for an H10
 
 ## An update of {len(sizes.update)} sequences
 
-Parts are measured with the device idle between them, so their sum is more than the whole update. The times of
-peers are without optimiser.
+It has {sum(sizes.update):,} tokens; the model is of {update_model.NUM_TOKENS:,}. Parts are measured with
+the device idle between them, so their sum is more than the whole update. The times of peers are without
+optimiser.
 
 {result_page.table(["objective", "side", "ms", "modelled ms", "rate"], updates)}
 """

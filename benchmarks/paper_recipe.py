@@ -34,13 +34,16 @@ FISTA_STEPS = 100
 
 
 def original_fista(signals_ND: Tensor, dictionary_DK: Tensor, lam: float) -> Tensor:
-    """Codes (N, K) by 100 FISTA steps from zero (Beck and Teboulle 2009): L is computed at each call, no
-    restart, no stopping rule.
-    """
+    """Codes (N, K) by 100 FISTA steps, with L computed at each call."""
     step = 1 / float(torch.linalg.eigvalsh(dictionary_DK @ dictionary_DK.mT)[-1])
+    return dense_fista(signals_ND, dictionary_DK, lam, step, FISTA_STEPS)
+
+
+def dense_fista(signals_ND: Tensor, dictionary_DK: Tensor, lam: float, step: float, num_steps: int) -> Tensor:
+    """Codes (N, K) by FISTA steps from zero (Beck and Teboulle 2009), without restart or stopping rule."""
     codes_NK = ahead_NK = signals_ND.new_zeros(len(signals_ND), dictionary_DK.shape[1])
     t = 1.0
-    for _ in range(FISTA_STEPS):
+    for _ in range(num_steps):
         gradient_NK = (ahead_NK @ dictionary_DK.mT - signals_ND) @ dictionary_DK
         previous_NK, codes_NK = codes_NK, (ahead_NK - step * (gradient_NK + lam)).clamp_min(0)
         t_previous, t = t, (1 + (1 + 4 * t * t) ** 0.5) / 2

@@ -1,4 +1,4 @@
-"""A model of how long the work of a training update takes on a GPU. It is no measurement.
+"""A model of how long the sparse coder takes on a GPU. It is no measurement.
 
     python benchmarks/step_model.py                  the sparse coder's rate on an H100, and what bounds it
     python benchmarks/step_model.py --count-updates  the number of updates for each signal, on real signals
@@ -43,13 +43,13 @@ GPUS = {
 WARPS_AT_ONCE = 4
 """Warps that a multiprocessor can issue an instruction for in each clock, one in each of its partitions."""
 CLOCKS_PER_INSTRUCTION = 1.4
-"""Of a descent: 70 % of its instructions compare, select or take a maximum, at half the rate of others (CUDA
-C++ Programming Guide 13, "Throughput of Native Arithmetic Instructions")."""
+"""The mean of a descent. 70 % of its instructions compare, select or take a maximum, at half the rate of
+others (CUDA C++ Programming Guide 13, "Throughput of Native Arithmetic Instructions")."""
 CLOCKS_OF_AN_UPDATE = 1_500
 """From one update of a signal to its next, an estimate: 440 instructions of one warp, three reductions, and a
 row of the Gram matrix from the L2, one after another."""
 SHARE_OF_TENSOR_CORES = 0.5
-"""Of their peak rate that the coder's two products reach."""
+"""The share of their peak rate that the coder's two products reach."""
 NUM_TF32_PRODUCTS = 3
 """Products in tf32 that make one of the accuracy of float32."""
 FLOATS_PER_DIMENSION, FLOATS_PER_ATOM = 11, 11

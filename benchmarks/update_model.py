@@ -25,7 +25,7 @@ SHARE_OF_BANDWIDTH = 0.9
 NUM_TOKENS, NUM_SIGNALS = 28_700, SIGNALS_OF_AN_UPDATE
 MODEL, NUM_CONCEPTS = base().model, 1500
 NUM_WEIGHTS = 113e6
-EARLIER_CODER = Counts(programs=3, warps=4, instructions=509)  # of the coder's first loop, on an H100
+EARLIER_CODER = Counts(programs=3, warps=4, instructions=512)  # the first design of results/lasso-designs.md
 
 # Bytes that a layer reads and writes for each of its T x D hidden numbers besides matrix products and
 # attention, counted by hand: in float32 between layers, in bf16 inside. Eager PyTorch has a kernel for each
@@ -37,9 +37,8 @@ OPTIMIZER_BYTES = 40  # for each weight: norm 4, clip 8, AdamW 28
 LOSS_BYTES_BEFORE = 126
 LOSS_BYTES_IN_KERNEL, LOSS_BYTES_OF_PRODUCTS = 8, 6
 ISSUE_SHARE = 0.5  # of the rate at which a card can issue instructions
-ATTENTION_MS = (
-    21.0  # forward of student and teacher 6, backward 15: estimated from instructions of the kernels
-)
+# The forward passes of student and teacher, and the backward pass: estimated from the kernels' instructions.
+ATTENTION_MS = 6.0 + 15.0
 HOST_BEFORE_MS = 6.0  # an update prepared row by row on one core, and the wait for the norm before AdamW
 HOST_AFTER_MS = 0.3  # until the first kernel of the next update, after the norm has been read
 
@@ -84,17 +83,17 @@ def coder_now() -> Counts:
     return counts("_descend_kernel D 768 K 1500", CARD.target)
 
 
-def issue_ms(num_rounds: float, kernel: Counts) -> float:
-    """The time in which a card issues the instructions of a kernel's rounds."""
-    rate = CARD.multiprocessors * WARPS_AT_ONCE * CARD.clock_hz * ISSUE_SHARE
-    return 1e3 * num_rounds * kernel.instructions * kernel.warps / rate
+def issue_ms(num_instructions: float) -> float:
+    """The time in which the card issues so many instructions of single warps."""
+    return 1e3 * num_instructions / (CARD.multiprocessors * WARPS_AT_ONCE * CARD.clock_hz * ISSUE_SHARE)
 
 
 def concept_loss_ms() -> float:
     """The loss of concepts in one kernel, whose memory or instructions bind, and what reads its gradient."""
     kernel = counts(f"loss_kernel bfloat16 V {NUM_CONCEPTS} distributions", CARD.target)
     num_logits = NUM_SIGNALS * NUM_CONCEPTS
-    kernel_ms = max(memory_ms(LOSS_BYTES_IN_KERNEL * num_logits), issue_ms(NUM_SIGNALS, kernel))
+    num_instructions = NUM_SIGNALS * kernel.instructions * kernel.warps
+    kernel_ms = max(memory_ms(LOSS_BYTES_IN_KERNEL * num_logits), issue_ms(num_instructions))
     return kernel_ms + memory_ms(LOSS_BYTES_OF_PRODUCTS * num_logits)
 
 
