@@ -82,20 +82,21 @@ differences with those between seeds.
 
 
 def section(found: Found) -> str:
+    """The part of the page about one search."""
     rungs = found.rungs()
     best, is_whole = rungs[-1][0], len({trial.seed for trial in rungs[-1]}) > 1
     title = f"{found.phase.capitalize()}, {found.budget:g} processor minutes, equal {found.equal}"
     if is_whole:
         best = min(rungs[-1], key=lambda trial: mean_loss(found, rungs[-1], trial.recipe))
     changes = ", ".join(f"{n} {v}" for n, v in best.recipe.items() if v != found.start[n])
-    said = f"**The best recipe is the preset's (`{found.preset}`)" if not changes else "**The best recipe is "
-    said += f"that of `{found.preset}` with {changes}" if changes else ""
+    with_changes = f" with {changes}" if changes else ""
     unfinished = "" if is_whole else " This search has not come to its last rung."
     tables = [rung_table(found, trials) for trials in reversed(rungs)]
     start = ", ".join(f"{name} {value}" for name, value in found.start.items())
     return f"""## {title}
 
-{said}.**{unfinished} The preset's recipe was {start}.
+**The best recipe is the preset's{with_changes}.**{unfinished} The preset's recipe (`{found.preset}`, when
+the search began) was {start}.
 
     {found.command}
 

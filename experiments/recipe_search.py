@@ -20,16 +20,23 @@ import math
 import os
 import random
 import signal
-import statistics
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import recipe_page
-from recipe_page import MEASURES, Ingredients, Trial
-from study import Step
-from study_run import ROOT, Execute, Executor, in_a_process, stop_commands
+from recipe_page import MEASURES, Found, Ingredients, Trial
+from steps import (
+    ROOT,
+    Execute,
+    Executor,
+    Step,
+    in_a_process,
+    processor_seconds,
+    seconds_per_update,
+    stop_commands,
+)
 
 from mlsm import cli
 from mlsm.config import DEFAULT_TEACHER, EMBEDDED_CORPUS, PRESETS, TrainConfig
@@ -44,13 +51,8 @@ NUM_RUNGS = 3
 SEEDS = (12, 13, 14)  # of the finalists
 HEAD_WIDTH = 64  # of the attention heads of all shapes
 SPEED_UPDATES, SPEED_LOGGED = 15, 5  # of the run that measures a shape's processor time
-TIMED = (
-    "shape",
-    "feed-forward",
-    "optimizer",
-    "length-schedule",
-    "batch-size",
-)  # ingredients that change the time of an update
+# Ingredients that change the time of an update.
+TIMED = ("shape", "feed-forward", "optimizer", "length-schedule", "batch-size")
 RATES = (0.25, 0.5, 1, 2, 4)  # times the preset's
 
 GRIDS: dict[str, Ingredients] = {
@@ -187,16 +189,8 @@ class Search:
         settings, run = self.settings, self.folder / name
         objective = {"teacher": "mlm", "student": "lsm"}[settings.phase]
         command = ["train.py", "--objective", objective, "--output", str(run), "--resume", "--yes"]
-        command += [
-            "--num-steps",
-            str(num_updates),
-            "--seed",
-            str(seed),
-            "--device",
-            "cpu",
-            *flags_of(recipe),
-        ]
-        command += ["--keep-checkpoints", "1"]
+        command += ["--num-steps", str(num_updates), "--seed", str(seed), *flags_of(recipe)]
+        command += ["--device", "cpu", "--keep-checkpoints", "1"]
         if settings.phase == "teacher":
             command += ["--preset", settings.preset, "--corpus", *settings.corpus]
         else:
@@ -212,8 +206,7 @@ class Search:
         timed = {name: recipe[name] if name in TIMED else start[name] for name in start}
         name = f"speed-{name_of(timed)}"
         run = self.train(timed, SPEED_UPDATES, SEEDS[0], name, "--log-every", str(SPEED_LOGGED))
-        lines = [line for line in read_metrics(run) if "processor_seconds" in line][1:]
-        return statistics.median(line["processor_seconds"] for line in lines) / SPEED_LOGGED
+        return seconds_per_update(run)
 
     def num_updates(self, recipe: Recipe, share: float) -> int:
         """The updates that a share of the budget pays for, or those that read as many words as the preset's
@@ -232,8 +225,7 @@ class Search:
         if self.settings.data and rung == NUM_RUNGS - 1 and self.settings.phase == "teacher":
             command = ["evaluate.py", str(run), "--tasks", "blimp", "--data", str(self.settings.data)]
             self._execute(Step(f"evaluate {run.name}", command))
-        lines = read_metrics(run)
-        last = {name: value for line in lines for name, value in line.items()}
+        last = {name: value for line in read_metrics(run) for name, value in line.items()}
         blimp = read_results(run).suites.get("blimp")
         return Trial(
             recipe=dict(recipe),
@@ -241,7 +233,7 @@ class Search:
             seed=seed,
             num_updates=num_updates,
             words=int(last["words_seen"]),
-            processor_s=sum(line.get("processor_seconds", 0.0) for line in lines),
+            processor_s=processor_seconds(run),
             values={name: last[name] for name in MEASURES[self.settings.phase]},
             blimp=blimp.average if blimp else None,
         )
@@ -291,16 +283,16 @@ def run(settings: Settings, executor: Executor = in_a_process) -> None:
             break
         best = min(found, key=lambda trial: trial.loss(settings.phase))
         say(f"rung {rung + 1}: {len(found)} trainings, the best is {name_of(best.recipe)}")
-        about = {
-            "phase": settings.phase,
-            "equal": settings.equal,
-            "budget": settings.budget,
-            "preset": settings.preset,
-            "start": start_recipe(settings),
-            "command": command_of(settings),
-            "trials": [dataclasses.asdict(trial) for trial in trials],
-        }
-        write_json(settings.folder() / recipe_page.FILE, about)
+        about = Found(
+            phase=settings.phase,
+            equal=settings.equal,
+            budget=settings.budget,
+            preset=settings.preset,
+            start=start_recipe(settings),
+            trials=tuple(map(dataclasses.asdict, trials)),
+            command=command_of(settings),
+        )
+        write_json(settings.folder() / recipe_page.FILE, dataclasses.asdict(about))
         recipe_page.write(settings.output, settings.result)
     if not trials:
         recipe_page.write(settings.output, settings.result)
@@ -309,14 +301,8 @@ def run(settings: Settings, executor: Executor = in_a_process) -> None:
 def command_of(settings: Settings) -> str:
     """The command line of a search."""
     words = ["python experiments/recipe.py", "--phase", settings.phase, "--budget", f"{settings.budget:g}"]
-    words += [
-        "--equal",
-        settings.equal,
-        "--candidates",
-        str(settings.candidates),
-        "--preset",
-        settings.preset,
-    ]
+    words += ["--equal", settings.equal, "--candidates", f"{settings.candidates}"]
+    words += ["--preset", settings.preset]
     if settings.phase == "student":
         words += ["--teacher", str(settings.teacher)]
     else:

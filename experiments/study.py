@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from steps import Step
+
 from mlsm.config import PRESETS, ModelConfig
 
 OBJECTIVES = ("mlsm", "lsm15", "lsm")
@@ -38,13 +40,6 @@ class Study:
     seeds: tuple[int, ...] = (12, 13, 14)  # of fine-tuning
     max_epochs: int = 3
     seed: int = 12
-
-
-class Step(NamedTuple):
-    """A command of the project. It is run once: its name is remembered."""
-
-    name: str
-    command: list[str]
 
 
 class Student(NamedTuple):

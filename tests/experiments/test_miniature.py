@@ -2,21 +2,12 @@
 the numbers of the runs.
 """
 
-import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import study
 import study_run
-from pipeline import ROOT
-from several_commands import MAINS
+from nano_studies import here, nano
 from small_text import sentences, write_corpus
 from task_files import blimp_rows, write_cola, write_lines
 
@@ -24,23 +15,11 @@ import evaluate
 import fit_dictionary
 import train
 from mlsm import cli
-from mlsm.config import PRESETS, Preset, tiny
+from mlsm.config import PRESETS
 from mlsm.evaluation import grammar
-from mlsm.files import read_json, write_json
+from mlsm.files import read_json
 
 PARSERS = {"train.py": train.flags, "fit_dictionary.py": fit_dictionary.flags, "evaluate.py": evaluate.parser}
-
-
-def nano() -> Preset:
-    """Two narrow layers."""
-    preset = tiny()
-    shape = dataclasses.replace(preset.model, width=16, depth=3, num_heads=2, ffn_width=32, vocab_size=80)
-    phases = {
-        name: dataclasses.replace(getattr(preset, name), batch_size=4, token_budget=96, log_every=2)
-        for name in ("teacher", "student", "token_head")
-    }
-    dictionary = dataclasses.replace(preset.dictionary, k=24, batch_size=100)
-    return dataclasses.replace(preset, model=shape, dictionary=dictionary, **phases)
 
 
 @pytest.fixture
@@ -56,22 +35,6 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     corpus = write_corpus(tmp_path / "text.txt")
     flags = [f"--corpus={corpus}", "--data=data", "--output=study", "--result=page.md", "--jobs=1"]
     return [*flags, "--updates=20"]
-
-
-def here(done: list[str]) -> study_run.Executor:
-    """Runs steps in this process, each once, and notes them."""
-
-    def executor(folder: Path, threads: int) -> Callable[[study.Step], None]:
-        def execute(step: study.Step) -> None:
-            if step.name not in done:
-                script, *flags = step.command
-                MAINS[script.removesuffix(".py")](flags)
-                write_json(folder / "steps" / f"{step.name}.json", {"command": step.command, "seconds": 1.0})
-                done.append(step.name)
-
-        return execute
-
-    return executor
 
 
 def test_every_command_is_one_that_the_scripts_take(tmp_path: Path) -> None:
@@ -116,58 +79,6 @@ def test_what_cannot_be_begun_with_is_refused_first(flag: str, message: str, ask
     with pytest.raises(ValueError, match=message):
         study_run.run(cli.parse(study_run.Settings, [*asked, flag], ""), here([]))
     assert not Path("study").exists()
-
-
-def test_a_step_is_run_once_and_its_failure_names_the_log(tmp_path: Path) -> None:
-    execute = study_run.in_a_process(tmp_path, 1)
-    step = study.Step("show help", ["train.py", "--version"])
-    execute(step)
-    [log] = tmp_path.glob("steps/*.log")
-    said = log.read_text(encoding="utf-8")
-    assert said.startswith("mlsm ")
-    execute(step)
-    assert log.read_text(encoding="utf-8") == said
-    with pytest.raises(ValueError, match=r"exit code 2: see .*steps/wrong\.log"):
-        execute(study.Step("wrong", ["train.py", "--nonsense"]))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_study_and_waits_for_its_commands(number: signal.Signals, tmp_path: Path) -> None:
-    late = tmp_path / "late.txt"
-    script = "import signal, sys, time, pathlib\ndef save(number, _):\n time.sleep(0.5)\n"
-    script += f" pathlib.Path({str(late)!r}).write_text(str(number)); sys.exit()\n"
-    script += "signal.signal(signal.SIGTERM, save)\nprint(flush=True)\nwhile True: time.sleep(0.1)"
-    before = signal.signal(signal.SIGTERM, study_run.stop_commands)
-    # A shell's background jobs ignore it.
-    before_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
-            assert process.stdout
-            process.stdout.readline()
-
-            def tell() -> None:
-                while process not in study_run._running:
-                    time.sleep(0.01)
-                time.sleep(0.3)
-                os.kill(os.getpid(), number)
-                if number == signal.SIGINT:  # a terminal tells both
-                    process.terminate()
-
-            threading.Thread(target=tell).start()
-            with pytest.raises(KeyboardInterrupt):
-                study_run._exit_code(process)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, before_interrupt)
-    assert late.read_text(encoding="utf-8") == str(int(signal.SIGTERM))
-
-
-def test_the_command_runs_from_any_folder(tmp_path: Path) -> None:
-    script = ROOT / "experiments" / "miniature.py"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, str(script), "--corpus=x", "--data=x", "--budget=0"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "error: budget must be above 0, got 0\n")
 
 
 def test_a_small_study_from_text_to_page(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import recipe_page
 import recipe_search
+from nano_studies import here, nano
 from recipe_page import Found, Trial
 from small_text import write_corpus
-from test_miniature import here, nano
 
 import train
 from mlsm.config import PRESETS

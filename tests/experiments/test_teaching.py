@@ -1,24 +1,20 @@
-"""The comparison with a strong teacher: commands, times, verdicts, and a whole one at toy size."""
+"""The comparison with a strong teacher: commands, verdicts, and a whole one at toy size."""
 
 import dataclasses
-import os
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import teaching
 import teaching_page
+from nano_studies import here, nano
 from outside_checkpoints import write_checkpoint
 from pipeline import ROOT
-from several_commands import MAINS
 from small_text import write_corpus
-from study import Step
 from task_files import write_cola
 
 from mlsm import cli
-from mlsm.config import PRESETS, Preset, tiny
+from mlsm.config import PRESETS
 from mlsm.evaluation.finetune import FineTuneSettings
 from mlsm.evaluation.glue_scores import GlueResult, SeedResult
 from mlsm.evaluation.results import Results
@@ -27,43 +23,19 @@ from mlsm.runs.checkpoint import words_name
 from mlsm.runs.record import read_record
 
 
-def nano() -> Preset:
-    """Two narrow layers."""
-    preset = tiny()
-    shape = dataclasses.replace(preset.model, width=16, depth=2, num_heads=2, ffn_width=32)
-    phases = {
-        name: dataclasses.replace(getattr(preset, name), batch_size=4, token_budget=96, log_every=1)
-        for name in ("teacher", "student", "token_head")
-    }
-    dictionary = dataclasses.replace(preset.dictionary, num_tokens=900, num_updates=2, batch_size=90)
-    return dataclasses.replace(preset, model=shape, dictionary=dictionary, **phases)
-
-
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags of a comparison at toy size, with a teacher of random weights."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(PRESETS, "tiny", nano)
-    monkeypatch.setattr(teaching, "FEW", 1)
-    monkeypatch.setattr(teaching, "MORE", 2)
+    monkeypatch.setattr(teaching, "SPEED_UPDATES", 3)
+    monkeypatch.setattr(teaching, "SPEED_LOGGED", 1)
     monkeypatch.setattr(teaching, "HELDOUT_SHARE", 0.05)
     write_checkpoint(tmp_path / "bert", "bert")
     write_cola(tmp_path / "data", 40, 20)
     corpus = write_corpus(tmp_path / "text.txt")
     flags = [f"--corpus={corpus}", "--data=data", "--teacher=bert", "--output=study", "--result=page.md"]
     return [*flags, "--budget=0.00012", "--k=20", "--tasks=cola", "--seeds=12,13", "--max-epochs=1"]
-
-
-def here(done: list[str]) -> Callable[[Path, int], teaching.Execute]:
-    """Runs steps in this process, each once, and notes them."""
-
-    def execute(step: Step) -> None:
-        if step.name not in done:
-            script, *flags = step.command
-            MAINS[script.removesuffix(".py")](flags)
-            done.append(step.name)
-
-    return lambda folder, num_threads: execute
 
 
 def test_a_small_comparison_from_text_to_page(asked: list[str]) -> None:
@@ -87,23 +59,6 @@ def test_a_small_comparison_from_text_to_page(asked: list[str]) -> None:
     before = len(done)
     teaching.run(settings, here(done))
     assert len(done) == before
-
-
-def test_processor_time_is_added_up_over_stops(tmp_path: Path) -> None:
-    clock, step = iter([0.0, 3.0, 3.0, 10.0, 10.0, 10.0]), Step("train it", ["train.py"])
-    outcomes = iter([KeyboardInterrupt, None, None])
-
-    def execute(_: Step) -> None:
-        if outcome := next(outcomes):
-            raise outcome
-
-    run = teaching.timed(execute, tmp_path, lambda: next(clock))
-    with pytest.raises(KeyboardInterrupt):
-        run(step)
-    run(step)
-    run(step)  # it was done before, and took no time
-    assert teaching.time_of(tmp_path, "train it") == 10.0
-    assert teaching.time_of(tmp_path, "other") == 0.0
 
 
 def words(student: float, other: float) -> dict[str, dict[str, float]]:
@@ -157,12 +112,3 @@ def test_without_the_package_of_the_teacher_one_line_names_it(monkeypatch: pytes
         teaching.packaged_teacher()
     requirements = (ROOT / "requirements-bench.txt").read_text(encoding="utf-8")
     assert teaching.PACKAGE in requirements
-
-
-def test_the_command_runs_from_any_folder(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "experiments" / "strong_teacher.py"), "--corpus=x", "--data=x"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [*command, "--budget=0"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (2, "error: budget must be above 0, got 0.0\n")
