@@ -1,6 +1,7 @@
 """What all tests share: where kernels run, and memory that shows when it is read before it was written."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
     elif not NUM_GPUS:
         raise pytest.UsageError("--gpu: torch sees no GPU")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the smallest teacher, with a dictionary, in a folder of the module's own."""
+    from pipeline import nano_teacher  # here, because it imports triton: see `pytest_configure`
+
+    return nano_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture

@@ -37,6 +37,11 @@ def write_corpus(path: Path, count: int = 600, seed: int = 0) -> Path:
     return path
 
 
+def text_flags(folder: Path) -> list[str]:
+    """Flags that name the text in text.txt of a folder, and a cache beside it."""
+    return [f"--corpus={folder / 'text.txt'}", f"--cache-dir={folder / 'cache'}"]
+
+
 # A model of two layers on that text: an update takes some milliseconds.
 NANO_FLAGS = [
     "--width=16", "--depth=2", "--num-heads=2", "--ffn-width=32", "--vocab-size=80", "--max-length=32",

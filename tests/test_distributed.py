@@ -9,20 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline import ROOT, close, learnt, nano_teacher, student_flags, wait_for
+from pipeline import ROOT, close, flags_for, learnt, student_flags, wait_for
 from several_commands import MAINS
-from small_text import NANO_FLAGS
 from task_files import blimp_rows, write_cola, write_lines
 
 import train
 from mlsm import distributed
 from mlsm.files import read_json, read_tensors
 from mlsm.runs.checkpoint import MODEL_FILE
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def torchrun(script: Path, *flags: str) -> subprocess.Popen[str]:
@@ -38,12 +32,6 @@ def torchrun(script: Path, *flags: str) -> subprocess.Popen[str]:
     )
 
 
-def mlm_flags(teacher: Path, output: Path) -> list[str]:
-    data = read_json(teacher / "config.json")["data"]
-    flags = [f"--corpus={data['corpus'][0]}", f"--cache-dir={data['cache_dir']}", *NANO_FLAGS]
-    return ["--objective=mlm", f"--output={output}", *flags]
-
-
 def commands(teacher: Path, data: Path, folder: Path) -> list[list[str]]:
     """Everything that is shared between processes, with its results in a folder."""
     longer = ["--num-steps=20", "--log-every=1", "--learning-rate=0.003"]
@@ -52,7 +40,7 @@ def commands(teacher: Path, data: Path, folder: Path) -> list[list[str]]:
     few = ["--teacher", str(teacher), "--k=24", "--num-tokens=2000", "--num-updates=1", "--batch-size=99"]
     tasks = ["--tasks=blimp,cola", f"--data={data}", "--seeds=1,2,3", "--max-epochs=1"]
     return [
-        ["train", *mlm_flags(teacher, folder / "mlm"), *longer, "--dropout=0.1"],
+        ["train", *flags_for("mlm", teacher, teacher, folder / "mlm"), *longer, "--dropout=0.1"],
         ["train", *lsm, *longer],
         # one micro-batch an update: the second process has none
         ["train", *lsm, *longer, "--token-budget=1000", f"--output={folder / 'idle'}"],
@@ -109,7 +97,7 @@ def test_a_process_without_work_runs_in_fp16(teacher: Path, tmp_path: Path) -> N
     commands = {}
     for name in ("one", "two"):
         run = tmp_path / name
-        flags = ["train", *mlm_flags(teacher, run), "--batch-size=4", "--token-budget=4096"]
+        flags = ["train", *flags_for("mlm", teacher, teacher, run), "--batch-size=4", "--token-budget=4096"]
         flags += ["--amp=fp16", "--device=cpu"]
         commands[name] = [flags, ["forget", str(run)], [*flags, "--resume"]]
     (tmp_path / "commands.json").write_text(json.dumps(commands["two"]))
@@ -126,7 +114,7 @@ def test_a_process_without_work_runs_in_fp16(teacher: Path, tmp_path: Path) -> N
 
 
 def test_a_process_that_dies_ends_the_job_and_one_process_goes_on(teacher: Path, tmp_path: Path) -> None:
-    flags = [*mlm_flags(teacher, tmp_path / "run"), "--num-steps=120"]
+    flags = [*flags_for("mlm", teacher, teacher, tmp_path / "run"), "--num-steps=120"]
     job = torchrun(ROOT / "train.py", *flags)
     train.main([*flags, f"--output={tmp_path / 'whole'}", "--checkpoint-every=120"])
     wait_for_checkpoint(job, tmp_path / "run")
@@ -161,7 +149,8 @@ cli.run(main)
 def test_a_process_that_does_not_answer_ends_the_job(teacher: Path, tmp_path: Path) -> None:
     """A stopped process leaves its connections open, as a machine does that vanishes."""
     (tmp_path / "impatient.py").write_text(IMPATIENT)
-    job = torchrun(tmp_path / "impatient.py", *mlm_flags(teacher, tmp_path / "run"), "--num-steps=100000")
+    flags = flags_for("mlm", teacher, teacher, tmp_path / "run")
+    job = torchrun(tmp_path / "impatient.py", *flags, "--num-steps=100000")
     wait_for_checkpoint(job, tmp_path / "run")
     first, stopped = (process_of_rank(rank, job.pid) for rank in (0, 1))
     os.kill(stopped, signal.SIGSTOP)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from pipeline import ROOT
 from small_runs import random_run
-from small_text import NANO_FLAGS, write_corpus
+from small_text import NANO_FLAGS, text_flags, write_corpus
 
 import evaluate
 import fit_dictionary
@@ -50,8 +50,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def flags(shared: Path, output: Path, *more: str) -> list[str]:
     """The flags of a run of six updates."""
-    data = [f"--corpus={shared / 'text.txt'}", f"--cache-dir={shared / 'cache'}"]
-    return ["--objective=mlm", *data, *NANO_FLAGS, f"--output={output}", *more]
+    return ["--objective=mlm", *text_flags(shared), *NANO_FLAGS, f"--output={output}", *more]
 
 
 # ---- two runs, one directory

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fork_server import ForkServer
-from pipeline import flags_for, learnt, nano_teacher, wait_for
+from pipeline import flags_for, learnt, wait_for
 
 from mlsm.runs.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from mlsm.training.objectives import OBJECTIVES
@@ -29,11 +29,6 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     server = ForkServer(tmp_path_factory.mktemp("trainer"))
     yield server
     server.close()
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline import NANO_FLAGS
-from small_text import write_corpus
+from small_text import NANO_FLAGS, text_flags, write_corpus
 
 import train
 from mlsm import device
@@ -41,9 +40,9 @@ def test_auto_on_a_cpu(
 
 
 def flags(folder: Path, *more: str) -> list[str]:
-    corpus = write_corpus(folder / "text.txt")
+    write_corpus(folder / "text.txt")
     wide = [flag.replace("--width=16", "--width=64") for flag in NANO_FLAGS]
-    return ["--objective=mlm", f"--corpus={corpus}", f"--cache-dir={folder / 'cache'}", *wide, *more]
+    return ["--objective=mlm", *text_flags(folder), *wide, *more]
 
 
 def test_a_run_in_bf16_resumes_bit_for_bit(

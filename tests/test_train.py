@@ -14,7 +14,7 @@ import pytest
 import torch
 from pipeline import ROOT, flags_for, nano_teacher, run_script, student_flags, wait_for
 from safetensors import SafetensorError
-from small_text import NANO_FLAGS, write_corpus
+from small_text import NANO_FLAGS, text_flags, write_corpus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
@@ -32,11 +32,6 @@ from mlsm.runs.run import load_run
 from mlsm.text.batches import Corpus
 
 CONCEPT_OBJECTIVES = ("mlsm", "lsm", "lsm15", "mlm+mlsm")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +155,8 @@ def test_a_run_refused_before_its_first_update_leaves_nothing_in_the_way(
 
 
 def test_a_run_with_another_tokenizer_is_no_start(teacher: Path, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "text.txt", seed=9)
-    flags = [f"--corpus={corpus}", f"--cache-dir={tmp_path / 'cache'}", *NANO_FLAGS]
+    write_corpus(tmp_path / "text.txt", seed=9)
+    flags = [*text_flags(tmp_path), *NANO_FLAGS]
     train.main([*flags, "--objective=mlm", f"--output={tmp_path / 'other'}"])
     flags = student_flags(teacher, "lsm", tmp_path / "run")
     with pytest.raises(ValueError, match="it has another tokenizer"):
@@ -372,19 +367,13 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(teacher: P
 
 
 def test_a_run_in_the_way_is_found_before_text_is_prepared(teacher: Path, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "other.txt", seed=9)
-    flags = [
-        "--objective=mlm",
-        f"--output={teacher}",
-        f"--corpus={corpus}",
-        f"--cache-dir={tmp_path / 'cache'}",
-    ]
+    write_corpus(tmp_path / "text.txt", seed=9)
+    flags = ["--objective=mlm", f"--output={teacher}", *text_flags(tmp_path), *NANO_FLAGS]
     with pytest.raises(ValueError, match="holds a run: --resume continues it"):
-        train.main([*flags, *NANO_FLAGS])
-    with pytest.raises(
-        ValueError, match=r"cannot resume .*: corpus was .*text\.txt',\) and is now .*other\.txt',\)"
-    ):
-        train.main([*flags, *NANO_FLAGS, "--resume"])
+        train.main(flags)
+    changed = rf"cannot resume .*: corpus was .*text\.txt',\) and is now .*{tmp_path.name}/text\.txt',\)"
+    with pytest.raises(ValueError, match=changed):
+        train.main([*flags, "--resume"])
     assert not (tmp_path / "cache").exists()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline import flags_for, learnt, nano_teacher
+from pipeline import flags_for, learnt
 
 import train
 from mlsm.device import choose_precision
@@ -16,11 +16,6 @@ from mlsm.text.batches import Corpus
 from mlsm.training import cost
 from mlsm.training.cost import measure_cost
 from mlsm.training.objectives import OBJECTIVES
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +42,7 @@ def test_a_run_that_was_measured_learns_the_same(
     monkeypatch.setattr(cost, "LEAST_RATIO", 0)
     train.main([*flags, f"--output={tmp_path / 'measured'}"])
     said = capsys.readouterr().err
-    assert re.search(r"6 updates, about \d+ words, 0\.\d+ epochs\n", said)
+    assert re.search(r"6 updates, \d+ words, 0\.\d+ epochs\n", said)
     assert re.search(r"about \d+ s, and \d\.\d GB of memory, on this CPU\n", said)
     measured = tmp_path / "measured"
     assert (measured / MODEL_FILE).read_bytes() == (tmp_path / "plain" / MODEL_FILE).read_bytes()

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline import NANO_FLAGS
-from small_text import write_corpus
+from small_text import NANO_FLAGS, text_flags, write_corpus
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -191,16 +190,9 @@ def test_a_state_of_other_weights_is_refused() -> None:
 
 
 def test_a_run_with_all_of_it_resumes_bit_for_bit_and_leaves_its_average(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "text.txt")
-    recipe = ["--optimizer=muon", "--schedule=wsd", "--mask-share=0.4:0.15", "--average-last=0.8"]
-    recipe += ["--length-schedule=8:20"]
-    flags = [
-        "--objective=mlm",
-        f"--corpus={corpus}",
-        f"--cache-dir={tmp_path / 'cache'}",
-        *NANO_FLAGS,
-        *recipe,
-    ]
+    write_corpus(tmp_path / "text.txt")
+    flags = ["--objective=mlm", *text_flags(tmp_path), *NANO_FLAGS, "--optimizer=muon", "--schedule=wsd"]
+    flags += ["--mask-share=0.4:0.15", "--average-last=0.8", "--length-schedule=8:20"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train.main([*flags, f"--output={whole}"])
     train.main([*flags, f"--output={stopped}"])

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from pipeline import NANO_FLAGS
-from small_text import write_corpus
+from pipeline import flags_for, student_flags
+from small_text import NANO_FLAGS, text_flags, write_corpus
 
 import evaluate
 import fit_dictionary
@@ -13,15 +13,11 @@ from mlsm.files import read_json, write_json
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.record import read_record
 
-STEPS = [
-    flag for flag in NANO_FLAGS if flag.startswith(("--batch", "--token", "--num-steps", "--check", "--log"))
-]
-
 
 def train_teacher(folder: Path, *more: str) -> Path:
-    corpus, run = write_corpus(folder / "text.txt"), folder / "teacher"
-    text = [f"--corpus={corpus}", f"--cache-dir={folder / 'cache'}"]
-    train.main(["--objective=mlm", f"--output={run}", *text, *NANO_FLAGS, *more])
+    run = folder / "teacher"
+    write_corpus(folder / "text.txt")
+    train.main(["--objective=mlm", f"--output={run}", *text_flags(folder), *NANO_FLAGS, *more])
     return run
 
 
@@ -30,8 +26,7 @@ def train_student(teacher: Path, *more: str) -> Path:
     if not list(teacher.glob("dictionary-*")):
         sample = ["--k=24", "--num-tokens=600", "--num-updates=2", "--batch-size=100"]
         fit_dictionary.main([f"--teacher={teacher}", *sample])
-    flags = ["--objective=lsm", "--init=random", f"--teacher={teacher}", f"--output={run}", *STEPS]
-    train.main([*flags, *more])
+    train.main([*student_flags(teacher, "lsm", run), *more])
     return run
 
 
@@ -49,8 +44,7 @@ def test_a_teacher_does_not_resume_on_changed_text(tmp_path: Path) -> None:
 
 
 def train_teacher_again(run: Path, folder: Path) -> None:
-    text = [f"--corpus={folder / 'text.txt'}", f"--cache-dir={folder / 'cache'}"]
-    train.main(["--objective=mlm", f"--output={run}", *text, *NANO_FLAGS, "--resume"])
+    train.main(["--objective=mlm", f"--output={run}", *text_flags(folder), *NANO_FLAGS, "--resume"])
 
 
 def test_a_student_does_not_resume_on_changed_text(tmp_path: Path) -> None:
@@ -95,7 +89,7 @@ def test_the_note_is_passed_on_to_runs_that_stand_on_a_student(tmp_path: Path) -
     teacher = train_teacher(tmp_path)
     student = train_student(teacher, "--heldout-share=0.3")
     head = tmp_path / "head"
-    train.main(["--objective=token-head", f"--init={student}", f"--output={head}", *STEPS])
+    train.main(flags_for("token-head", teacher, student, head))
     assert "was trained on" in read_record(head).leak
 
 

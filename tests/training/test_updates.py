@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_text import NANO_FLAGS, write_corpus
+from small_text import NANO_FLAGS, text_flags, write_corpus
 
 import train
 from mlsm import cli
@@ -58,8 +58,8 @@ def test_an_error_is_raised_at_its_own_step_and_leaves_no_thread(in_thread: bool
 def test_a_run_with_the_thread_is_stopped_resumed_and_learns_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus = write_corpus(tmp_path / "text.txt")
-    flags = ["--objective=mlm", f"--corpus={corpus}", f"--cache-dir={tmp_path / 'cache'}", *NANO_FLAGS]
+    write_corpus(tmp_path / "text.txt")
+    flags = ["--objective=mlm", *text_flags(tmp_path), *NANO_FLAGS]
     plain, threaded = tmp_path / "plain", tmp_path / "threaded"
     train.main([*flags, f"--output={plain}"])
 

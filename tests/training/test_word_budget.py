@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from pipeline import learnt, nano_teacher, student_flags
-from small_text import NANO_FLAGS, write_corpus
+from pipeline import learnt, student_flags
+from small_text import NANO_FLAGS, text_flags, write_corpus
 
 import train
 from mlsm import list_runs
@@ -21,11 +21,6 @@ from mlsm.training.updates import make_update
 from mlsm.training.word_budget import with_num_steps, words_seen
 
 UNTIMED = [flag for flag in NANO_FLAGS if not flag.startswith("--num-steps")]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("words"))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +51,8 @@ def test_epochs_are_passes_over_the_training_text(corpus: Corpus) -> None:
 
 
 def test_a_run_of_words_resumes_and_knows_its_words(tmp_path: Path) -> None:
-    text = write_corpus(tmp_path / "text.txt")
-    flags = ["--objective=mlm", f"--corpus={text}", f"--cache-dir={tmp_path}", *UNTIMED, "--words=400"]
+    write_corpus(tmp_path / "text.txt")
+    flags = ["--objective=mlm", *text_flags(tmp_path), *UNTIMED, "--words=400"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for run in (whole, stopped):
         train.main([*flags, f"--output={run}"])
@@ -121,15 +116,8 @@ def test_words_of_an_earlier_version_are_unknown(teacher: Path, tmp_path: Path) 
 
 
 def test_training_goes_on_from_any_checkpoint_on_other_text(teacher: Path, tmp_path: Path) -> None:
-    other = write_corpus(tmp_path / "other.txt", seed=7)
-    flags = [
-        "--objective=mlm",
-        f"--corpus={other}",
-        f"--cache-dir={tmp_path}",
-        "--epochs=1",
-        "--batch-size=8",
-    ]
-    flags.append("--log-every=1")
+    write_corpus(tmp_path / "text.txt", seed=7)
+    flags = ["--objective=mlm", *text_flags(tmp_path), "--epochs=1", "--batch-size=8", "--log-every=1"]
     start = teacher / "checkpoints" / "step-148"
     train.main([*flags, f"--init={start}", f"--output={tmp_path / 'more'}"])
     more = load_run(tmp_path / "more")
