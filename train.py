@@ -16,14 +16,13 @@ from mlsm.config import DataConfig, ModelConfig, OutputConfig, TrainConfig
 
 
 def flags() -> Parser:
-    """The command line."""
+    """The parser of the command line."""
     groups = {"training": TrainConfig, "data": DataConfig, "model": ModelConfig, "output": OutputConfig}
     return parser(__doc__ or "", groups, has_presets=True)
 
 
 show_help(__name__, flags)  # before the imports below, which take seconds
 
-import dataclasses
 import functools
 from pathlib import Path
 
@@ -46,7 +45,7 @@ from mlsm.runs.checkpoint import (
     save_milestone,
     words_name,
 )
-from mlsm.runs.record import RunRecord, read_record
+from mlsm.runs.record import read_record
 from mlsm.runs.run import init_from_, load_weights, load_weights_
 from mlsm.runs.teacher import load_teacher
 from mlsm.seeds import seed_for
@@ -63,23 +62,20 @@ from mlsm.training.optim import (
     set_learning_rate_,
     step_,
 )
-from mlsm.training.plan import Plan, make_plan
+from mlsm.training.plan import Plan, make_plan, with_text
 from mlsm.training.resume import open_run
 from mlsm.training.updates import make_update, pads_sequences, prepared
-from mlsm.training.word_budget import check_word_budget, count_words, with_num_steps
 
 
 def train(plan: Plan) -> None:
     """Run the plan from its newest checkpoint (or the start) to the end, and write the finished model."""
     corpus = Corpus(plan.record.data, plan.tokenizer)
-    plan = plan._replace(record=with_words(plan, corpus))
-    config, objective = plan.record.train, find_objective(plan.record.train.objective)
-    device = choose_device(config.device)
-    keep_num_threads(plan.record.num_threads)
-    width, before = plan.record.model.width, plan.record.precision
-    precision = choose_precision(config.amp, device, width, before=before)
+    plan = with_text(plan, corpus)
+    record, config = plan.record, plan.record.train
+    objective, device = find_objective(config.objective), choose_device(config.device)
+    keep_num_threads(record.num_threads)
+    precision = choose_precision(config.amp, device, record.model.width, before=record.precision)
     compiles = choose_compiling(config.compile, device)
-    record = dataclasses.replace(plan.record, leak=find_leak(plan, corpus))
     checkpoint = open_run(plan.directory, record, plan.tokenizer, corpus, precision.name)
     if (plan.directory / MODEL_FILE).exists():
         say(f"{plan.directory} is finished")
@@ -95,23 +91,14 @@ def train(plan: Plan) -> None:
         if teacher is not None:
             teacher.encoder.compile_layers_()
     optimizers, average = make_optimizers(model, config), WeightAverage(model, config)
-    watch = HeldoutWatch(model, teacher, corpus, config)
-    state = {"words_seen": 0, "skipped_updates": 0}
+    before = checkpoint.state if checkpoint else TrainingState(words_seen=0, skipped_updates=0)
+    watch = HeldoutWatch(model, teacher, corpus, config, before)
+    state = {"words_seen": before.words_seen, "skipped_updates": before.skipped_updates}
     if checkpoint is not None:
         load_optimizers_(optimizers, average, model, checkpoint.optimizer)
-        load_scaler_(precision.scaler, checkpoint.state.scaler)
-        state = {name: getattr(checkpoint.state, name) for name in state}
-        watch.best_loss, watch.evals_since_best = (
-            checkpoint.state.best_loss,
-            checkpoint.state.evals_since_best,
-        )
+        load_scaler_(precision.scaler, before.scaler)
         say(f"resuming {plan.directory} after update {checkpoint.step}")
     start = distributed.equal_on_all_ranks(checkpoint.step if checkpoint else 0, "newest checkpoint")
-
-    if start == 0:
-        check_cost(
-            model, teacher, corpus, config, precision, preset=record.preset, is_confirmed=plan.is_confirmed
-        )
 
     def save(step: int) -> None:
         tensors = optimizer_tensors(optimizers, model) | average.tensors()
@@ -135,9 +122,11 @@ def train(plan: Plan) -> None:
             keep("best", step, model.state_dict())
         return values
 
-    if start == 0 and 0 in config.word_counts():
-        keep(words_name(0), 0, model.state_dict())
-    done = start
+    milestones, done = config.word_counts(), start
+    if start == 0:
+        check_cost(model, teacher, corpus, record, precision, is_confirmed=plan.is_confirmed)
+        if 0 in milestones:
+            keep(words_name(0), 0, model.state_dict())
     pads = pads_sequences(model, teacher, precision)
     make = functools.partial(make_update, corpus, config, pads=pads)
     steps = range(start, config.num_steps)
@@ -175,8 +164,8 @@ def train(plan: Plan) -> None:
             done = step + 1
             state["skipped_updates"] += monitor.add(norm)
             state["words_seen"] += update.num_words
-            for words in config.word_counts():
-                if words and 0 <= state["words_seen"] - words < update.num_words:
+            for words in milestones:
+                if 0 <= state["words_seen"] - words < update.num_words:
                     keep(words_name(words), done, model.state_dict())
             meter.add_counts(update.num_selected, update.num_tokens)
             if problem := monitor.problem(precision.scaler):
@@ -212,33 +201,6 @@ def train(plan: Plan) -> None:
             keep("average", done, model.state_dict() | average.mean)
     write_tensors(plan.directory / MODEL_FILE, model.state_dict())
     say(f"finished {plan.directory}: {heldout}")
-
-
-def with_words(plan: Plan, corpus: Corpus) -> RunRecord:
-    """The record with the number of updates and of words. Raises ValueError if the run would exceed its word
-    budget.
-    """
-    record = dataclasses.replace(plan.record, train=with_num_steps(plan.record.train, corpus))
-    runs = [plan.start] if plan.start else []
-    runs += [plan.origin.directory] if plan.dictionary and plan.origin else []
-    words = count_words(record, corpus, runs, plan.dictionary)
-    check_word_budget(words, record.train)
-    return dataclasses.replace(record, words=words)
-
-
-def find_leak(plan: Plan, corpus: Corpus) -> str:
-    """How the run's held-out lines, or its text, differ from those of its origin; the sentence is printed. It
-    is empty if they are the same.
-    """
-    if plan.origin is None or plan.origin.record.source:
-        return ""
-    name, before = str(plan.origin.directory), plan.origin.record
-    leak = before.heldout_note() and f"{name}: {before.heldout_note()}"
-    if before.corpus and before.corpus.digest:
-        leak = corpus.leak(name, before.corpus.digest, before.data.heldout_share) or leak
-    if leak:
-        say(leak)
-    return leak
 
 
 def build_model(plan: Plan, checkpoint: Checkpoint | None, device: torch.device) -> LanguageModel:

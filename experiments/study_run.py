@@ -200,7 +200,7 @@ def run(settings: Settings, executor: Executor = in_a_process) -> None:
 
 
 def flags() -> Parser:
-    """The command line."""
+    """The parser of the command line."""
     return cli.parser(__doc__ or "", {"settings": Settings})
 
 

@@ -14,19 +14,17 @@ import sys
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import NamedTuple, NoReturn
 
 from mlsm.config import PRESETS
-from mlsm.settings import Flags, FlagValue, Line, as_text, element_type, from_flags
+from mlsm.settings import Flags, FlagValue, Line, SettingsT, as_text, element_type, from_flags
 from mlsm.version import __version__
 
 EXIT_CODES = """
 exit codes: 0 done; 2 a mistake or a full disk, said in one line; 128 + N stopped by signal N (130: Ctrl-C)
 """
 LARGEST_FILE = 1 << 20  # bytes of a settings file
-COMMON = "common"
 COMMAND = "mlsm "  # with the name of a command, it is sys.argv[0] of what `mlsm` starts
-T = TypeVar("T")
 
 
 class Setting(NamedTuple):
@@ -67,7 +65,7 @@ def parser(description: str, groups: Mapping[str, type], *, has_presets: bool = 
     )
     command_line.settings = {}
     default = _preset_defaults if has_presets else _default
-    common = command_line.add_argument_group(COMMON)
+    common = command_line.add_argument_group("common")
     for cls in groups.values():
         for field in _flags_of(cls):
             if field.metadata["is_common"]:
@@ -267,7 +265,7 @@ def _from_toml(setting: Setting, value: object) -> FlagValue:
 
 def _one_from_toml(setting: Setting, value: object) -> FlagValue:
     kind, choices = setting.kind, setting.choices
-    if kind is Line and not isinstance(value, bool):
+    if kind is Line:
         return Line.parse(value)
     as_written: dict[type, tuple[type, ...]] = {float: (int, float), Path: (str,)}
     if not isinstance(value, as_written.get(kind, (kind,))) or (kind is not bool and isinstance(value, bool)):
@@ -278,6 +276,6 @@ def _one_from_toml(setting: Setting, value: object) -> FlagValue:
     return kind(value)
 
 
-def parse(cls: type[T], argv: Sequence[str], description: str) -> T:
+def parse(cls: type[SettingsT], argv: Sequence[str], description: str) -> SettingsT:
     """The settings of a command from its command line. Raises ValueError for a mistake."""
     return from_flags(cls, parse_flags(parser(description, {"settings": cls}), argv))

@@ -18,8 +18,7 @@ EMBEDDED_CORPUS = "embedded"
 DEFAULT_TEACHER = "runs/teacher"
 MILLION = 1_000_000
 MIN_LENGTH = 4  # tokens of the shortest limit for a sequence
-# Words seen at which the BabyLM challenge (2025 and later) asks for a model: 1M to 1000M, ten per decade.
-# Words seen at which the tracks of the BabyLM challenge ask for the model; 0 is the untrained model.
+# Words seen at which the tracks of the BabyLM challenge (2025 and later) ask for a model; 0: an untrained one
 _STRICT_SMALL = (0, *(n * size * MILLION for size in (1, 10) for n in range(1, 10)), 100 * MILLION)
 _STRICT = (*_STRICT_SMALL, *(n * 100 * MILLION for n in range(2, 11)))
 TRACKS = {"strict-small": _STRICT_SMALL, "strict": _STRICT, "babylm": _STRICT}
@@ -254,13 +253,10 @@ class TrainConfig:
         if self.code_steps is not None:
             check_positive(self, "code_steps")
         self._check_targets()
-        first, last = self.mask_share
-        if not (0 < first <= 1 and 0 < (first if last is None else last) <= 1):
+        if not all(0 < share <= 1 for share in self.mask_share.ends):
             raise ValueError(f"mask_share must be in (0, 1], got {self.mask_share}")
-        if self.length_schedule is not None and not all(
-            length is None or (length >= MIN_LENGTH and length == int(length))
-            for length in self.length_schedule
-        ):
+        lengths = self.length_schedule.ends if self.length_schedule else ()
+        if not all(length >= MIN_LENGTH and length % 1 == 0 for length in lengths):
             raise ValueError(
                 f"length_schedule takes whole numbers of at least {MIN_LENGTH}, as 64:128; "
                 f"got {self.length_schedule}"

@@ -1,6 +1,6 @@
 """How settings are declared: frozen dataclasses whose fields carry a help line, and the checks they share.
 
-`mlsm.cli` turns the fields into flags, and `from_json` reads them from a file.
+`mlsm.command_line` turns the fields into flags, and `from_json` reads them from a file.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import typing
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance  # a module of type checkers alone
 
 _PLAIN = (bool, int, float, str, Path)
 LARGEST_NUMBER = 1 << 62  # in a field; a file may be damaged or hostile
 
-T = TypeVar("T")
+SettingsT = TypeVar("SettingsT", bound="DataclassInstance")
 
 
 class Line(NamedTuple):
@@ -26,6 +29,11 @@ class Line(NamedTuple):
 
     first: float
     last: float | None = None  # None: it stays at the first
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The values of the first and of the last update."""
+        return self.first, self.first if self.last is None else self.last
 
     def at(self, step: int, num_steps: int) -> float:
         """The value of update `step`, from 0, on a straight line from the first to the last."""
@@ -36,25 +44,23 @@ class Line(NamedTuple):
 
     def in_halves(self, step: int, num_steps: int) -> float:
         """The first value for the first half of the updates, the last value for the second half."""
-        return self.first if self.last is None or 2 * step < num_steps else self.last
+        return self.ends[2 * step >= num_steps]
 
     def __str__(self) -> str:
         return f"{self.first:g}" if self.last is None else f"{self.first:g}:{self.last:g}"
 
     @classmethod
-    def parse(cls, value: Any) -> Line:
-        """A line from a number, its text, or two numbers as "0.4:0.15" or as a list. Raises ValueError for
-        anything else.
+    def parse(cls, value: object) -> Line:
+        """A line from a number, its text, or two numbers as "0.4:0.15" or as a list, the second of which may
+        be None. Raises ValueError for anything else.
         """
-        parts = value.split(":") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        parts = value if isinstance(value, list) else str(value).split(":")
         try:
-            first, *rest = (None if part is None else float(part) for part in parts)
+            first, *rest = parts
             [last] = rest or [None]
-            if first is None:
-                raise ValueError
-        except (TypeError, ValueError):
+            return cls(float(str(first)), None if last is None else float(str(last)))
+        except ValueError:
             raise ValueError(f"a number, or two as 0.4:0.15, is needed; got {value!r}") from None
-        return cls(first, last)
 
 
 FlagValue = str | int | float | bool | Path | Line | tuple[str, ...] | tuple[Path, ...] | None
@@ -116,11 +122,11 @@ def _has_type(value: object, kind: Any) -> bool:
     return isinstance(value, int | float if kind is float else typing.get_origin(kind) or kind)
 
 
-def check_fields(config: Any) -> None:
+def check_fields(config: DataclassInstance) -> None:
     """Raise ValueError if a field holds another type than its annotation, a number that is too large or not
     finite, or a value outside its choices.
     """
-    for name, kind in field_types(type(config)).items():  # type: ignore[arg-type]
+    for name, kind in field_types(type(config)).items():
         value = getattr(config, name)
         if not _has_type(value, kind):
             raise ValueError(f"{name} must be {kind.__name__ if kind in _PLAIN else kind}, got {value!r}")
@@ -150,7 +156,7 @@ def check_not_negative(config: object, *names: str) -> None:
             raise ValueError(f"{name} must not be below 0, got {getattr(config, name)}")
 
 
-def from_json(cls: type[T], values: object) -> T:
+def from_json(cls: type[SettingsT], values: object) -> SettingsT:
     """Settings from the mapping that a JSON file holds. A field that the file lacks gets its default: it is
     newer than the file, and the default is what was computed before the field existed.
 
@@ -158,12 +164,12 @@ def from_json(cls: type[T], values: object) -> T:
     """
     if not isinstance(values, dict):
         raise ValueError(f"{cls.__name__} must be an object, got {values!r}")
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)
     known = {f.name for f in fields}
     required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     if odd := sorted((values.keys() - known) | (required - values.keys())):
         raise ValueError(f"{cls.__name__}: fields that are unknown or missing: {', '.join(odd)}")
-    kinds = field_types(cls)  # type: ignore[arg-type]
+    kinds = field_types(cls)
     return cls(**{name: _from_json(kinds[name], value) for name, value in values.items()})
 
 
@@ -174,14 +180,14 @@ def _from_json(kind: object, value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def override(config: T, given: Flags) -> T:
+def override(config: SettingsT, given: Flags) -> SettingsT:
     """The settings with the flags that were given. Raises ValueError for values that are not valid."""
-    names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    names = {f.name for f in dataclasses.fields(config)}
     values = {name: value for name, value in given.items() if name in names}
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+    return dataclasses.replace(config, **values)
 
 
-def from_flags(cls: type[T], given: Flags) -> T:
+def from_flags(cls: type[SettingsT], given: Flags) -> SettingsT:
     """The settings of a command from the flags that were given. Raises ValueError for values that are not
     valid.
     """

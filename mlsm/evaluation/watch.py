@@ -8,6 +8,7 @@ from mlsm.coding.targets import Teacher
 from mlsm.config import TrainConfig
 from mlsm.evaluation.heldout import heldout_metrics
 from mlsm.model.language_model import LanguageModel
+from mlsm.runs.checkpoint import TrainingState
 from mlsm.text.batches import Corpus
 from mlsm.training.objectives import find_objective, heldout_loss
 
@@ -16,16 +17,22 @@ class HeldoutWatch:
     """The measurements of a run on its held-out text, and what follows from them."""
 
     def __init__(
-        self, model: LanguageModel, teacher: Teacher | None, corpus: Corpus, config: TrainConfig
+        self,
+        model: LanguageModel,
+        teacher: Teacher | None,
+        corpus: Corpus,
+        config: TrainConfig,
+        before: TrainingState,
     ) -> None:
-        """Raises ValueError if measurements are asked for and there is nothing to measure on."""
+        """`before` is the state of the training so far. Raises ValueError if measurements are asked for and
+        there is nothing to measure on.
+        """
         if config.eval_every and not len(corpus.heldout):
             raise ValueError(
                 "--eval-every measures held-out text, and none was held out: see --heldout-share"
             )
         self._model, self._teacher, self._corpus, self._config = model, teacher, corpus, config
-        self.best_loss: float | None = None  # of the measurements so far
-        self.evals_since_best = 0
+        self.best_loss, self.evals_since_best = before.best_loss, before.evals_since_best
 
     def is_due(self, step: int) -> bool:
         """Whether the model is measured after this many updates. After the last one it is measured anyway."""

@@ -13,6 +13,7 @@ from mlsm.runs.hub_names import RUN_FILE
 from mlsm.settings import check_fields, from_json
 
 
+@dataclass(frozen=True)
 class _Record:
     """A record whose fields are checked against their types."""
 

@@ -18,13 +18,14 @@ from mlsm.config import TrainConfig
 from mlsm.device import Precision
 from mlsm.log import duration, say
 from mlsm.model.language_model import LanguageModel
+from mlsm.runs.record import RunRecord
 from mlsm.text.batches import Corpus, MicroBatch, Update
 from mlsm.training.objectives import find_objective
 
-# Weights times tokens of a micro-batch that is measured on a CPU: seconds on one core. Larger micro-batches
-# take as long per token.
+# On a CPU, tokens of a measured micro-batch times weights of the model, which take seconds on one core. A
+# larger micro-batch takes as long per token.
 MOST_WORK, FEWEST_TOKENS = 6e10, 256
-LEAST_RATIO = 40  # a run with fewer times the tokens that would be measured is over soon, and not measured
+LEAST_RATIO = 40  # tokens of a run to tokens that would be measured; a run with fewer is not measured
 DAY_S = 24 * 3600
 BYTES_OF_MOMENTS = 8  # per trained weight, kept by AdamW
 
@@ -40,25 +41,24 @@ def check_cost(
     model: LanguageModel,
     teacher: Teacher | None,
     corpus: Corpus,
-    config: TrainConfig,
+    record: RunRecord,
     precision: Precision,
     *,
-    preset: str,
     is_confirmed: bool,
 ) -> None:
     """Print what the run takes. Raises ValueError if it would train for more than a day on a CPU and the user
     has not confirmed that.
     """
-    is_on_cpu = model.device.type == "cpu"
+    config, is_on_cpu = record.train, model.device.type == "cpu"
+    num_epochs = config.num_steps * config.batch_size / len(corpus.training)
+    num_words = f"{record.words.own:,} words, " if record.words else ""
+    say(f"{config.num_steps:,} updates, {num_words}{num_epochs:.2g} epochs")
     budget = config.token_budget
     if is_on_cpu:
         num_weights = sum(weight.numel() for weight in model.parameters())
         budget = min(budget, max(FEWEST_TOKENS, int(MOST_WORK / num_weights)))
     selection = find_objective(config.objective).selection(config.mask_share.first)
     update = corpus.update(0, config.batch_size, budget, selection, config.seed)
-    num_epochs = config.num_steps * config.batch_size / len(corpus.training)
-    num_words = config.num_steps * update.num_words
-    say(f"{config.num_steps:,} updates, about {num_words:,} words, {num_epochs:.2g} epochs")
     num_measured = sum(len(micro.inputs.ids_T) for micro in measured_micro_batches(update))
     if update.num_tokens * config.num_steps < LEAST_RATIO * num_measured:
         return
@@ -68,13 +68,13 @@ def check_cost(
     say(f"about {duration(seconds)}, and {cost.memory / 1e9:.1f} GB of memory, on this {where}")
     if is_on_cpu and seconds > DAY_S and not is_confirmed:
         shorter = "--preset tiny takes minutes to hours"
-        if preset == "tiny":
+        if record.preset == "tiny":
             shorter = f"--num-steps {int(config.num_steps * DAY_S / seconds)} takes a day"
         raise ValueError(f"training takes about {duration(seconds)} here: {shorter}, --yes starts it anyway")
 
 
 def measured_micro_batches(update: Update) -> list[MicroBatch]:
-    """One to warm up, the one with the longest sequences, and one from the middle."""
+    """Three of an update: one to warm up, the one with the longest sequences, and one from the middle."""
     micro_batches = update.micro_batches
     return [micro_batches[-1], micro_batches[0], micro_batches[len(micro_batches) // 2]]
 

@@ -1,5 +1,6 @@
-"""From flags to a run that can start, in three steps: resolve the settings, build what is missing, check a
-resume. What settings and files can be refused for is refused here, before the first update.
+"""From flags to a run that can start: resolve the settings, check a resume, build what is missing. Then the
+text is read, and what follows from it is added. A run that has to be refused is refused here, before its
+first update.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import torch
 
 from mlsm.coding.dictionary import Dictionary
 from mlsm.directory import check_writable
+from mlsm.log import say
 from mlsm.runs.hub_import import with_converted_checkpoints
 from mlsm.runs.record import ConceptsRecord, RunRecord
 from mlsm.settings import Flags
+from mlsm.text.batches import Corpus
 from mlsm.text.tokenizer import Tokenizer
 from mlsm.training.objectives import find_objective
 from mlsm.training.prerequisites import find_concepts, find_origin, find_tokenizer
 from mlsm.training.request import Origin, Settings, read_request, resolve
 from mlsm.training.resume import check_same, check_same_text, record_of_work
+from mlsm.training.word_budget import check_word_budget, count_words, with_num_steps
 from mlsm.version import __version__
 
 
@@ -60,6 +64,34 @@ def make_plan(given: Flags) -> Plan:
     record = make_record(settings, tokenizer, concepts, before)
     is_confirmed = bool(given.get("yes"))
     return Plan(request.output, record, tokenizer, dictionary, settings.start, origin, is_confirmed)
+
+
+def with_text(plan: Plan, corpus: Corpus) -> Plan:
+    """The plan with what follows from its text: the number of updates, the words, and the difference to the
+    text of its origin, which is printed. Raises ValueError if the run would exceed its word budget.
+    """
+    train = with_num_steps(plan.record.train, corpus)
+    runs = [plan.start] if plan.start else []
+    runs += [plan.origin.directory] if plan.dictionary and plan.origin else []
+    words = count_words(train, corpus, runs, plan.dictionary)
+    check_word_budget(words, train)
+    leak = find_leak(plan.origin, corpus) if plan.origin else ""
+    return plan._replace(record=dataclasses.replace(plan.record, train=train, words=words, leak=leak))
+
+
+def find_leak(origin: Origin, corpus: Corpus) -> str:
+    """How the held-out lines of a corpus, or its text, differ from those of a run's origin; the sentence is
+    printed. It is empty if they are the same.
+    """
+    before, name = origin.record, str(origin.directory)
+    if before.source:
+        return ""
+    leak = before.heldout_note() and f"{name}: {before.heldout_note()}"
+    if before.corpus and before.corpus.digest:
+        leak = corpus.leak(name, before.corpus.digest, before.data.heldout_share) or leak
+    if leak:
+        say(leak)
+    return leak
 
 
 def make_record(

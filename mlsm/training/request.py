@@ -140,11 +140,9 @@ def resolve(request: Request, origin: Origin | None) -> Settings:
     lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in flags]
     if len(lengths) > 1:
         raise ValueError(f"{' and '.join(lengths)} both say how long to train: give one of them")
-    if lengths:
-        train = dataclasses.replace(train, words=None, epochs=None)
     train = dataclasses.replace(override(train, flags), teacher=str(request.teacher))
     schedule = train.length_schedule
-    if schedule and max(schedule.first, schedule.last or 0) > data.max_length:
+    if schedule and max(schedule.ends) > data.max_length:
         raise ValueError(
             f"length_schedule {schedule} is more than max_length {data.max_length}: raise --max-length"
         )

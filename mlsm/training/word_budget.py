@@ -13,7 +13,7 @@ from mlsm.coding.dictionary import Dictionary
 from mlsm.config import TrainConfig, parse_words
 from mlsm.log import read_metrics, say
 from mlsm.runs.checkpoint import STATE_FILE, fingerprint, read_state
-from mlsm.runs.record import RunRecord, WordsRecord, read_record
+from mlsm.runs.record import WordsRecord, read_record
 from mlsm.text.batches import Corpus
 
 
@@ -37,10 +37,10 @@ def with_num_steps(config: TrainConfig, corpus: Corpus) -> TrainConfig:
 
 
 def count_words(
-    record: RunRecord, corpus: Corpus, runs: list[Path], dictionary: Dictionary | None
+    config: TrainConfig, corpus: Corpus, runs: list[Path], dictionary: Dictionary | None
 ) -> WordsRecord:
-    """The words of a run with this record that stands on other runs and on a dictionary."""
-    own = corpus.num_words(record.train.num_steps * record.train.batch_size, record.train.seed)
+    """The words of a run with these settings that stands on other runs and on a dictionary."""
+    own = corpus.num_words(config.num_steps * config.batch_size, config.seed)
     before: dict[str, int] | None = {}
     for seen in [*map(_seen_by, runs), *([_seen_by_dictionary(dictionary)] if dictionary else [])]:
         before = None if before is None or seen is None else before | seen
