@@ -19,7 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--organisers",
         nargs=2,
         metavar=("PYTHON", "STRICT"),
-        help="a Python with transformers 4.51.3, and the folder strict of babylm-org/babylm-eval (July 2026)",
+        help="compute anew what test_organisers.py compares with: a Python with transformers 4.51.3, and the "
+        "folder strict of babylm-org/babylm-eval (July 2026)",
     )
     parser.addoption(
         "--gpu", action="store_true", help="run Triton kernels on the GPU (default: interpreted)"

@@ -77,6 +77,7 @@ def reading(directory: str, file: str) -> object:
 
 
 def aoa(directory: str, file: str) -> object:
+    """[word, its surprisal] of each word in each context."""
     from evaluation_pipeline.AoA_word.eval_util import StepConfig, load_eval
     from evaluation_pipeline.AoA_word.evaluation_functions import StepSurprisalExtractor
 
@@ -84,7 +85,8 @@ def aoa(directory: str, file: str) -> object:
     config = StepConfig(track="strict-small", debug=False)
     config.steps, config.word_counts = ["main"], [0]
     extractor = StepSurprisalExtractor(config=config, model_name=directory, backend="mlm", device="cpu")
-    return extractor.analyze_steps(contexts=contexts, target_words=words)["results"]
+    rows = extractor.analyze_steps(contexts=contexts, target_words=words)["results"]
+    return [(row["target_word"], row["surprisal"]) for row in rows]
 
 
 if __name__ == "__main__":
