@@ -21,7 +21,7 @@ from pathlib import Path
 from mlsm import command_line
 from mlsm.command_line import Parser, show_help
 from mlsm.config import DEVICE_HELP, parse_word_counts
-from mlsm.evaluation.names import (
+from mlsm.evaluation.tasks import (
     BABYLM,
     FAST,
     GLUE,
@@ -160,7 +160,7 @@ import torch
 from mlsm import board, cli
 from mlsm.device import choose_device
 from mlsm.directory import check_writable, only_process
-from mlsm.evaluation import estimate, glue, minimal_pairs, paper, summary
+from mlsm.evaluation import estimate, glue, paper, summary
 from mlsm.evaluation.babylm import entry
 from mlsm.evaluation.babylm.curves import SOURCE, baselines, fast_table, full_table, write_report
 from mlsm.evaluation.babylm.formats import FULL
@@ -191,36 +191,42 @@ class Tasks(NamedTuple):
 def read_tasks(names: Sequence[str], settings: Settings) -> Tasks:
     """Read every file of these tasks, so that a mistake in any of them is reported before the work begins."""
     data, limit = settings.data, settings.limit
-    suites = {name: read_files(minimal_pairs.SUITES[name], data, limit) for name in names if name in SUITES}
-    trained_on = dict.fromkeys(glue.TASKS[name].trained_on for name in names if name in glue.TASKS)
+    suites = {name: read_files(SUITES[name], data, limit) for name in names if name in SUITES}
+    trained_on = dict.fromkeys(GLUE[name].trained_on for name in names if name in GLUE)
     root = data / FULL if settings.recipe == "2026" else data
     trainings = [glue.read_task_data(root, name, names, limit) for name in trained_on]
     return Tasks(suites, trainings, names)
 
 
-def read_entry(names: Sequence[str], runs: Mapping[str, Run], settings: Settings) -> dict[str, entry.Data]:
-    """The data of BabyLM 2026 by task. Mistakes in it, models that a run lacks and runs without words are
-    reported before the work begins.
+class Entry(NamedTuple):
+    """What the tasks of BabyLM 2026 measure."""
+
+    data: dict[str, entry.Data]  # by task: BABYLM, FAST
+    revisions: dict[str, list[Revision]]  # by run; the finished model is the last one
+
+
+def read_entry(names: Sequence[str], runs: Mapping[str, Run], settings: Settings) -> Entry:
+    """The data of the tasks of BabyLM 2026 that were asked for, and the models of each run. Mistakes in the
+    data, models that a run lacks and runs without words are reported before the work begins.
     """
     data = {
         name: entry.read_data(settings.data, is_fast=name == FAST, limit=settings.limit)
         for name in names
         if name in (BABYLM, FAST)
     }
-    for name, run in runs.items() if data else ():
-        settings.revisions(run.directory)
+    if not data:
+        return Entry({}, {})
+    for name, run in runs.items():
         if not find_objective(run.record.train.objective).predicts_words:
             raise ValueError(f"{name} predicts no words, and the tasks of BabyLM 2026 ask for words")
-    return data
+    return Entry(data, {name: settings.revisions(run.directory) for name, run in runs.items()})
 
 
 def say_estimate(subjects: Sequence[Subject], tasks: Tasks, settings: Settings) -> None:
     """Measure the speed of every subject, and print how long all tasks take together."""
     num_seeds = len(settings.seed_numbers())
     seconds = {
-        minimal_pairs.SUITES[name].title: sum(
-            estimate.suite_seconds(s, name, files, settings.scoring()) for s in subjects
-        )
+        SUITES[name].title: sum(estimate.suite_seconds(s, name, files, settings.scoring()) for s in subjects)
         for name, files in tasks.suites.items()
     }
     for data in tasks.trainings:
@@ -231,15 +237,13 @@ def say_estimate(subjects: Sequence[Subject], tasks: Tasks, settings: Settings) 
     _say_time(seconds)
 
 
-def say_estimate_of_entry(
-    runs: Mapping[str, Run], data: Mapping[str, entry.Data], settings: Settings
-) -> None:
+def say_estimate_of_entry(runs: Mapping[str, Run], asked: Entry) -> None:
     """Measure the speed of the finished models, and print how long the tasks of BabyLM 2026 take together."""
     seconds: dict[str, float] = collections.defaultdict(float)
-    for run in runs.values():
-        tokenizer, revisions = huggingface_tokenizer(run.tokenizer), settings.revisions(run.directory)
+    for name, run in runs.items():
+        tokenizer, revisions = huggingface_tokenizer(run.tokenizer), asked.revisions[name]
         num_trained = sum(1 for revision in revisions[:-1] if revision.words)
-        for task, these in data.items():
+        for task, these in asked.data.items():
             num_models = len(revisions) if task == FAST else 1
             for title, each in estimate.entry_seconds(run.model, tokenizer, these).items():
                 seconds[title] += num_models * each
@@ -330,22 +334,20 @@ def show_tasks(
             print(f"{name} predicts no words: its scores of minimal pairs are those of an untrained decoder")
 
 
-def show_entry(
-    runs: Mapping[str, Run], data: Mapping[str, entry.Data], settings: Settings, device: torch.device
-) -> None:
+def show_entry(runs: Mapping[str, Run], asked: Entry, settings: Settings, device: torch.device) -> None:
     """Measure the tasks of BabyLM 2026, print their tables, and write what the organisers collect."""
-    revisions = {name: settings.revisions(run.directory) for name, run in runs.items()}
+    data = asked.data
     for name, run in runs.items():
-        *checkpoints, main = revisions[name]
         place = entry.place_of(run.directory, settings.limit)
         if BABYLM in data:
+            *checkpoints, main = asked.revisions[name]
             entry.measure(place, [main], data[BABYLM], settings.tie_seed, device)
             if data[BABYLM].occurrences:
                 trained = [revision for revision in checkpoints if revision.words]
                 path = entry.write_surprisals(place, trained, data[BABYLM], device)
                 say(f"surprisal of children's words at {len(trained)} checkpoints: {path}")
         if FAST in data:
-            entry.measure(place, revisions[name], data[FAST], settings.tie_seed, device)
+            entry.measure(place, asked.revisions[name], data[FAST], settings.tie_seed, device)
         results = entry.read_results(place)
         note = f", at most {settings.limit} items of each file" if settings.limit else ""
         if FAST not in data or BABYLM in data:
@@ -398,7 +400,7 @@ def main(argv: list[str]) -> None:
         for directory in {directory.resolve(): directory for directory in directories}.values():
             locks.enter_context(only_process(directory))
         other_tasks = [task for task in tasks if task not in ("demo", BABYLM, FAST)]
-        entry_data = read_entry(tasks, runs, settings)
+        asked = read_entry(tasks, runs, settings)
         data = read_tasks(other_tasks, settings)
         if "demo" in tasks:
             show_demo(runs, recipes, device)
@@ -411,10 +413,10 @@ def main(argv: list[str]) -> None:
             say_estimate(subjects, data, settings)
             show_tasks(subjects, runs, recipes, data, settings)
         has_glue_of_2026 = settings.recipe == "2026" and data.trainings and not settings.limit
-        if entry_data:
-            say_estimate_of_entry(runs, entry_data, settings)
-        if entry_data or has_glue_of_2026:
-            show_entry(runs, entry_data, settings, device)
+        if asked.data:
+            say_estimate_of_entry(runs, asked)
+        if asked.data or has_glue_of_2026:
+            show_entry(runs, asked, settings, device)
         for run in runs.values():
             results = summary.numbers(read_results(run.directory))
             board.add_results(run.directory, results, run.record.train.num_steps)

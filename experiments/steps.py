@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from mlsm.evaluation.glue import TASKS
+from mlsm.evaluation.tasks import GLUE
 from mlsm.files import read_json, write_json
 from mlsm.log import read_metrics, say
 
@@ -96,5 +96,5 @@ def seconds_per_update(run: Path, clock: str = "processor_seconds") -> float:
 def check_training_sets(flag: str, tasks: str) -> None:
     """Raise ValueError if one of the tasks, which commas separate, has no training set of its own."""
     for task in tasks.split(","):
-        if task not in TASKS or TASKS[task].trained_on != task:
+        if task not in GLUE or GLUE[task].trained_on != task:
             raise ValueError(f"{flag} takes tasks with a training set, such as cola,sst2; got {task!r}")

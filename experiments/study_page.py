@@ -14,8 +14,8 @@ from study import Commands, Student
 
 from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.circumstances import circumstances
-from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.tables import Cell, as_markdown
+from mlsm.evaluation.tasks import GLUE
 from mlsm.figures import new_figure, stroke_of
 from mlsm.files import read_json, write_text
 from mlsm.log import duration
@@ -34,7 +34,7 @@ def write(commands: Commands, path: Path) -> None:
 def page(findings: Findings, figure: str) -> str:
     study, commands = findings.study, findings.commands
     steps = [read_json(file) for file in sorted((commands.folder / "steps").glob("*.json"))]
-    tasks = ", ".join(TASKS[task].title for task in study.glue)
+    tasks = ", ".join(GLUE[task].title for task in study.glue)
     seeds, files = ", ".join(map(str, study.seeds)), ", ".join(Path(name).stem for name in study.corpus)
     flags = f"--budget {study.budget} --preset {study.preset} --glue {','.join(study.glue)}"
     about = f"""A teacher of {study.num_updates:,} updates and {len(commands.students)} students of a tenth
@@ -111,7 +111,7 @@ def _measured(cells: dict[str, Cell | None]) -> Row:
 def fine_tuning_rows(findings: Findings) -> dict[str, Row]:
     rows = {}
     for title, name in _main_runs(findings).items():
-        cells = {TASKS[task].title: findings.glue(name, task) for task in findings.study.glue}
+        cells = {GLUE[task].title: findings.glue(name, task) for task in findings.study.glue}
         rows[title] = _measured({**cells, "average": findings.glue_average(name)})
     return rows
 

@@ -36,8 +36,9 @@ from study import MIN_EXAMPLES, Commands, Study
 from mlsm import cli
 from mlsm.command_line import Parser
 from mlsm.config import PRESETS, DataConfig
-from mlsm.evaluation.glue import FOLDER, TASKS, read_task_data
-from mlsm.evaluation.minimal_pairs import SUITES, read_files
+from mlsm.evaluation.glue import FOLDER, read_task_data
+from mlsm.evaluation.minimal_pairs import read_files
+from mlsm.evaluation.tasks import GLUE, SUITES
 from mlsm.files import read_json, write_json, write_text
 from mlsm.log import read_metrics, say
 from mlsm.settings import check_fields, check_positive, from_json, option
@@ -85,7 +86,7 @@ class Settings:
         """The tasks of --glue, or those with a training set in `data`."""
         if self.glue:
             return tuple(self.glue.split(","))
-        names = [name for name, task in TASKS.items() if task.trained_on == name]
+        names = [name for name, task in GLUE.items() if task.trained_on == name]
         return tuple(name for name in names if (self.data / FOLDER / f"{name}.train.jsonl").exists())
 
 

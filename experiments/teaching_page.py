@@ -11,9 +11,9 @@ from pathlib import Path
 from steps import processor_seconds, step_file
 
 from mlsm.evaluation.circumstances import circumstances
-from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.results import Results, read_results
 from mlsm.evaluation.tables import Cell, as_markdown
+from mlsm.evaluation.tasks import GLUE
 from mlsm.files import read_json, write_text
 from mlsm.log import read_metrics
 from mlsm.runs.record import read_record
@@ -107,7 +107,7 @@ def _num_seeds(results: Results) -> int:
 
 
 def _task_row(results: Results) -> dict[str, Cell | str]:
-    row: dict[str, Cell | str] = {TASKS[task].title: found.spread for task, found in results.glue.items()}
+    row: dict[str, Cell | str] = {GLUE[task].title: found.spread for task, found in results.glue.items()}
     averages = seed_averages(results)
     return row | ({"average": statistics.fmean(averages)} if averages else {})
 

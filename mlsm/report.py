@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlsm import command_line
 from mlsm.command_line import Parser, show_help
-from mlsm.evaluation.names import SIZES
+from mlsm.evaluation.tasks import SIZES
 from mlsm.settings import argument, option
 
 DEFAULT_NAME = "report.html"

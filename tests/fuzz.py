@@ -357,7 +357,8 @@ def read_dictionary() -> None:
 
 def read_evaluation_data() -> None:
     from mlsm.evaluation.glue import encode_item, read_items
-    from mlsm.evaluation.minimal_pairs import SUITES, encode_suite, read_files
+    from mlsm.evaluation.minimal_pairs import encode_suite, read_files
+    from mlsm.evaluation.tasks import SUITES
     from mlsm.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path("run/tokenizer.model"))

@@ -23,8 +23,9 @@ from mlsm.evaluation.finetune import Diverged, FineTuneSettings, fine_tune, pred
 from mlsm.evaluation.glue import TaskData
 from mlsm.evaluation.glue_scores import encode_items, new_classifier
 from mlsm.evaluation.jsonl import spaced
-from mlsm.evaluation.minimal_pairs import SUITES, TOKEN_BUDGET, Files, Scoring, encode_suite, score_pairs
+from mlsm.evaluation.minimal_pairs import TOKEN_BUDGET, Files, Scoring, encode_suite, score_pairs
 from mlsm.evaluation.subject import Subject
+from mlsm.evaluation.tasks import SUITES
 from mlsm.model.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def fine_tuning_seconds(
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """The time of a call whose result needs no waiting for."""
+    """The seconds that a call takes, which must not return before its results are computed."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

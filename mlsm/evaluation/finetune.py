@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mlsm.evaluation.glue import accuracy, f1
-from mlsm.evaluation.names import RECIPES
+from mlsm.evaluation.tasks import RECIPES, accuracy, f1
 from mlsm.model.deberta import Encoder, init_weights_
 from mlsm.seeds import generator_for, seed_for
 from mlsm.settings import check_fields, check_positive

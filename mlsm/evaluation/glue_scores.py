@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from mlsm import distributed
 from mlsm.evaluation.finetune import Classifier, Diverged, EncodedItem, FineTuneSettings, fine_tune
-from mlsm.evaluation.glue import TASKS, Item, TaskData, encode_item
+from mlsm.evaluation.glue import Item, TaskData, encode_item
 from mlsm.evaluation.subject import Subject
 from mlsm.evaluation.tables import Spread
+from mlsm.evaluation.tasks import GLUE
 from mlsm.files import folder_within, read_json, write_text
 from mlsm.log import progress, say
 from mlsm.settings import check_fields
@@ -120,7 +121,7 @@ def _seed_result(data: TaskData, task: str, trained: TrainedSeed) -> SeedResult:
     score = None
     if not trained.failure:
         true = [item.label for item in data.validations[task]]
-        score = TASKS[task].metric(trained.predictions[task], true)
+        score = GLUE[task].metric(trained.predictions[task], true)
     return SeedResult(score, trained.epoch, trained.failure, trained.truncated)
 
 
@@ -153,7 +154,7 @@ def encode_items(subject: Subject, items: Sequence[Item], max_length: int) -> tu
 
 def new_classifier(subject: Subject, task: str, seed: int, recipe: str) -> Classifier:
     """A copy of the subject's encoder with a new head for a task."""
-    model, num_labels = subject.model, TASKS[task].num_labels
+    model, num_labels = subject.model, GLUE[task].num_labels
     return Classifier(model.encoder, num_labels, model.config.init_std, seed, recipe).to(model.device)
 
 

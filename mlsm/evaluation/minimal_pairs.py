@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from mlsm import distributed
 from mlsm.evaluation.jsonl import Example, read_examples, spaced
-from mlsm.evaluation.names import TIES
 from mlsm.evaluation.pseudo_likelihood import Score, Text, score_texts
 from mlsm.evaluation.subject import Subject
+from mlsm.evaluation.tasks import SUITES, TIES, Suite
 from mlsm.files import file_digest, folder_within, read_text, write_text
 from mlsm.log import progress, say
 from mlsm.model.language_model import LanguageModel
@@ -31,38 +31,6 @@ from mlsm.settings import check_fields
 from mlsm.text.tokenizer import SEP_ID, UNK_ID, Tokenizer
 
 TOKEN_BUDGET = 4096  # tokens of a batch; on a CPU core at width 128, 8192 is 9 % slower
-
-
-class Suite(NamedTuple):
-    """One of the organisers' suites."""
-
-    title: str
-    folder: str
-    num_files: int  # in the official data
-    fields: Collection[str]  # texts that every line must have
-    pair: Callable[[Mapping[str, str]], tuple[str, str, str]]  # texts of a line to (context, good, bad)
-    group: str | None  # the field by which sub-tasks are also averaged
-
-
-def _good_and_bad(texts: Mapping[str, str]) -> tuple[str, str, str]:
-    return "", texts["sentence_good"], texts["sentence_bad"]
-
-
-def _first_target(texts: Mapping[str, str]) -> tuple[str, str, str]:
-    """The first target fits the first context. The official files hold each item a second time with contexts
-    and targets swapped, so that one pair a line is all.
-    """
-    return texts["Context1"], texts["Target1"], texts["Target2"]
-
-
-_BLIMP_FIELDS = ("sentence_good", "sentence_bad")
-_EWOK_FIELDS = ("Domain", "Context1", "Context2", "Target1", "Target2")
-SUITES = {
-    "blimp": Suite("BLiMP", "blimp_filtered", 67, (*_BLIMP_FIELDS, "field"), _good_and_bad, "field"),
-    "supplement": Suite("supplement", "supplement_filtered", 5, _BLIMP_FIELDS, _good_and_bad, None),
-    "ewok": Suite("EWoK", "ewok_filtered", 11, _EWOK_FIELDS, _first_target, None),
-}
-
 
 Files = Mapping[Path, Sequence[Example]]  # the lines of the files of a suite
 

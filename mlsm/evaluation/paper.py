@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.tables import Cell
+from mlsm.evaluation.tasks import GLUE
 
 # Tables 2 (students start from the teacher) and 3 (from random weights): boolq cola mnli mnli-mm mrpc multirc
 # qnli qqp rte sst2 wsc, and the average as printed. The columns of MLM are the same model in both.
@@ -86,7 +86,7 @@ def quoted_rows(size: str, columns: Collection[str]) -> dict[str, dict[str, Cell
     """The rows of Tables 2-5 for a corpus of 10M or 100M words that have any of these columns. The name of a
     row says that it is quoted, and from which table.
     """
-    glue = (*(task.title for task in TASKS.values()), GLUE_AVERAGE)
+    glue = (*(task.title for task in GLUE.values()), GLUE_AVERAGE)
     tables = {
         "Table 2": (_TABLE_2, glue),
         "Table 3": (_TABLE_3, glue),

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mlsm import distributed
-from mlsm.evaluation.names import REDUCTIONS
+from mlsm.evaluation.tasks import REDUCTIONS
 from mlsm.model.language_model import LanguageModel
 from mlsm.runs.run import Run
 from mlsm.text.batches import cut_by_token_budget

@@ -7,12 +7,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mlsm.evaluation.finetune import FineTuneSettings
-from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.glue_scores import GlueResult, SeedResult
-from mlsm.evaluation.minimal_pairs import SUITES, SuiteResult
+from mlsm.evaluation.minimal_pairs import SuiteResult
+from mlsm.evaluation.tasks import GLUE, SUITES
 from mlsm.files import read_json
 from mlsm.settings import check_fields, from_json
 
@@ -28,7 +27,7 @@ class Results:
     demo: Numbers = field(default_factory=dict)
     demo_baseline: Numbers = field(default_factory=dict)
     suites: Mapping[str, SuiteResult] = field(default_factory=dict)  # by the keys of SUITES
-    glue: Mapping[str, GlueResult] = field(default_factory=dict)  # by the keys of TASKS
+    glue: Mapping[str, GlueResult] = field(default_factory=dict)  # by the keys of GLUE
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -59,18 +58,27 @@ def read_results(folder: Path) -> Results:
         raise ValueError(f"{path} holds no results of this program ({error!r}); remove it") from None
 
 
-def _results(values: dict[str, Any]) -> Results:
-    return Results(
-        values.get("weights", ""),
-        _numbers(values.get("demo", {})),
-        _numbers(values.get("demo baseline", {})),
-        {name: _suite(values[name]) for name in SUITES if name in values},
-        {name: _glue(name, result) for name, result in values.get("glue", {}).items()},
-    )
+def _results(value: object) -> Results:
+    values = _object(value)
+    parts = {
+        "weights": values.get("weights", ""),
+        "demo": _numbers(values.get("demo", {})),
+        "demo_baseline": _numbers(values.get("demo baseline", {})),
+        "suites": {name: _suite(values[name]) for name in SUITES if name in values},
+        "glue": {name: _glue(name, result) for name, result in _object(values.get("glue", {})).items()},
+    }
+    return from_json(Results, parts)
 
 
-def _numbers(values: Mapping[str, object]) -> dict[str, float]:
-    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+def _object(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError(f"not an object: {value!r}")
+    return value
+
+
+def _numbers(value: object) -> dict[str, float]:
+    values = _object(value)
+    numbers = {name: float(number) for name, number in values.items() if isinstance(number, int | float)}
     if len(numbers) < len(values):
         raise TypeError(f"not only numbers: {values}")
     return numbers
@@ -88,12 +96,13 @@ def _suite(value: object) -> SuiteResult:
     )
 
 
-def _glue(name: str, values: Mapping[str, Any]) -> GlueResult:
-    if name not in TASKS:
+def _glue(name: str, value: object) -> GlueResult:
+    if name not in GLUE:
         raise KeyError(name)
+    values = _object(value)
     seeds = {
-        int(seed): from_json(SeedResult, _renamed(one, "scores", "score"))
-        for seed, one in values["seeds"].items()
+        int(seed): from_json(SeedResult, _renamed(_object(one), "scores", "score"))
+        for seed, one in _object(values["seeds"]).items()
     }
     return GlueResult(seeds, from_json(FineTuneSettings, values["settings"]))
 

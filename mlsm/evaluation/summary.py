@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.glue_scores import GlueResult
-from mlsm.evaluation.minimal_pairs import SUITES, Suite, SuiteResult
+from mlsm.evaluation.minimal_pairs import SuiteResult
 from mlsm.evaluation.paper import EWOK_TIES_CORRECT, GLUE_AVERAGE
 from mlsm.evaluation.recipes import Recipe
 from mlsm.evaluation.results import RESULTS_FILE, Numbers, Results, read_results, results_json
 from mlsm.evaluation.tables import Cell, Spread, as_markdown
+from mlsm.evaluation.tasks import GLUE, SUITES, Suite
 from mlsm.files import write_json, write_text
 
 CHANCE = 0.5  # of a minimal pair
@@ -38,11 +38,11 @@ def row(results: Results) -> dict[str, Cell]:
     }
     if ewok := results.suites.get("ewok"):
         cells[EWOK_TIES_CORRECT] = ewok.average_by_ties["correct"]
-    spreads = {name: results.glue[name].spread for name in TASKS if name in results.glue}
-    cells |= {TASKS[name].title: spread for name, spread in spreads.items()}
+    spreads = {name: results.glue[name].spread for name in GLUE if name in results.glue}
+    cells |= {GLUE[name].title: spread for name, spread in spreads.items()}
     measured_by = {(result.settings, *sorted(result.seeds)) for result in results.glue.values()}
     has_failed = any(spread.failed for spread in spreads.values())
-    if spreads.keys() == TASKS.keys() and len(measured_by) == 1 and not has_failed:
+    if spreads.keys() == GLUE.keys() and len(measured_by) == 1 and not has_failed:
         cells[GLUE_AVERAGE] = statistics.fmean(spread.mean for spread in spreads.values())
     return cells
 
@@ -102,8 +102,8 @@ def chance_row(results: Results, majority: Mapping[str, float]) -> dict[str, Cel
     between the texts of a pair, and the majority class.
     """
     cells: dict[str, Cell] = {suite.title: CHANCE for name, suite in SUITES.items() if name in results.suites}
-    cells |= {TASKS[name].title: score for name, score in majority.items()}
-    if majority.keys() == TASKS.keys():
+    cells |= {GLUE[name].title: score for name, score in majority.items()}
+    if majority.keys() == GLUE.keys():
         cells[GLUE_AVERAGE] = statistics.fmean(majority.values())
     return cells
 
@@ -140,7 +140,7 @@ def _suite_section(suite: Suite, result: SuiteResult) -> str:
 
 def _glue_section(results: Mapping[str, GlueResult]) -> str:
     rows = {
-        f"{TASKS[name].title}, seed {seed}": {
+        f"{GLUE[name].title}, seed {seed}": {
             "metric": "failed" if one.score is None else f"{one.score:.4f}",
             "best epoch": str(one.epoch),
             "truncated": str(one.num_truncated),

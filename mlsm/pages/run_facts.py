@@ -15,9 +15,8 @@ from typing import NamedTuple
 from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.babylm.entry import RevisionResult, place_of
 from mlsm.evaluation.babylm.entry import read_results as read_entry
-from mlsm.evaluation.glue import TASKS
-from mlsm.evaluation.minimal_pairs import SUITES
 from mlsm.evaluation.results import Results, read_results
+from mlsm.evaluation.tasks import GLUE, SUITES
 from mlsm.files import open_tensors
 from mlsm.log import duration, printable, read_metrics
 from mlsm.runs.checkpoint import MODEL_FILE
@@ -178,5 +177,5 @@ def glue_rows(runs: Sequence[RunFacts]) -> dict[str, dict[str, float | str]]:
         for task, result in run.results.glue.items():
             for seed, one in result.seeds.items():
                 score = "failed" if one.score is None else one.score
-                rows.setdefault(f"{TASKS[task].title}, seed {seed}", {})[run.name] = score
+                rows.setdefault(f"{GLUE[task].title}, seed {seed}", {})[run.name] = score
     return rows

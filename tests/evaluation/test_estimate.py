@@ -12,8 +12,9 @@ from mlsm.evaluation.babylm.entry import read_data
 from mlsm.evaluation.babylm.formats import TASKS
 from mlsm.evaluation.finetune import FineTuneSettings
 from mlsm.evaluation.glue import read_task_data
-from mlsm.evaluation.minimal_pairs import SUITES, Scoring, read_files
+from mlsm.evaluation.minimal_pairs import Scoring, read_files
 from mlsm.evaluation.subject import Subject, of_run
+from mlsm.evaluation.tasks import SUITES
 from mlsm.runs.hub_tokenizer import huggingface_tokenizer
 from mlsm.runs.run import load_run
 

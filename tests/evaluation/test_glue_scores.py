@@ -15,9 +15,10 @@ from task_files import write_cola, write_lines
 import evaluate
 from mlsm.evaluation import glue_scores
 from mlsm.evaluation.finetune import FineTuneSettings
-from mlsm.evaluation.glue import accuracy, task_file
+from mlsm.evaluation.glue import task_file
 from mlsm.evaluation.glue_scores import GlueResult, SeedResult
 from mlsm.evaluation.tables import as_text
+from mlsm.evaluation.tasks import accuracy
 
 
 @pytest.fixture(scope="module")

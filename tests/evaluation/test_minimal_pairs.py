@@ -11,7 +11,6 @@ from task_files import blimp_rows, write_lines, write_suites
 import evaluate
 from mlsm.evaluation import minimal_pairs
 from mlsm.evaluation.minimal_pairs import (
-    SUITES,
     PairScore,
     Scoring,
     SubTask,
@@ -21,6 +20,7 @@ from mlsm.evaluation.minimal_pairs import (
     summarize,
 )
 from mlsm.evaluation.pseudo_likelihood import Score, Text
+from mlsm.evaluation.tasks import SUITES
 from mlsm.text.tokenizer import SEP_ID
 
 

@@ -2,15 +2,14 @@
 
 import pytest
 
-from mlsm.evaluation.glue import TASKS
-from mlsm.evaluation.minimal_pairs import SUITES
 from mlsm.evaluation.paper import EWOK_TIES_CORRECT, GLUE_AVERAGE, quoted_rows
+from mlsm.evaluation.tasks import GLUE, SUITES
 
 
 def test_quoted_rows_have_the_averages_the_paper_prints() -> None:
     for size, count in (("10M", 19), ("100M", 16)):
         rows = quoted_rows(
-            size, [*(t.title for t in (*TASKS.values(), *SUITES.values())), GLUE_AVERAGE, EWOK_TIES_CORRECT]
+            size, [*(t.title for t in (*GLUE.values(), *SUITES.values())), GLUE_AVERAGE, EWOK_TIES_CORRECT]
         )
         assert len(rows) == count
         for name, row in rows.items():

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from mlsm.evaluation.finetune import FineTuneSettings
-from mlsm.evaluation.glue import TASKS
 from mlsm.evaluation.glue_scores import GlueResult, SeedResult
 from mlsm.evaluation.recipes import Recipe
 from mlsm.evaluation.results import Results, read_results
 from mlsm.evaluation.summary import demo_rows, markdown, over_seeds, row, store
 from mlsm.evaluation.tables import Spread
+from mlsm.evaluation.tasks import GLUE
 
 
 def results_of(tasks: list[str], scores: dict[int, float | None], max_epochs: int = 10) -> Results:
@@ -23,18 +23,18 @@ def results_of(tasks: list[str], scores: dict[int, float | None], max_epochs: in
 
 def test_the_average_needs_all_tasks_without_failures() -> None:
     scores: dict[int, float | None] = {12: 0.5, 13: 0.7}
-    everything, wsc = results_of(list(TASKS), scores), results_of(["wsc"], scores)
+    everything, wsc = results_of(list(GLUE), scores), results_of(["wsc"], scores)
     assert row(everything)["GLUE avg."] == pytest.approx(0.6)
     assert "| WSC, seed 12 | 0.5000 |" in markdown("mine", everything)
-    assert "GLUE avg." not in row(results_of(list(TASKS), {12: 0.5, 13: None}))
-    assert "GLUE avg." not in row(results_of([task for task in TASKS if task != "wsc"], scores))
+    assert "GLUE avg." not in row(results_of(list(GLUE), {12: 0.5, 13: None}))
+    assert "GLUE avg." not in row(results_of([task for task in GLUE if task != "wsc"], scores))
     for other in (results_of(["wsc"], {12: 0.5}), results_of(["wsc"], scores, max_epochs=9)):
         assert "GLUE avg." not in row(everything.updated(other))
     assert "GLUE avg." in row(everything.updated(wsc))
 
 
 def test_the_average_of_several_invocations(tmp_path: Path) -> None:
-    for task in TASKS:
+    for task in GLUE:
         store(tmp_path, "mine", results_of([task], {12: 0.25, 13: 0.75}))
     assert row(read_results(tmp_path))["GLUE avg."] == 0.5
     assert "GLUE avg." in (tmp_path / "results.md").read_text(encoding="utf-8")

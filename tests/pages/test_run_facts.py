@@ -5,7 +5,7 @@ from pathlib import Path
 from logged_runs import logged_run
 
 from mlsm.evaluation import paper
-from mlsm.evaluation.names import SIZES
+from mlsm.evaluation.tasks import SIZES
 from mlsm.pages.run_facts import compute_row, duration, learning_rows, read_facts
 from mlsm.pages.run_view import MEASURES
 from mlsm.runs.run import load_run

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mlsm.evaluation.babylm.entry import RevisionResult
 from mlsm.evaluation.babylm.formats import TASKS
-from mlsm.evaluation.glue import TASKS as GLUE
 from mlsm.evaluation.tables import Cell, as_markdown
+from mlsm.evaluation.tasks import GLUE
 from mlsm.figures import new_figure
 from mlsm.files import write_text
 from mlsm.runs.checkpoint import shortened
