@@ -122,6 +122,14 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"no file {path}") from None
 
 
+def read_object(path: Path) -> dict[str, object]:
+    """The object in a JSON file. Raises ValueError as `read_json`, and if the file holds another value."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} does not hold an object")
+    return value
+
+
 def parse_json(content: bytes, source: str) -> Any:
     """The value of a JSON text. Raises ValueError naming the source if it is not JSON, holds a key twice or
     is nested too deep.

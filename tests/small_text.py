@@ -42,6 +42,13 @@ def text_flags(folder: Path) -> list[str]:
     return [f"--corpus={folder / 'text.txt'}", f"--cache-dir={folder / 'cache'}"]
 
 
+def small_flags(folder: Path, **extra: object) -> list[str]:
+    """Flags of a small text, which is written to a folder, and `extra` flags by their names."""
+    write_corpus(folder / "text.txt", count=200)
+    flags = {"max-length": 48, "device": "cpu"} | extra
+    return [*text_flags(folder), *(f"--{name}={value}" for name, value in flags.items())]
+
+
 # A model of two layers on that text: an update takes some milliseconds.
 NANO_FLAGS = [
     "--width=16", "--depth=2", "--num-heads=2", "--ffn-width=32", "--vocab-size=80", "--max-length=32",

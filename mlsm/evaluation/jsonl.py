@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from mlsm.files import parse_json, read_bytes
 
@@ -20,13 +20,13 @@ class Line(NamedTuple):
 
     path: Path
     number: int  # from 1
-    values: dict[str, Any]
+    values: dict[str, object]
 
     def error(self, problem: str) -> ValueError:
         """The error to raise for a problem in this line."""
         return ValueError(f"{self.path}, line {self.number}: {problem}")
 
-    def _value(self, name: str) -> Any:
+    def _value(self, name: str) -> object:
         if name not in self.values:
             raise self.error(f"no field {name!r}; there are {', '.join(self.values)}")
         return self.values[name]

@@ -19,7 +19,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from mlsm.files import (
     LARGEST_JSON,
     open_file,
     read_bytes,
-    read_json,
+    read_object,
     read_tensors,
     read_text,
     write_directory,
@@ -59,7 +59,7 @@ EMBEDDINGS = "deberta.embeddings.word_embeddings.weight"
 def is_checkpoint(directory: Path) -> bool:
     """Whether a directory holds a model of transformers, whose config.json names a type of model."""
     path = directory / "config.json"
-    return path.is_file() and "model_type" in _read_object(path)
+    return path.is_file() and "model_type" in read_object(path)
 
 
 def with_converted_checkpoints(given: Flags, *names: str) -> Flags:
@@ -103,7 +103,7 @@ def convert(source: Path, run: Path) -> None:
                 f"python -m mlsm.runs.hub_import {source} RUN"
             )
         return
-    settings = _read_object(source / "config.json")
+    settings = read_object(source / "config.json")
     read = _read_deberta if settings["model_type"] in MODEL_TYPES else _read_other
     try:
         found = read(source, settings, files)
@@ -132,7 +132,7 @@ def convert(source: Path, run: Path) -> None:
     say(f"{run}: converted from {source}")
 
 
-def _read_deberta(source: Path, settings: dict[str, Any], files: list[Path]) -> _Converted:
+def _read_deberta(source: Path, settings: dict[str, object], files: list[Path]) -> _Converted:
     """A DeBERTa, whose weights get the names that they have here."""
     config = hub_config(settings)
     tokenizer, their_ids = _read_tokenizer(source)
@@ -156,7 +156,7 @@ def _read_deberta(source: Path, settings: dict[str, Any], files: list[Path]) -> 
     return _Converted(shape, tokenizer, ours, layout)
 
 
-def _read_other(source: Path, settings: dict[str, Any], files: list[Path]) -> _Converted:
+def _read_other(source: Path, settings: dict[str, object], files: list[Path]) -> _Converted:
     """An encoder that stays one of transformers."""
     found = read_outside(source, settings, files)
     tensors = {name: weight.clone() for name, weight in found.encoder.state_dict().items()}
@@ -306,7 +306,7 @@ def _with_all_heads(shape: ModelConfig, found: dict[str, Tensor]) -> dict[str, T
 def _read_tokenizer(source: Path) -> tuple[Tokenizer, list[int]]:
     """The tokenizer, and the id that each of its pieces has in the checkpoint."""
     file = source / "tokenizer_config.json"
-    settings = _read_object(file) if file.exists() else {}
+    settings = read_object(file) if file.exists() else {}
     for name in ("do_lower_case", "split_by_punct"):
         if settings.get(name):
             raise ValueError(f"its tokenizer asks for {name}")
@@ -329,10 +329,11 @@ def _byte_pairs(source: Path, has_prefix_space: bool) -> bytes:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     except ImportError:
         raise ValueError("reading it takes the package tokenizers: pip install tokenizers") from None
-    vocabulary = _read_object(source / "vocab.json")
+    read = read_object(source / "vocab.json")
     if (source / "added_tokens.json").exists():
-        vocabulary |= _read_object(source / "added_tokens.json")
-    if not all(type(number) is int and 0 <= number < MOST_PIECES for number in vocabulary.values()):
+        read |= read_object(source / "added_tokens.json")
+    vocabulary = {piece: i for piece, i in read.items() if type(i) is int and 0 <= i < MOST_PIECES}
+    if len(vocabulary) < len(read):
         raise ValueError(f"vocab.json must number its pieces from 0 to {MOST_PIECES - 1} at most")
     lines = read_text(source / "merges.txt").split("\n")
     split = [line.split(" ") for line in lines if line and not line.startswith("#version")]
@@ -344,13 +345,6 @@ def _byte_pairs(source: Path, has_prefix_space: bool) -> bytes:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=has_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer.to_str().encode()
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold an object")
-    return value
 
 
 @dataclass(frozen=True)

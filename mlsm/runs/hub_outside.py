@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mlsm.config import ModelConfig
-from mlsm.files import LARGEST_JSON, file_digest, read_bytes, read_json
+from mlsm.files import LARGEST_JSON, file_digest, read_bytes, read_object
 from mlsm.model.outside import OutsideEncoder, empty_encoder, import_transformers, text_encoder
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.record import OutsideRecord
@@ -51,8 +51,7 @@ def weight_files(source: Path) -> list[Path]:
         return [source / MODEL_FILE]
     if not (source / SHARDS_FILE).exists():
         return []
-    index = read_json(source / SHARDS_FILE)
-    names = index.get("weight_map") if isinstance(index, dict) else None
+    names = read_object(source / SHARDS_FILE).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{source / SHARDS_FILE} has no weight_map")
     files = [source / name for name in sorted(set(names.values()))]
@@ -70,9 +69,10 @@ def digest_of(files: Sequence[Path]) -> str:
 
 def read_outside(source: Path, settings: Mapping[str, object], files: Sequence[Path]) -> OutsideModel:
     """The encoder and the tokenizer of a checkpoint with these files of weights, whose config.json holds
-    `settings`. Raises ValueError in
-    one line for what cannot teach: a decoder, a model of images, quantised weights, code of its own, missing
-    weights, and a tokenizer that is missing or has no mask.
+    `settings`.
+
+    Raises ValueError in one line for what cannot teach: a decoder, a model of images, quantised weights, code
+    of its own, missing weights, and a tokenizer that is missing or has no mask.
     """
     model_type = str(settings["model_type"])
     import_transformers(model_type)
@@ -122,8 +122,7 @@ def load_outside(run: Path, shape: ModelConfig) -> OutsideEncoder:
 
 
 def _config_of(folder: Path) -> PretrainedConfig:
-    settings = read_json(folder / "config.json")
-    import_transformers(str(settings.get("model_type")) if isinstance(settings, dict) else "unknown")
+    import_transformers(str(read_object(folder / "config.json").get("model_type")))
     from transformers import AutoConfig
 
     try:
@@ -231,8 +230,8 @@ def _special_tokens(source: Path) -> dict[str, str]:
     """The special tokens by transformers' names, as the files of a tokenizer have them."""
     tokens: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        settings = read_json(source / name) if (source / name).exists() else {}
-        for role, token in settings.items() if isinstance(settings, dict) else ():
+        settings = read_object(source / name) if (source / name).exists() else {}
+        for role, token in settings.items():
             content = token.get("content") if isinstance(token, dict) else token
             if role.endswith("_token") and isinstance(content, str):
                 tokens[role] = content

@@ -37,7 +37,7 @@ SCORE_UNIT = 1 / 256
 LONGEST_LINE = 8192  # characters; training cuts longer lines
 _SPECIAL_NAMES = (("[CLS]",), ("[SEP]",), ("<unk>", "[UNK]"), ("<pad>", "[PAD]"), ("[MASK]",))
 ABSENT = -1  # in place of the former id of a special piece that a vocabulary did not have
-# What transformers calls the tokens with the part of our special pieces, the better name first.
+# The names that transformers has for tokens in the role of our special pieces, the better name first.
 _SPECIAL_ROLES = (
     ("cls_token", "bos_token"),
     ("sep_token", "eos_token"),
@@ -339,7 +339,7 @@ def concept_pieces(model: bytes) -> tuple[bytes, list[int]]:
         content = json.loads(model)
         found = {t["content"]: t["id"] for t in content["added_tokens"] if t["content"].startswith("[MASK-")}
     except (ValueError, KeyError, TypeError):
-        return model, []  # what reads a tokenizer says what is wrong
+        return model, []  # the error is raised where the tokenizer is read
     names = [f"[MASK-{i}]" for i in range(len(found))]
     if not found or found.keys() != set(names):
         return model, []

@@ -14,7 +14,7 @@ import torch
 from hub_checkpoints import shaken, v1_checkpoint, v2_checkpoint, write_sentencepiece
 from outside_checkpoints import write_authors_checkpoint
 from small_runs import random_run
-from small_text import sentences, write_corpus
+from small_text import sentences, small_flags
 from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, DebertaForMaskedLM, DebertaTokenizer, DebertaV2Tokenizer
@@ -237,12 +237,6 @@ def test_of_the_authors_student_the_weights_are_read(
         torch.testing.assert_close(run.model.concept_logits(hidden_ND), expected_NK, atol=1e-4, rtol=1e-4)
         logits_NV = run.model.token_logits(hidden_ND)
     torch.testing.assert_close(logits_NV, expected_NK @ matrix_VK.mT, atol=1e-3, rtol=1e-4)
-
-
-def small_flags(folder: Path, **extra: object) -> list[str]:
-    corpus = write_corpus(folder / "text.txt", count=200)
-    flags = {"corpus": corpus, "cache-dir": folder / "cache", "max-length": 48, "device": "cpu"} | extra
-    return [f"--{name}={value}" for name, value in flags.items()]
 
 
 @pytest.mark.parametrize("kind", ["v1", "v2"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from outside_checkpoints import BERT_SPECIALS, byte_pairs, write_checkpoint, write_tokenizer
-from small_text import sentences, write_corpus
+from small_text import sentences, small_flags
 from transformers import AutoTokenizer
 
 import evaluate
@@ -24,12 +24,6 @@ from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
 from mlsm.runs.run import load_encoder, load_run
 from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, NUM_SPECIALS, SEP_ID
-
-
-def small_flags(folder: Path, **extra: object) -> list[str]:
-    corpus = write_corpus(folder / "text.txt", count=200)
-    flags = {"corpus": corpus, "cache-dir": folder / "cache", "max-length": 48, "device": "cpu"} | extra
-    return [f"--{name}={value}" for name, value in flags.items()]
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5"])

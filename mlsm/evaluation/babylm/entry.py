@@ -13,6 +13,7 @@ What is measured on the first items of each file only is in RUN/evaluation/babyl
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +33,9 @@ from mlsm.log import progress, say
 from mlsm.model.language_model import LanguageModel
 from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.hub_tokenizer import huggingface_tokenizer
+from mlsm.runs.record import read_record
 from mlsm.runs.revisions import MAIN, Revision
-from mlsm.runs.run import load_run
+from mlsm.runs.run import load_run, load_tokenizer
 from mlsm.settings import check_fields, from_json
 
 if TYPE_CHECKING:
@@ -62,8 +64,8 @@ def read_data(folder: Path, *, is_fast: bool, limit: int | None = None) -> Data:
     Raises ValueError naming the file and the line of what cannot be used, and if no task is there.
     """
     root = folder / (FAST if is_fast else FULL)
-    folders = {name: root / (task.fast or "" if is_fast else task.full) for name, task in TASKS.items()}
-    folders = {name: path for name, path in folders.items() if path != root}
+    names = {name: task.fast if is_fast else task.full for name, task in TASKS.items()}
+    folders = {name: root / folder for name, folder in names.items() if folder}
     times, contexts = root / "reading" / "reading_data.csv", root / "aoa" / "cdi_childes.json"
     wanted = [*folders.values(), times, *([] if is_fast else [contexts])]
     if missing := [path for path in wanted if not path.exists()]:
@@ -128,9 +130,7 @@ def place_of(run: Path, limit: int | None = None) -> Place:
 
 
 class Scorer:
-    """A model of a run with the tokenizer of transformers, and the store of its scores. The model is loaded
-    when a score is not stored.
-    """
+    """The scores of a model of a run. Those that are stored need no model."""
 
     def __init__(
         self, place: Place, revision: Revision, tokenizer: FastTokenizer, device: torch.device
@@ -138,13 +138,11 @@ class Scorer:
         self.revision, self.tokenizer, self.device = revision, tokenizer, device
         self.weights = fingerprint(revision.directory)
         self.folder = place.folder / "scores" / self.weights
-        self._model: LanguageModel | None = None
 
-    @property
+    @functools.cached_property
     def model(self) -> LanguageModel:
-        if self._model is None:
-            self._model = load_run(self.revision.directory, self.device).model
-        return self._model
+        """The model, which is loaded at the first use."""
+        return load_run(self.revision.directory, self.device).model
 
     def rows(self, name: str, digest: str, num_rows: int, compute: Callable[[], Rows]) -> Rows:
         """The rows that `compute` returns, or those that are stored for the same weights and data."""
@@ -212,7 +210,7 @@ def measure(
     """Measure these models of a run, write their predictions, and return their results by revision. Each
     model's results are in results.json before the next one is measured.
     """
-    tokenizer = huggingface_tokenizer(load_run(place.run).tokenizer)
+    tokenizer = huggingface_tokenizer(load_tokenizer(place.run, read_record(place.run)))
     results = {}
     for revision in revisions:
         scorer = Scorer(place, revision, tokenizer, device)
@@ -243,7 +241,7 @@ def _measure_one(place: Place, scorer: Scorer, data: Data, seed: int) -> Revisio
 
 def write_surprisals(place: Place, revisions: Sequence[Revision], data: Data, device: torch.device) -> Path:
     """Write surprisal.json, with the surprisal of children's words at each of these models, and return it."""
-    tokenizer = huggingface_tokenizer(load_run(place.run).tokenizer)
+    tokenizer = huggingface_tokenizer(load_tokenizer(place.run, read_record(place.run)))
     rows = [
         {
             "step": revision.name,
@@ -278,8 +276,8 @@ def store_glue(
         rows = [{"id": f"{task}_{i}", "pred": label} for i, label in enumerate(labels)]
         path = place.folder / "results" / place.name / MAIN / "finetune" / task / "predictions.json"
         write_text(path, json.dumps({task: {"predictions": rows}}) + "\n")
-    words = next((old.words for old in [read_results(place).get(MAIN)] if old), 0)
-    _store(place, MAIN, RevisionResult(words, weights, glue=metrics))
+    old = read_results(place).get(MAIN)
+    _store(place, MAIN, RevisionResult(old.words if old else 0, weights, glue=metrics))
 
 
 def read_results(place: Place) -> dict[str, RevisionResult]:

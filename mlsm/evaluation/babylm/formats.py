@@ -60,7 +60,7 @@ def _ewok(line: Line, file: str) -> Item:
 
 
 def _entity_tracking(line: Line, file: str) -> Item | None:
-    """The first option is right. Items with an option that says nothing is there are left out."""
+    """The first option is right. Items with "nothing" in an option are left out."""
     prefix, options = line.text("input_prefix"), line.texts("options")
     num_operations = line.whole_number("numops", MOST_OPERATIONS)
     if any("nothing" in option for option in options):

@@ -1,12 +1,12 @@
 """Reading times of BabyLM 2026: how much the surprisal of a word adds to a prediction of its reading time.
 
 The surprisal of a word after its context is -log p, in nats, where three masks follow the context and the
-first one stands for the word (Samuel 2024). A word of several tokens is the product of its tokens, where the
-organisers' pipeline goes from each token to its text and back: the text of a token is appended to the context
-before the next one is asked for, and asked for is the first token of the next one's text. Our tokenizers
-decode a token without the blank before it, and encode a text with one. So the text of such a word stands
-without a blank behind its context, and its inner pieces are asked for as if they began a word. The numbers
-here are those of the organisers all the same.
+first one stands for the word (Samuel 2024). The probability of a word of several tokens is the product of
+theirs. The organisers' pipeline goes from each token to its text and back: it appends the text of a token to
+the context before it asks for the next one, and asks for the first token of the next one's text. Our
+tokenizers decode a token without the blank before it, and encode a text with one. So the text of such a word
+stands without a blank behind its context, and its inner pieces are asked for as if they began a word. The
+same is done here, so that the numbers are those of the organisers.
 
 The score is the share of the variance left by a baseline that the surprisal explains, in a linear regression
 with interactions (de Varda et al. 2023): for four times of eye tracking, and for self-paced reading with the
@@ -93,7 +93,7 @@ def _word(path: Path, line: int, row: Mapping[str, str | None]) -> Word:
 
 
 def next_word_queries(tokenizer: FastTokenizer, context: str, word: str) -> Iterator[Query]:
-    """A query for each token of a word that follows a context, with the organisers' detour over texts."""
+    """A query for each token of a word that follows a context; from the second token on, by its text."""
     tokens = tokenizer.encode(word, add_special_tokens=False).ids
     for number, token in enumerate(tokens):
         text = tokenizer.decode([token], skip_special_tokens=False)
