@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mlsm import command_line
 from mlsm.command_line import Parser, show_help
-from mlsm.config import DEVICE_HELP
+from mlsm.config import CONCEPT_TOKENS, DEVICE_HELP, TrainConfig
 from mlsm.settings import argument, check_fields, check_positive, option
 
 
@@ -33,7 +33,7 @@ class Settings:
     page: bool = option(False, "also write concepts.html, to search and click through")
     serve: bool = option(False, "show the page at http://127.0.0.1:PORT/ and answer sentences there")
     port: int = option(8765, "port of --serve; 0 is any free one")
-    num_tokens: int = option(100_000, "tokens read, held-out text first")
+    num_tokens: int = option(CONCEPT_TOKENS, "tokens read, held-out text first")
     top: int = option(20, "concepts shown on the screen")
     compare: Path | None = option(
         None, "another dictionary of the same teacher and layer, to compare with", metavar="DICTIONARY"
@@ -50,7 +50,7 @@ class Settings:
         metavar="FILE",
     )
     output: Path | None = option(None, "where to write (default: RUN)", metavar="DIRECTORY")
-    seed: int = option(12, "seed of the sample of text and of the statistics")
+    seed: int = option(TrainConfig.seed, "seed of the sample of text and of the statistics")
     device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
 
     def __post_init__(self) -> None:
@@ -74,9 +74,10 @@ from mlsm.evaluation.tables import as_text
 from mlsm.files import write_text
 from mlsm.log import printable
 from mlsm.pages import concept_view
+from mlsm.pages.concept_file import REPORT_FILE
 from mlsm.pages.concept_report import ConceptReport, SentenceConcepts, concept_rows, sentence_rows
 from mlsm.pages.concept_server import ConceptServer
-from mlsm.pages.concept_source import REPORT_FILE, open_source
+from mlsm.pages.concept_source import open_source
 
 
 def concepts(args: Settings) -> None:

@@ -27,6 +27,7 @@ SOLVER_HELP = (
     "solver of the sparse codes: descent (C, for CPUs), triton (GPUs), fista (PyTorch, slow); "
     "auto takes the fastest that can run"
 )
+CONCEPT_TOKENS = 100_000  # at which the concepts of a run are read, by default
 DEVICE_HELP = "cpu, cuda or cuda:N; auto: a GPU if there is one"
 
 # Limits for settings that are read from a file, which may be damaged or hostile.

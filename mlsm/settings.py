@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -122,6 +123,10 @@ def _has_type(value: object, kind: Any) -> bool:
     return isinstance(value, int | float if kind is float else typing.get_origin(kind) or kind)
 
 
+def _wrong_type(name: str, kind: Any, value: object) -> ValueError:
+    return ValueError(f"{name} must be {kind.__name__ if kind in _PLAIN else kind}, got {value!r}")
+
+
 def check_fields(config: DataclassInstance) -> None:
     """Raise ValueError if a field holds another type than its annotation, a number that is too large or not
     finite, or a value outside its choices.
@@ -129,7 +134,7 @@ def check_fields(config: DataclassInstance) -> None:
     for name, kind in field_types(type(config)).items():
         value = getattr(config, name)
         if not _has_type(value, kind):
-            raise ValueError(f"{name} must be {kind.__name__ if kind in _PLAIN else kind}, got {value!r}")
+            raise _wrong_type(name, kind, value)
         if any("\0" in str(part) for part in (value if isinstance(value, tuple) else (value,))):
             raise ValueError(f"{name} must not hold a null character, got {value!r}")
         if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
@@ -157,10 +162,11 @@ def check_not_negative(config: object, *names: str) -> None:
 
 
 def from_json(cls: type[SettingsT], values: object) -> SettingsT:
-    """Settings from the mapping that a JSON file holds. A field that the file lacks gets its default: it is
-    newer than the file, and the default is what was computed before the field existed.
+    """Settings, or another record, from the mapping that a JSON file holds, with the records in it. A field
+    that the file lacks gets its default: it is newer than the file, and the default is what was computed
+    before the field existed.
 
-    Raises ValueError for what is no mapping, and naming unknown or required fields.
+    Raises ValueError for what is no mapping, and naming fields that are unknown, required or of another type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{cls.__name__} must be an object, got {values!r}")
@@ -170,14 +176,43 @@ def from_json(cls: type[SettingsT], values: object) -> SettingsT:
     if odd := sorted((values.keys() - known) | (required - values.keys())):
         raise ValueError(f"{cls.__name__}: fields that are unknown or missing: {', '.join(odd)}")
     kinds = field_types(cls)
-    return cls(**{name: _from_json(kinds[name], value) for name, value in values.items()})
+    converted = {}
+    for name, value in values.items():
+        try:
+            converted[name] = _from_json(kinds[name], value)
+        except TypeError:
+            raise _wrong_type(name, kinds[name], value) from None
+    return cls(**converted)
 
 
-def _from_json(kind: object, value: object) -> object:
-    """A value of a field as the field's type has it: JSON knows neither lines nor tuples."""
-    if Line in (kind, *typing.get_args(kind)) and value is not None:
+def _from_json(kind: Any, value: object) -> object:
+    """A value in the form of a type: JSON knows no lines, tuples and records. Raises TypeError for a value of
+    another type, and ValueError as `from_json` for a record.
+    """
+    if type(value) is kind:
+        return value
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list and isinstance(value, list):
+        return [_from_json(parts[0], part) for part in value]
+    if origin is tuple and isinstance(value, list):
+        kinds = parts[:1] * len(value) if parts[1:] == (...,) else parts
+        if len(kinds) == len(value):
+            return tuple(map(_from_json, kinds, value))
+    elif isinstance(kind, types.UnionType):
+        for part in parts:
+            with contextlib.suppress(TypeError):
+                return _from_json(part, value)
+    elif origin in (dict, Mapping) and isinstance(value, dict):
+        return {name: _from_json(parts[1], part) for name, part in value.items()}
+    elif isinstance(value, dict) and isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return from_json(kind, value)
+    elif kind is Line and value is not None:
         return Line.parse(value)
-    return tuple(value) if isinstance(value, list) else value
+    elif hasattr(kind, "_fields") and isinstance(value, list) and len(value) == len(kind._fields):
+        return kind(*map(_from_json, field_types(kind).values(), value))
+    elif _has_type(value, kind):
+        return value
+    raise TypeError
 
 
 def override(config: SettingsT, given: Flags) -> SettingsT:

@@ -1,33 +1,22 @@
-"""What the concepts of a run are read with, and the report on them, which is computed once and kept.
-
-The report is kept as concepts.json. Its first entry is a digest of the rest, its second the key: a digest of
-everything that the report was computed from, such as weights, atoms, text and settings. A file with another
-key, a damaged one, and one that does not have the form of a report is computed anew and replaced.
-"""
+"""What the concepts of a run are read with, and the report on them, which is computed once and kept."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
-import math
-import types
-import typing
-from collections.abc import Sized
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mlsm.coding.dictionary import Dictionary
 from mlsm.coding.targets import EVERY_TOKEN
-from mlsm.config import DataConfig
+from mlsm.config import CONCEPT_TOKENS, DataConfig, TrainConfig
 from mlsm.device import choose_device
-from mlsm.files import LARGEST_JSON, parse_json, read_bytes, write_text
 from mlsm.log import printable, progress, say
+from mlsm.pages.concept_file import REPORT_FILE, read_report, write_report
 from mlsm.pages.concept_reading import Readers, read_concepts, read_sentence
 from mlsm.pages.concept_report import About, ConceptReport, SentenceConcepts
 from mlsm.pages.concept_statistics import build_report, sentence_concepts
@@ -41,9 +30,7 @@ from mlsm.text.corpus import corpus_digest
 from mlsm.text.tokenizer import Tokenizer, run_tokenizer
 from mlsm.training.objectives import find_objective
 
-REPORT_FILE = "concepts.json"
 FORMAT = 2  # of the report: a change of what is computed from the same inputs makes it another number
-NUM_TOKENS, SEED = 100_000, 12  # read by default
 TOKEN_BUDGET = 8192  # tokens in one forward pass
 MASK_SHARE = 0.15  # of the positions, for students that learn from masked tokens
 
@@ -97,11 +84,10 @@ class ConceptSource:
         if folder is None:
             return self._computed(other)
         key, path = self._key(other), folder / REPORT_FILE
-        if (kept := _kept_report(path, key)) is not None:
+        if kept := read_report(path, key):
             return dataclasses.replace(kept, about=self._about(kept.about.positions, kept.about.types))
         report = self._computed(other)
-        body = f'"key":"{key}",{report.to_json()[1:]}'
-        write_text(path, f'{{"sha256":"{hashlib.sha256(body.encode()).hexdigest()}",{body}\n')
+        write_report(path, key, report)
         return report
 
     def _computed(self, other: Dictionary | None) -> ConceptReport:
@@ -162,8 +148,8 @@ def open_source(
     corpus: tuple[str, ...] | None = None,
     teacher: Path | None = None,
     dictionary: Path | None = None,
-    num_tokens: int = NUM_TOKENS,
-    seed: int = SEED,
+    num_tokens: int = CONCEPT_TOKENS,
+    seed: int = TrainConfig.seed,
     device: str = "auto",
 ) -> ConceptSource:
     """A run with its teacher and dictionary: those named here, else those it was trained with. A student
@@ -209,79 +195,3 @@ def _teacher_and_dictionary(
             "(--dictionary names another)"
         )
     return directory, path
-
-
-def _kept_report(path: Path, key: str) -> ConceptReport | None:
-    """The report in a file with this key; None without one, and for a file that is damaged or no report."""
-    head = '{"sha256":"'
-    try:
-        content = read_bytes(path, LARGEST_JSON)
-        body = content[len(head) + 64 + 2 :].removesuffix(b"\n")
-        digest = hashlib.sha256(body).hexdigest()
-        if not content.startswith(f'{head}{digest}","key":"{key}",'.encode()):
-            return None
-        values = parse_json(content, str(path))
-        report = _decoded(ConceptReport, {name: values.get(name) for name in _hints(ConceptReport)})
-        _check_report(report)
-    except (OSError, ValueError):
-        return None
-    return report
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    """The types of the fields of a dataclass or a NamedTuple."""
-    return typing.get_type_hints(kind)
-
-
-def _decoded(kind: Any, value: Any) -> Any:
-    """A value of JSON as the type that was written. Raises ValueError for anything else."""
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple and type(value) is list and len(value) == len(parts):
-        return tuple(map(_decoded, parts, value))
-    if origin is list and type(value) is list:
-        return [_decoded(parts[0], item) for item in value]
-    if origin is dict and type(value) is dict:
-        return {name: _decoded(parts[1], item) for name, item in value.items()}
-    if origin is types.UnionType:  # with None
-        return None if value is None else _decoded(parts[0], value)
-    if hasattr(kind, "_fields") and type(value) is list and len(value) == len(kind._fields):
-        return kind(*map(_decoded, _hints(kind).values(), value))
-    if hasattr(kind, "__dataclass_fields__") and type(value) is dict and value.keys() == _hints(kind).keys():
-        return kind(**{name: _decoded(part, value[name]) for name, part in _hints(kind).items()})
-    raise ValueError(f"not {kind}: {value!r:.100}")
-
-
-def _check_report(report: ConceptReport) -> None:
-    """Raise ValueError if lists differ in length, or name a concept, a token or a place that is not there."""
-    num_concepts, num_types = report.about.k, len(report.pieces)
-    optional = [report.near_atoms, report.shared, report.again]
-    lists: list[tuple[Sized, int]] = [(values, num_concepts) for values in optional if values is not None]
-    lists += [(report.places, num_concepts), (report.counts, num_types)]
-    concepts: list[int] = [k for row in report.near_atoms or [] for k, _ in row]
-    tokens: list[int] = [i for sequence in report.sequences for i in sequence]
-    for use in report.sources.values():
-        by_type = [(use.token_concepts, num_types)]
-        lists += [(v, num_concepts) for v in vars(use).values() if v is not use.token_concepts] + by_type
-        concepts += [*use.leader, *(k for row in (*use.near, *use.token_concepts) for k, _ in row)]
-        tokens += [*(i for row in use.labels for i in row), *(i for row in use.tokens for i, _ in row)]
-        for context in (context for row in use.contexts for context in row):
-            if not 0 <= context.sequence < len(report.sequences):
-                raise ValueError("a context of no sequence")
-            length = len(report.sequences[context.sequence])
-            places = [place for place, _ in context.weights]
-            if context.place not in places:
-                raise ValueError("a context without the weight of its position")
-            if not 0 <= context.start <= min(places) <= max(places) < context.stop <= length:
-                raise ValueError("a context beyond its sequence")
-    if any(len(values) != length for values, length in lists):
-        raise ValueError("lists of different lengths")
-    for items, count in ((concepts, num_concepts), (tokens, num_types)):
-        if items and not 0 <= min(items) <= max(items) < count:
-            raise ValueError("a number without a concept or a token")
-    if not report.sources:
-        raise ValueError("no reader")

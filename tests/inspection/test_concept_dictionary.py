@@ -21,7 +21,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_concept_shows_its_words_contexts_and_neighbours(
     teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(concept_source, "NUM_TOKENS", 500)
     dictionary = mlsm.load(teacher, device="cpu").dictionary
     assert len(dictionary) == 24
     assert repr(dictionary).startswith("24 concepts of layer")

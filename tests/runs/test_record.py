@@ -52,7 +52,7 @@ def test_a_directory_without_a_record_is_no_run(tmp_path: Path) -> None:
         ),
         ({"corpus": {"lines": "x"}}, "config.json: lines must be int"),
         ({"source": {}}, "config.json: SourceRecord: fields that are unknown or missing: directory, weights"),
-        ({"versions": {"mlsm": 1}}, "config.json: versions must be texts"),
+        ({"versions": {"mlsm": 1}}, r"config.json: versions must be dict\[str, str\]"),
         ({"data": {"cache_dir": "a\0b"}}, "config.json: cache_dir must not hold a null character"),
         ({"data": {"corpus": ["a\0b"]}}, "config.json: corpus must not hold a null character"),
         ({"extra": 1}, "config.json: .*unknown or missing: extra"),

@@ -286,19 +286,9 @@ def read_results(place: Place) -> dict[str, RevisionResult]:
     if not path.exists():
         return {}
     try:
-        return {name: _result(values) for name, values in read_json(path).items()}
+        return {name: from_json(RevisionResult, values) for name, values in read_json(path).items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no results of this program ({error!r}); remove it") from None
-
-
-def _result(values: Mapping[str, object]) -> RevisionResult:
-    tasks = values["tasks"]
-    if not isinstance(tasks, dict):
-        raise TypeError("tasks")
-    return from_json(
-        RevisionResult,
-        {**values, "tasks": {name: from_json(TaskResult, one) for name, one in tasks.items()}},
-    )
 
 
 def _store(place: Place, name: str, new: RevisionResult) -> None:
