@@ -18,7 +18,7 @@ GROUPS = {
     "codes": ("nonzeros_per_code", "dead_concepts", "gap_max", "concept_use"),
     "speed": ("seconds", "processor_seconds", "tokens_per_s", "coding_share"),
 }
-HELDOUT = "heldout_"
+HELDOUT = "heldout_"  # begins the names of held-out values in metrics.jsonl
 COMPARED = ("cross_entropy", "token_accuracy", "concept_kl", "top_concept_accuracy")  # in the view HParams
 NUM_BINS = 50  # of a histogram
 

@@ -12,8 +12,8 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (D
 
 
 def browse(page: str, folder: Path, state: str = "", script: str = "") -> str:
-    """The document after its scripts ran, at an address that ends in `state`. A `script` runs last; for it
-    the page's own policy is removed.
+    """The document of a page after its scripts ran, at an address that ends in `state`. A `script` runs last;
+    for it the page's own policy is removed.
     """
     if script:
         page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
@@ -24,7 +24,7 @@ def browse(page: str, folder: Path, state: str = "", script: str = "") -> str:
 
 
 def dump(address: str, folder: Path) -> str:
-    """What the browser makes of a file."""
+    """The document at an address after its scripts ran."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
     flags += ["--virtual-time-budget=3000", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
     command = [str(CHROMIUM), *flags, address]

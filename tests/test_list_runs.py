@@ -28,7 +28,7 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
-def test_each_state_is_told(runs: Path) -> None:
+def test_each_state_is_shown(runs: Path) -> None:
     states = {name: state_of(runs / name) for name in ("a", "b", "c", "d")}
     assert states == {
         "a": "finished",

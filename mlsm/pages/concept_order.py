@@ -61,15 +61,15 @@ def leaders(order: np.ndarray, similarity_KK: np.ndarray, least: float = DUPLICA
     else becomes a leader. So two leaders are never near-duplicates, and every member is one of its leader.
     """
     leader_K = np.empty(len(order), np.int64)
-    found: list[int] = []
+    chosen: list[int] = []  # the leaders so far
     for concept in order.tolist():
-        similarities = similarity_KK[concept, found]
-        best = int(similarities.argmax()) if found else -1
-        if found and similarities[best] >= least:
-            leader_K[concept] = found[best]
+        similarities = similarity_KK[concept, chosen]
+        best = int(similarities.argmax()) if chosen else -1
+        if chosen and similarities[best] >= least:
+            leader_K[concept] = chosen[best]
         else:
             leader_K[concept] = concept
-            found.append(concept)
+            chosen.append(concept)
     return leader_K
 
 

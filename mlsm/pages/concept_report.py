@@ -117,8 +117,8 @@ class ConceptReport:
 
     def by_interest(self, reader: str) -> list[int]:
         """The most interesting concept of each group of near-duplicates, in decreasing order."""
-        found = self.sources[reader]
-        return sorted(set(found.leader), key=lambda k: (-found.interest[k], -found.share[k], k))
+        source = self.sources[reader]
+        return sorted(set(source.leader), key=lambda k: (-source.interest[k], -source.share[k], k))
 
     def label(self, reader: str, concept: int, num_words: int | None = None) -> str:
         """The words that tell most about a concept, or the first of them; "" for a concept without use."""

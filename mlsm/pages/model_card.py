@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from mlsm.board import HELDOUT
 from mlsm.config import EMBEDDED_CORPUS
 from mlsm.evaluation import summary
 from mlsm.evaluation.babylm.curves import full_section
@@ -197,12 +198,12 @@ def _concepts(origin: ConceptsRecord) -> str:
 def _results(directory: Path) -> str:
     """The measurements in the directory of the run; empty without any."""
     sections = []
-    heldout = [line for line in read_metrics(directory) if any(name.startswith("heldout_") for name in line)]
+    heldout = [line for line in read_metrics(directory) if any(name.startswith(HELDOUT) for name in line)]
     if heldout:
         values = [
-            f"{name.removeprefix('heldout_').replace('_', ' ')} {value:.4g}"
+            f"{name.removeprefix(HELDOUT).replace('_', ' ')} {value:.4g}"
             for name, value in heldout[-1].items()
-            if name.startswith("heldout_") and "gap" not in name
+            if name.startswith(HELDOUT) and "gap" not in name
         ]
         sections.append(f"Held-out text, by the objective's own measures: {printable(', '.join(values))}.")
     if measured := summary.markdown(full_name(directory), read_results(directory)):

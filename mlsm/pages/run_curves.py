@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from mlsm.board import HELDOUT
 from mlsm.figures import Stroke, stroke_of
 from mlsm.pages.run_facts import RunFacts
 
@@ -28,7 +29,6 @@ MEASURES = {
     "skipped_updates": "updates skipped",
 }
 IN_NATS = ("cross_entropy", "concept_kl")  # the axes of all other measures begin at zero
-HELDOUT = "heldout_"  # begins the names of held-out values in metrics.jsonl
 MAX_POINTS = 1000  # of a curve; in longer ones neighbours are averaged
 NUM_DIGITS = 5  # of a number on the page
 WIDTH, HEIGHT = 400, 170  # of a drawing, in its own units

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+from mlsm.board import HELDOUT
 from mlsm.coding.dictionary import Dictionary
 from mlsm.evaluation.babylm.entry import RevisionResult, place_of
 from mlsm.evaluation.babylm.entry import read_results as read_entry
@@ -51,7 +52,7 @@ def read_facts(run: Path, name: str) -> RunFacts:
     training: list[dict[str, float]] = []
     heldout: list[dict[str, float]] = []
     for line in metrics:
-        (heldout if any(key.startswith("heldout_") for key in line) else training).append(line)
+        (heldout if any(key.startswith(HELDOUT) for key in line) else training).append(line)
     return RunFacts(
         printable(name),
         record,
@@ -101,7 +102,7 @@ def learning_rows(runs: Sequence[RunFacts], titles: Mapping[str, str]) -> dict[s
     rows = {}
     for name, title in titles.items():
         last = {run.name: run.training[-1].get(name) for run in runs if run.training}
-        heldout = {run.name: run.heldout.get(f"heldout_{name}") for run in runs}
+        heldout = {run.name: run.heldout.get(HELDOUT + name) for run in runs}
         for row, values in ((title, last), (f"{title}, held out", heldout)):
             shown = {run.name: _number(values.get(run.name)) for run in runs}
             if any(shown.values()):

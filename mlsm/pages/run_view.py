@@ -84,8 +84,8 @@ def _results(runs: Sequence[RunFacts], tasks: Rows, quoted_tasks: Rows) -> str:
     if tasks:
         sections.append(as_html({**tasks, **quoted_tasks}, "Tasks of the paper", quoted_tasks))
         sections.append(_notes(*paper.notes(quoted_tasks)))
-    found = {run.name: run.babylm[MAIN] for run in runs if MAIN in run.babylm}
-    if entries := babylm.full_table(found):
+    measured = {run.name: run.babylm[MAIN] for run in runs if MAIN in run.babylm}
+    if entries := babylm.full_table(measured):
         quoted = {name.rstrip(" *"): row for name, row in babylm.baselines(entries).items()}
         sections.append(as_html({**entries, **quoted}, "Tasks of BabyLM 2026, the finished models", quoted))
         sections.append(_notes(f"Rows in italics are quoted from {babylm.SOURCE}."))
