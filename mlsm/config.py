@@ -131,8 +131,7 @@ class TrainConfig:
     num_steps: int = option(100_000, "updates", is_common=True)
     words: str | None = option(
         None,
-        "words to train on, such as 10M, instead of --num-steps: as many updates as read no more (repeats "
-        "count)",
+        "words to read, such as 10M, instead of --num-steps; a word counts each time it is read",
         metavar="WORDS",
         is_common=True,
     )

@@ -52,7 +52,8 @@ def check_cost(
     config, is_on_cpu = record.train, model.device.type == "cpu"
     num_epochs = config.num_steps * config.batch_size / len(corpus.training)
     num_words = f"{record.words.own:,} words, " if record.words else ""
-    say(f"{config.num_steps:,} updates, {num_words}{num_epochs:.2g} epochs")
+    epochs = f"{num_epochs:,.0f}" if num_epochs >= 10 else f"{num_epochs:.2g}"
+    say(f"{config.num_steps:,} updates, {num_words}{epochs} epochs")
     budget = config.token_budget
     if is_on_cpu:
         num_weights = sum(weight.numel() for weight in model.parameters())

@@ -59,15 +59,21 @@ def test_the_best_model_is_kept_and_patience_ends_the_run(
     assert load_run(kept).model.config == load_run(tmp_path / "run").model.config
 
 
-def test_a_run_that_ran_out_of_patience_does_not_go_on(teacher: Path, tmp_path: Path) -> None:
-    flags = [*flags_for("mlm", teacher, teacher, tmp_path / "run"), "--num-steps=90", "--checkpoint-every=1"]
+def test_a_resumed_run_remembers_its_best_model_and_what_is_left_of_its_patience(
+    teacher: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    flags = [*flags_for("mlm", teacher, teacher, run), "--num-steps=90", "--checkpoint-every=1"]
     flags += ["--learning-rate=3", "--warmup-share=1", "--eval-every=1", "--patience=2"]
     train.main(flags)
-    model, lines = (tmp_path / "run" / MODEL_FILE).read_bytes(), learnt(tmp_path / "run")
-    (tmp_path / "run" / MODEL_FILE).unlink()
-    train.main([*flags, "--resume"])
-    assert (tmp_path / "run" / MODEL_FILE).read_bytes() == model
-    assert learnt(tmp_path / "run") == lines
+    model, lines = (run / MODEL_FILE).read_bytes(), learnt(run)
+    last = f"step-{lines[-1]['step']}"
+    for gone in (MODEL_FILE, f"checkpoints/{last}/{MODEL_FILE}"):  # after the last update, and before it
+        (run / MODEL_FILE).unlink(missing_ok=True)
+        (run / gone).unlink(missing_ok=True)
+        train.main([*flags, "--resume"])
+        assert (run / MODEL_FILE).read_bytes() == model
+        assert learnt(run) == lines
 
 
 def test_without_held_out_text_there_is_nothing_to_watch(teacher: Path, tmp_path: Path) -> None:
