@@ -11,7 +11,7 @@ from small_text import NANO_FLAGS, write_corpus
 
 from mlsm.log import read_metrics
 
-KERNELS = ("tests/kernels/test_attention_fused_triton.py", "tests/kernels/test_lasso_descent_triton.py")
+KERNELS = [str(path) for path in (ROOT / "tests" / "kernels").glob("test_*_triton.py")]
 
 
 def test_no_other_test_sees_a_gpu(pytestconfig: pytest.Config) -> None:
@@ -52,6 +52,7 @@ def test_a_teacher_and_a_student_train_with_the_kernels(
     said = "".join(said_by(*command, environment=gpu_environment) for command in training)
     assert "disentangled_attention: triton" in said
     assert "nonneg_lasso: triton" in said
+    assert "cross_entropy: triton" in said
     for directory, name in ((teacher, "cross_entropy"), (student, "concept_kl")):
         losses = [line[name] for line in read_metrics(directory) if name in line]
         assert losses[-1] < losses[0]
