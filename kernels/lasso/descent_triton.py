@@ -6,7 +6,7 @@ G_jj) G_j from c:
 
     j = argmax |v|;   a_j += v_j / G_jj;   c -= (v_j / G_jj) G_j
 
-A pass computes c afresh for all K atoms from the codes (two matrix products), and from c the gap that is
+A pass computes c afresh for all K atoms from the codes (`products_triton`), and from c the gap that is
 returned. Signals whose gap is too large then descend until a bound of their gap, from the c that they update,
 is small enough. The next pass computes their gaps from their codes alone, and those that are still too large
 descend again. Most signals need two passes. `results/lasso-designs.md` compares other designs.
@@ -19,9 +19,7 @@ is 3M signals a second (`benchmarks/step_model.py`).
 **No part of this was timed on a GPU yet**: numerics are tested in Triton's interpreter and in an emulator of
 the compiled code, and what a kernel takes is counted in `results/gpu-counts.md`.
 
-Precision: all in float32. Products on tensor cores are three tf32 products ("tf32x3"), which has the accuracy
-of float32. A row of a product is accumulated in the same order whatever the batch, so a code does not depend
-on the rest of its batch, to the last bit.
+All is computed in float32. A code does not depend on the rest of its batch, to the last bit.
 
 Shapes: N signals, D their dimension, K atoms, R open signals of a pass (row r belongs to signal rows_R[r]), W
 the atoms of a block. In a descent, a number for each atom is a tuple of vectors `_W`, one for each block.
@@ -35,6 +33,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.lasso.products_triton import ATOMS_PER_LOAD, direction_, residual
 from kernels.lasso.reference import MARGIN, gram
 
 CHUNK = 16_384
@@ -48,18 +47,10 @@ CERTIFIED, OPEN, STOPPED = (tl.constexpr(state) for state in range(3))
 """What a pass finds of a signal: its gap is small enough; it is too large; it is too large or NaN, and no
 updates are left."""
 
-ATOMS_PER_LOAD = 4
-"""The kernels are given K / 4, so that the compiler knows that each row of K numbers can be read in pieces of
-16 bytes. Where K is no multiple of 4, atoms of zeros are added."""
 ATOMS_PER_WARP = 128
 """A block has this many atoms for each warp of the program: a piece of 16 bytes for each thread."""
 MOST_BLOCKS = 12
 """Blocks whose c and -G_jj a_j fit in registers, 48 atoms a thread."""
-
-# The tiles of the two products come from the compile check (no spills, the shared memory of every target),
-# not from timings.
-PRODUCT_TILE = {"BLOCK_R": 128, "BLOCK_C": 64, "BLOCK_I": 32}
-PRODUCT_OPTIONS = {"num_warps": 8, "num_stages": 3}
 
 
 def descend_tile(num_atoms: int) -> dict[str, int]:
@@ -68,82 +59,6 @@ def descend_tile(num_atoms: int) -> dict[str, int]:
     width = num_warps * ATOMS_PER_WARP
     num_blocks = triton.cdiv(num_atoms, width)
     return {"BLOCK_W": width, "NUM_BLOCKS": num_blocks, "num_warps": num_warps, "num_stages": 1}
-
-
-@triton.jit(do_not_specialize=["R"])  # which shrinks from pass to pass
-def _residual_kernel(
-    signals_ptr,  # (N, D)
-    codes_ptr,  # (N, K)
-    dictionary_ptr,  # (D, K)
-    rows_ptr,  # (R,) int64
-    residual_ptr,  # (R, D), written
-    R,
-    D,
-    K_OVER_4,
-    PRECISION: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-):
-    """residual[r] = x_n - D a_n, n = rows[r]."""
-    K = 4 * K_OVER_4
-    # Programs that run at the same time share their rows, so that all rows come from memory once. The atoms
-    # are read again and again, and stay in the L2.
-    d = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    r = tl.program_id(1).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    n = tl.load(rows_ptr + r, mask=r < R, other=0)
-    sum_RC = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
-    for first in range(0, K, BLOCK_I):
-        k = first + tl.arange(0, BLOCK_I)
-        codes_RI = tl.load(
-            codes_ptr + n[:, None] * K + k[None, :], mask=(r < R)[:, None] & (k < K)[None, :], other=0.0
-        )
-        atoms_IC = tl.load(
-            dictionary_ptr + d[None, :].to(tl.int64) * K + k[:, None],
-            mask=(k < K)[:, None] & (d < D)[None, :],
-            other=0.0,
-        )
-        sum_RC = tl.dot(codes_RI, atoms_IC, sum_RC, input_precision=PRECISION)
-    inside_RC = (r < R)[:, None] & (d < D)[None, :]
-    signals_RC = tl.load(signals_ptr + n[:, None] * D + d[None, :], mask=inside_RC, other=0.0)
-    tl.store(residual_ptr + r[:, None] * D + d[None, :], signals_RC - sum_RC, mask=inside_RC)
-
-
-@triton.jit(do_not_specialize=["R"])
-def _direction_kernel(
-    residual_ptr,  # (R, D)
-    atoms_ptr,  # (K, D): the dictionary's transpose, so that what is summed over lies together in memory
-    lam_ptr,  # (N,)
-    rows_ptr,  # (R,) int64
-    c_ptr,  # (R, K), written
-    R,
-    D,
-    K_OVER_4,
-    PRECISION: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-):
-    """c[r] = D^T residual[r] - lam_n, n = rows[r]."""
-    K = 4 * K_OVER_4
-    k = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    r = tl.program_id(1).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    sum_RC = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
-    for first in range(0, D, BLOCK_I):
-        d = first + tl.arange(0, BLOCK_I)
-        residual_RI = tl.load(
-            residual_ptr + r[:, None] * D + d[None, :], mask=(r < R)[:, None] & (d < D)[None, :], other=0.0
-        )
-        atoms_IC = tl.load(
-            atoms_ptr + k[None, :].to(tl.int64) * D + d[:, None],
-            mask=(d < D)[:, None] & (k < K)[None, :],
-            other=0.0,
-        )
-        sum_RC = tl.dot(residual_RI, atoms_IC, sum_RC, input_precision=PRECISION)
-    n = tl.load(rows_ptr + r, mask=r < R, other=0)
-    lam_R = tl.load(lam_ptr + n, mask=r < R, other=0.0)
-    inside_RC = (r < R)[:, None] & (k < K)[None, :]
-    tl.store(c_ptr + r[:, None] * K + k[None, :], sum_RC - lam_R[:, None], mask=inside_RC)
 
 
 @triton.jit
@@ -370,7 +285,6 @@ def _solve_chunk_(
     is how many signals were stopped with a gap that is too large."""
     num_signals, width = signals_ND.shape
     num_atoms = len(atoms.gram_KK)
-    precision = "ieee" if torch.version.hip or not signals_ND.is_cuda else "tf32x3"
     rows_R = torch.arange(num_signals, device=signals_ND.device)
     residual_RD = signals_ND  # the codes are zero
     c_NK = torch.empty_like(codes_NK)
@@ -378,11 +292,7 @@ def _solve_chunk_(
     for limit in (*[max_updates] * MAX_PASSES, 0):  # the last pass only verifies
         num_open = len(rows_R)
         c_RK = c_NK[:num_open]
-        _direction_kernel[_product_grid(num_open, num_atoms)](
-            residual_ptr=residual_RD, atoms_ptr=atoms.atoms_KD, lam_ptr=lam_N, rows_ptr=rows_R,
-            c_ptr=c_RK, R=num_open, D=width, K_OVER_4=num_atoms // 4, PRECISION=precision,
-            **PRODUCT_TILE, **PRODUCT_OPTIONS,
-        )  # fmt: skip
+        direction_(c_RK, residual_RD, atoms.atoms_KD, lam_N, rows_R)
         state_R = torch.empty(num_open, dtype=torch.int32, device=signals_ND.device)
         _descend_kernel[(num_open,)](
             signals_ptr=signals_ND, c_ptr=c_RK, residual_ptr=residual_RD, gram_ptr=atoms.gram_KK,
@@ -397,14 +307,5 @@ def _solve_chunk_(
         if not num_open:
             break
         rows_R = rows_R[is_open_R.byte().argsort(descending=True, stable=True)[:num_open]]
-        residual_RD = signals_ND.new_empty(num_open, width)
-        _residual_kernel[_product_grid(num_open, width)](
-            signals_ptr=signals_ND, codes_ptr=codes_NK, dictionary_ptr=atoms.dictionary_DK, rows_ptr=rows_R,
-            residual_ptr=residual_RD, R=num_open, D=width, K_OVER_4=num_atoms // 4, PRECISION=precision,
-            **PRODUCT_TILE, **PRODUCT_OPTIONS,
-        )  # fmt: skip
+        residual_RD = residual(signals_ND, codes_NK, atoms.dictionary_DK, rows_R)
     return num_stopped
-
-
-def _product_grid(num_rows: int, num_columns: int) -> tuple[int, int]:
-    return triton.cdiv(num_columns, PRODUCT_TILE["BLOCK_C"]), triton.cdiv(num_rows, PRODUCT_TILE["BLOCK_R"])

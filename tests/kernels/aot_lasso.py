@@ -3,7 +3,7 @@
 import torch
 from compiling import AMD, NVIDIA, Spec
 
-from kernels.lasso import descent_triton
+from kernels.lasso import descent_triton, products_triton
 from kernels.lasso.solve import LARGEST_FOR_TRITON
 
 F32, I32, I64 = torch.float32, torch.int32, torch.int64
@@ -12,12 +12,12 @@ SPECS = [
     Spec(
         kernel,
         {name: I64 if name == "rows_ptr" else F32 for name in kernel.arg_names if name.endswith("_ptr")}
-        | {"R": 4096, "D": 768, "K_OVER_4": 375, "PRECISION": precision, **descent_triton.PRODUCT_TILE},
-        descent_triton.PRODUCT_OPTIONS,
+        | {"R": 4096, "D": 768, "K_OVER_4": 375, "PRECISION": precision, **products_triton.TILE},
+        products_triton.OPTIONS,
         f"{kernel.__name__} {precision}",
         targets,
     )
-    for kernel in (descent_triton._residual_kernel, descent_triton._direction_kernel)
+    for kernel in (products_triton._residual_kernel, products_triton._direction_kernel)
     for precision, targets in (("tf32x3", NVIDIA), ("ieee", AMD))
 ]
 SIZES = [(4, 1), (256, 384), (1500, 128), (1500, 768), (4096, 1024), (LARGEST_FOR_TRITON, 1024)]

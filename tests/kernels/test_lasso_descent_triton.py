@@ -1,4 +1,4 @@
-"""The GPU solver: the products against float64, and the codes by their duality gaps.
+"""The GPU solver: the codes by their duality gaps.
 
 Where there is no GPU, Triton interprets the kernels.
 """
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("triton")
 
-from kernels.lasso import descent_triton, nonneg_lasso
+from kernels.lasso import descent_triton, nonneg_lasso, products_triton
 from kernels.lasso.solve import MAX_STEPS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -74,8 +74,10 @@ def test_the_host_waits_once_in_each_pass(device, monkeypatch):
     """Kernels do not count: an interpreted one reads its tensors on the host."""
     signals_ND, dictionary_DK = (t.to(device) for t in gaussian(3, 16, 30))
     gram_KK, launches, waits = dictionary_DK.mT @ dictionary_DK, [], HostWaits()
-    for kernel in ("_residual_kernel", "_direction_kernel", "_descend_kernel"):
-        original = getattr(descent_triton, kernel)
+    modules = {"_residual": products_triton, "_direction": products_triton, "_descend": descent_triton}
+    for name, module in modules.items():
+        kernel = f"{name}_kernel"
+        original = getattr(module, kernel)
 
         def launch(grid, original=original, kernel=kernel):
             def run(**arguments):
@@ -88,7 +90,7 @@ def test_the_host_waits_once_in_each_pass(device, monkeypatch):
 
         subscripted = mock.MagicMock()
         subscripted.__getitem__.side_effect = launch
-        monkeypatch.setattr(descent_triton, kernel, subscripted)
+        monkeypatch.setattr(module, kernel, subscripted)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     with waits:
         result = nonneg_lasso(signals_ND, dictionary_DK, 0.1, solver="triton", gram_KK=gram_KK)
@@ -110,34 +112,6 @@ def test_it_runs_on_the_card_of_its_tensors(monkeypatch, device):
         nonneg_lasso(signals_ND, dictionary_DK, 0.3, solver="triton")
     device_of.return_value.__exit__.assert_called_once()
     assert launch.call_count == 1
-
-
-@pytest.mark.parametrize(("num_signals", "width", "num_atoms"), [(1, 1, 4), (70, 33, 68), (3, 130, 64)])
-def test_the_two_products_against_float64(num_signals, width, num_atoms, device):
-    generator = torch.Generator().manual_seed(0)
-    signals_ND = torch.randn(num_signals + 2, width, generator=generator).to(device)
-    codes_NK = torch.randn(num_signals + 2, num_atoms, generator=generator).to(device)
-    dictionary_DK = torch.randn(width, num_atoms, generator=generator).to(device)
-    lam_N = torch.rand(num_signals + 2, generator=generator).to(device)
-    rows_R = torch.randperm(num_signals + 2, generator=generator)[:num_signals].to(device)
-    residual_RD = torch.empty(num_signals, width, device=device)
-    c_RK = torch.empty(num_signals, num_atoms, device=device)
-    on_nvidia = device == "cuda" and not torch.version.hip
-    shape = dict(R=num_signals, D=width, K_OVER_4=num_atoms // 4, PRECISION="tf32x3" if on_nvidia else "ieee")
-    shape |= descent_triton.PRODUCT_TILE | descent_triton.PRODUCT_OPTIONS
-    descent_triton._residual_kernel[descent_triton._product_grid(num_signals, width)](
-        signals_ptr=signals_ND, codes_ptr=codes_NK, dictionary_ptr=dictionary_DK, rows_ptr=rows_R,
-        residual_ptr=residual_RD, **shape,
-    )  # fmt: skip
-    descent_triton._direction_kernel[descent_triton._product_grid(num_signals, num_atoms)](
-        residual_ptr=residual_RD, atoms_ptr=dictionary_DK.mT.contiguous(), lam_ptr=lam_N, rows_ptr=rows_R,
-        c_ptr=c_RK, **shape,
-    )  # fmt: skip
-    residual = signals_ND[rows_R].double() - codes_NK[rows_R].double() @ dictionary_DK.double().mT
-    c = residual @ dictionary_DK.double() - lam_N[rows_R].double()[:, None]
-    for got, want in ((residual_RD, residual), (c_RK, c)):
-        worst_row = ((got - want).norm(dim=1) / want.norm(dim=1)).max()
-        assert worst_row < (5e-6 if on_nvidia else 1e-6)
 
 
 def test_a_zero_signal_and_a_signal_below_lambda(device):
@@ -216,10 +190,8 @@ def test_a_signal_that_is_stopped_early_is_logged(device, caplog, monkeypatch):
 
 
 def test_a_signal_without_updates_left_is_verified_once(device, monkeypatch):
-    grid, launches = descent_triton._product_grid, []
-    monkeypatch.setattr(
-        descent_triton, "_product_grid", lambda *shape: launches.append(shape) or grid(*shape)
-    )
+    grid, launches = products_triton._grid, []
+    monkeypatch.setattr(products_triton, "_grid", lambda *shape: launches.append(shape) or grid(*shape))
     _, _, result = solve(common_direction, 2, 16, 50, 0.05, device, tol=1e-5, max_steps=3)
     assert (result.steps_N == 3).all()
     assert launches == [(2, 52), (2, 16), (2, 52)]  # a pass, the residual, the verification

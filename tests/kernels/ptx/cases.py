@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from kernels.attention import disentangled_attention, fused_triton, reference
 from kernels.cross_entropy.loss_triton import row_losses_
-from kernels.lasso import descent_triton, nonneg_lasso
+from kernels.lasso import nonneg_lasso
 from kernels.lasso.solve import LassoResult
 
 NAMES = ("out", "qkv", "rel_k", "rel_q")
@@ -140,22 +140,3 @@ class CrossEntropy(NamedTuple):
 
 def solve(signals_ND: Tensor, dictionary_DK: Tensor, lam: float) -> LassoResult:
     return nonneg_lasso(signals_ND, dictionary_DK, lam, solver="triton")
-
-
-def residual_and_direction(
-    signals_ND: Tensor, codes_NK: Tensor, dictionary_DK: Tensor, lam_N: Tensor, rows_R: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The sparse coder's two products, x - D a (R, D) and D^T (x - D a) - lam (R, K), of signals rows_R."""
-    num_rows, (width, num_atoms) = len(rows_R), dictionary_DK.shape
-    residual_RD, c_RK = torch.empty(num_rows, width), torch.empty(num_rows, num_atoms)
-    shape = {"R": num_rows, "D": width, "K_OVER_4": num_atoms // 4, "PRECISION": "tf32x3"}
-    shape |= descent_triton.PRODUCT_TILE | descent_triton.PRODUCT_OPTIONS
-    descent_triton._residual_kernel[descent_triton._product_grid(num_rows, width)](
-        signals_ptr=signals_ND, codes_ptr=codes_NK, dictionary_ptr=dictionary_DK, rows_ptr=rows_R,
-        residual_ptr=residual_RD, **shape,
-    )  # fmt: skip
-    descent_triton._direction_kernel[descent_triton._product_grid(num_rows, num_atoms)](
-        residual_ptr=residual_RD, atoms_ptr=dictionary_DK.mT.contiguous(), lam_ptr=lam_N, rows_ptr=rows_R,
-        c_ptr=c_RK, **shape,
-    )  # fmt: skip
-    return residual_RD, c_RK
