@@ -31,6 +31,7 @@ import torch
 from signals import NUM_MOST, coding_problem
 from torch import Tensor, nn
 from transformers import DebertaForMaskedLM, DebertaModel
+from update_model import flops_per_token
 
 from kernels.lasso import LassoResult
 from mlsm.coding.dictionary import Dictionary
@@ -189,8 +190,7 @@ def model_operations(side: Side, config: ModelConfig, update: Update) -> float:
     and the logits of selected tokens, three times (forward, and backward for inputs and weights), and for LSM
     the teacher's encoder once. The products within attention are left out, as is all padding.
     """
-    layer = 4 * config.width**2 + 2 * config.width * config.ffn_width
-    encoder = 2 * config.depth * layer * update.num_tokens
+    encoder = flops_per_token(config) * update.num_tokens
     is_masked_lm = side.objective == "masked LM"
     logits = 2 * config.width * (config.vocab_size if is_masked_lm else K) * update.num_selected
     return 3 * (encoder + logits) + (0 if is_masked_lm else encoder)
