@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline import ROOT, nano_teacher, student_flags
+from pipeline import ROOT, student_flags
 from small_runs import random_run
 from small_text import sentences
 
@@ -20,11 +20,6 @@ import fit_dictionary
 import train
 from mlsm import concepts
 from mlsm.pages import concept_view
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("concepts"))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pipeline import nano_teacher
 from small_text import write_corpus
 
 import fit_dictionary
@@ -13,11 +12,6 @@ from mlsm.config import DataConfig
 from mlsm.text.corpus import corpus_digest
 
 SETTINGS = ["--k=24", "--num-tokens=2000", "--num-updates=20", "--batch-size=100"]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("fit"))
 
 
 def test_a_dictionary_of_other_text_than_its_teachers_is_announced_and_recorded(

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline import nano_teacher, student_flags
+from pipeline import student_flags
 
 import evaluate
 import train
 from mlsm.evaluation.demo import score_grammar
 from mlsm.runs.run import load_run
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("evaluation"))
 
 
 def test_evaluate_writes_table_numbers_and_picture(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,17 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pipeline import nano_teacher
 
 from mlsm.coding.targets import EVERY_TOKEN
 from mlsm.evaluation.heldout import score_concepts, score_unigram, score_words
 from mlsm.runs.run import Run, load_run
 from mlsm.text.batches import Corpus
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("heldout"))
 
 
 @pytest.fixture(scope="module")

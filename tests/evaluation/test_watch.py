@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pipeline import flags_for, learnt, nano_teacher
+from pipeline import flags_for, learnt
 
 import train
 from mlsm.config import TrainConfig
@@ -11,11 +11,6 @@ from mlsm.files import read_json
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.run import load_run
 from mlsm.training.objectives import heldout_loss
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def losses_of(run: Path) -> dict[int, float]:

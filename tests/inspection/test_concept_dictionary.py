@@ -5,17 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pipeline import nano_teacher, student_flags
+from pipeline import student_flags
 
 import mlsm
 import train
 from mlsm.files import read_json, write_json
 from mlsm.pages import concept_source
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("dictionary"))
 
 
 def test_a_concept_shows_its_words_contexts_and_neighbours(

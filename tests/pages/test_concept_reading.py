@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline import nano_teacher, student_flags
+from pipeline import student_flags
 from small_text import sentences
 
 import train
@@ -18,11 +18,6 @@ from mlsm.runs.run import load_run
 from mlsm.text.batches import Corpus, MicroBatch, Selection
 from mlsm.text.sequences import Sequences
 from mlsm.text.tokenizer import CLS_ID, MASK_ID, SEP_ID
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("concepts"))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline import flags_for, nano_teacher
+from pipeline import flags_for
 from safetensors.torch import load_file
 
 import train
@@ -26,11 +26,6 @@ from mlsm.runs.checkpoint import (
 from mlsm.runs.run import load_run
 
 STATE = TrainingState(words_seen=7, skipped_updates=1, scaler={"scale": 8.0})
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def save(run: Path, step: int, keep: int = 9) -> Path:
