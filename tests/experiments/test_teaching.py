@@ -57,8 +57,14 @@ def test_a_small_comparison_from_text_to_page(asked: list[str]) -> None:
     assert "**Held-out words:" in page
     assert "**Fine-tuning:" in page
     before = len(done)
+    for run in ("student", "student-words"):
+        with open(f"study/{run}/metrics.jsonl", "a") as metrics:
+            metrics.write('{"step": 99, "processor_seconds": 5400.0}\n')
     teaching.run(settings, here(done))
     assert len(done) == before
+    lines = Path("page.md").read_text(encoding="utf-8").splitlines()
+    [row, _] = [line for line in lines if line.startswith(f"| {teaching_page.STUDENT} |")]
+    assert 180 <= float(row.split("|")[4]) < 181
 
 
 def words(student: float, other: float) -> dict[str, dict[str, float]]:
