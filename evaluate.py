@@ -384,7 +384,7 @@ def _say_unused(given: Iterable[str], tasks: Sequence[str]) -> None:
 
 def main(argv: list[str]) -> None:
     """Read the command line, load the runs, measure the tasks, print the tables."""
-    given = cli.parse_flags(parser(), argv)
+    given = command_line.parse_flags(parser(), argv)
     settings = from_flags(Settings, given)
     tasks = settings.task_names()
     _say_unused(given, tasks)

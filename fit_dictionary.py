@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlsm.command_line import Parser, parser, show_help
+from mlsm.command_line import Parser, parse_flags, parser, show_help
 from mlsm.config import PRESETS, DataConfig, DictionaryConfig
 from mlsm.settings import option, override
 
@@ -133,7 +133,7 @@ def _changed_settings(before: dict[str, object], now: dict[str, object]) -> str:
 
 def main(argv: list[str]) -> None:
     """Read the command line, find or train the teacher, fit."""
-    given = cli.parse_flags(flags(), argv)
+    given = parse_flags(flags(), argv)
     with distributed.rank_zero_first():
         given = with_converted_checkpoints(given, "teacher")
         output = override(Output(), given).output

@@ -11,7 +11,7 @@ that exists continues from its newest checkpoint.
 
 from __future__ import annotations
 
-from mlsm.command_line import Parser, parser, show_help
+from mlsm.command_line import Parser, parse_flags, parser, show_help
 from mlsm.config import DataConfig, ModelConfig, OutputConfig, TrainConfig
 
 
@@ -239,7 +239,7 @@ def _headline(values: dict[str, float]) -> str:
 
 def main(argv: list[str]) -> None:
     """Read the command line, make the plan, train."""
-    given = cli.parse_flags(flags(), argv)
+    given = parse_flags(flags(), argv)
     with distributed.rank_zero_first():
         plan = make_plan(given)
     with only_process(plan.directory):

@@ -38,7 +38,7 @@ from steps import (
     stop_commands,
 )
 
-from mlsm import cli
+from mlsm import command_line
 from mlsm.config import DEFAULT_TEACHER, EMBEDDED_CORPUS, PRESETS, TrainConfig
 from mlsm.evaluation.results import read_results
 from mlsm.files import write_json
@@ -317,6 +317,6 @@ def nothing(folder: Path, num_threads: int) -> Execute:
 
 def main(argv: list[str]) -> None:
     """Read the command line, search, write the page."""
-    settings = cli.parse(Settings, argv, __doc__ or "")
+    settings = command_line.parse(Settings, argv, __doc__ or "")
     signal.signal(signal.SIGTERM, stop_commands)
     run(settings)

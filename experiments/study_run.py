@@ -33,7 +33,7 @@ from steps import (
 )
 from study import MIN_EXAMPLES, Commands, Study
 
-from mlsm import cli
+from mlsm import command_line
 from mlsm.command_line import Parser
 from mlsm.config import PRESETS, DataConfig
 from mlsm.evaluation.glue import FOLDER, read_task_data
@@ -202,11 +202,11 @@ def run(settings: Settings, executor: Executor = in_a_process) -> None:
 
 def flags() -> Parser:
     """The parser of the command line."""
-    return cli.parser(__doc__ or "", {"settings": Settings})
+    return command_line.parser(__doc__ or "", {"settings": Settings})
 
 
 def main(argv: list[str]) -> None:
     """Read the command line, run or continue the study, write its page."""
-    settings = cli.parse(Settings, argv, __doc__ or "")
+    settings = command_line.parse(Settings, argv, __doc__ or "")
     signal.signal(signal.SIGTERM, stop_commands)
     run(settings)

@@ -29,7 +29,7 @@ from steps import (
     stop_commands,
 )
 
-from mlsm import cli
+from mlsm import command_line
 from mlsm.config import PRESETS, DataConfig
 from mlsm.files import read_json, write_json
 from mlsm.log import say
@@ -204,6 +204,6 @@ def command_of(settings: Settings) -> str:
 
 def main(argv: list[str]) -> None:
     """Read the command line, run or continue the comparison, write its page."""
-    settings = cli.parse(Settings, argv, __doc__ or "")
+    settings = command_line.parse(Settings, argv, __doc__ or "")
     signal.signal(signal.SIGTERM, stop_commands)
     run(settings)

@@ -22,9 +22,6 @@ import torch
 
 from kernels.backend import logger as kernels_logger
 from mlsm import distributed
-from mlsm.command_line import parse as parse
-from mlsm.command_line import parse_flags as parse_flags
-from mlsm.command_line import parser as parser
 from mlsm.log import Screen, printable, say
 from mlsm.settings import Flags
 

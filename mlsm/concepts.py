@@ -137,7 +137,7 @@ def _write(report: ConceptReport, sentence: SentenceConcepts | None, folder: Pat
 
 def main(argv: list[str]) -> None:
     """Read the command line, then read, measure, write and show the concepts."""
-    concepts(cli.parse(Settings, argv, __doc__ or ""))
+    concepts(command_line.parse(Settings, argv, __doc__ or ""))
 
 
 if __name__ == "__main__":

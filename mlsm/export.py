@@ -210,7 +210,7 @@ def export_entry(
 
 def main(argv: list[str]) -> None:
     """Read the command line and export."""
-    args = cli.parse(Settings, argv, __doc__ or "")
+    args = command_line.parse(Settings, argv, __doc__ or "")
     if args.babylm is not None:
         revisions = export_entry(args.run, args.directory, args.word_counts(), args.publication())
         names = ", ".join(revision.name for revision in revisions)

@@ -93,7 +93,7 @@ def row_of(run: Path) -> dict[str, Cell | str]:
 
 def main(argv: list[str]) -> None:
     """Read the command line, find the runs, print their table."""
-    folder = cli.parse(Settings, argv, __doc__ or "").directory
+    folder = command_line.parse(Settings, argv, __doc__ or "").directory
     if not folder.is_dir():
         raise ValueError(f"no folder at {folder}; name the folder of the runs")
     rows, damaged = {}, []

@@ -52,7 +52,7 @@ from mlsm.pages.run_view import run_page
 
 def main(argv: list[str]) -> None:
     """Read the command line, read the runs, write the page."""
-    args = cli.parse(Settings, argv, __doc__ or "")
+    args = command_line.parse(Settings, argv, __doc__ or "")
     directories = list(dict.fromkeys(args.runs))
     output = args.output or directories[-1] / DEFAULT_NAME
     if output.is_dir():

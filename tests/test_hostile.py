@@ -24,7 +24,7 @@ from small_text import NANO_FLAGS, text_flags, write_corpus
 import evaluate
 import fit_dictionary
 import train
-from mlsm import cli
+from mlsm import cli, command_line
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.directory import LOCK_FILE, check_writable, only_process
 from mlsm.evaluation import summary
@@ -147,7 +147,7 @@ def test_a_diverged_update_can_be_computed_again(
 def test_the_message_names_the_micro_batch_that_is_not_finite(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = train.make_plan(cli.parse_flags(train.flags(), flags(shared, tmp_path / "run")))
+    plan = train.make_plan(command_line.parse_flags(train.flags(), flags(shared, tmp_path / "run")))
     corpus = train.Corpus(plan.record.data, plan.tokenizer)
     config, precision = plan.record.train, train.choose_precision("off", torch.device("cpu"), 16)
     model, objective = train.LanguageModel(plan.record.model), OBJECTIVES["mlm"]

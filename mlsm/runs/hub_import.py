@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlsm import cli
+from mlsm import cli, command_line
 from mlsm.config import DataConfig, ModelConfig, TrainConfig
 from mlsm.files import (
     LARGEST_JSON,
@@ -357,7 +357,7 @@ class Settings:
 
 def main(argv: list[str]) -> None:
     """Read the command line and write the run."""
-    args = cli.parse(Settings, argv, __doc__ or "")
+    args = command_line.parse(Settings, argv, __doc__ or "")
     if not is_checkpoint(args.directory):
         raise ValueError(f"no checkpoint in {args.directory}: its config.json names no model_type")
     convert(args.directory, args.run)

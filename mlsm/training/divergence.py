@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from mlsm import cli
+from mlsm import cli, command_line
 from mlsm.coding.targets import Teacher
 from mlsm.config import DEVICE_HELP, TrainConfig
 from mlsm.device import Precision, choose_device, choose_precision
@@ -156,7 +156,7 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     """Read the command line, compute the update again, print what each micro-batch does."""
-    args = cli.parse(Arguments, argv, __doc__ or "")
+    args = command_line.parse(Arguments, argv, __doc__ or "")
     try:
         skipped = from_json(SkippedUpdate, read_json(args.record))
     except ValueError as error:

@@ -14,7 +14,7 @@ from task_files import blimp_rows, write_cola, write_lines
 import evaluate
 import fit_dictionary
 import train
-from mlsm import cli
+from mlsm import command_line
 from mlsm.config import PRESETS
 from mlsm.evaluation import grammar
 from mlsm.files import read_json
@@ -77,7 +77,7 @@ def test_the_data_is_cut_to_what_the_budget_allows(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_begun_with_is_refused_first(flag: str, message: str, asked: list[str]) -> None:
     with pytest.raises(ValueError, match=message):
-        study_run.run(cli.parse(study_run.Settings, [*asked, flag], ""), here([]))
+        study_run.run(command_line.parse(study_run.Settings, [*asked, flag], ""), here([]))
     assert not Path("study").exists()
 
 
@@ -92,7 +92,7 @@ def test_a_small_study_from_text_to_page(
     every = study.students
     monkeypatch.setattr(study, "students", lambda *a: [s for s in every(*a) if s.name in few])
     done: list[str] = []
-    args = cli.parse(study_run.Settings, asked, "")
+    args = command_line.parse(study_run.Settings, asked, "")
     study_run.run(args, here(done))
     page = Path("page.md").read_text(encoding="utf-8")
     assert Path("page.png").stat().st_size > 1000

@@ -13,7 +13,7 @@ from pipeline import ROOT
 from small_text import write_corpus
 from task_files import write_cola
 
-from mlsm import cli
+from mlsm import command_line
 from mlsm.config import PRESETS
 from mlsm.evaluation.finetune import FineTuneSettings
 from mlsm.evaluation.glue_scores import GlueResult, SeedResult
@@ -41,7 +41,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_small_comparison_from_text_to_page(asked: list[str]) -> None:
     """It continues where it stopped. Masked LM begins with the weights that the student began with."""
     done: list[str] = []
-    settings = cli.parse(teaching.Settings, asked, "")
+    settings = command_line.parse(teaching.Settings, asked, "")
     teaching.run(settings, here(done))
     page = Path("page.md").read_text(encoding="utf-8")
     size = teaching.Size(**read_json(Path("study/size.json")))
@@ -108,7 +108,7 @@ def test_verdicts_follow_their_rules() -> None:
 )
 def test_what_cannot_be_begun_with_is_refused_first(flag: str, message: str, asked: list[str]) -> None:
     with pytest.raises(ValueError, match=message):
-        teaching.run(cli.parse(teaching.Settings, [*asked, flag], ""), here([]))
+        teaching.run(command_line.parse(teaching.Settings, [*asked, flag], ""), here([]))
     assert not Path("study").exists()
 
 
