@@ -1,6 +1,7 @@
-"""Small DeBERTa checkpoints of random weights, as transformers saves them."""
+"""Small DeBERTa checkpoints of random weights, as transformers saves them; and changes of a checkpoint."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from small_text import sentences
 from tokenizers import ByteLevelBPETokenizer
 from transformers import DebertaConfig, DebertaForMaskedLM, DebertaV2Config, DebertaV2Model
 
-from mlsm.files import write_json
+from mlsm.files import read_json, write_json
 
 SIZE = {
     "hidden_size": 32,
@@ -72,3 +73,17 @@ def v2_checkpoint(folder: Path, **changes: Any) -> DebertaV2Model:
     model = shaken(DebertaV2Model(DebertaV2Config(vocab_size=num_rows, **SIZE, **settings)))
     model.save_pretrained(folder)
     return model
+
+
+def set_config(**changes: object) -> Callable[[Path], None]:
+    """A function that changes settings in the config.json of a checkpoint."""
+
+    def damage(folder: Path) -> None:
+        write_json(folder / "config.json", read_json(folder / "config.json") | changes)
+
+    return damage
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    """A function that writes a file of a checkpoint."""
+    return lambda folder: (folder / name).write_bytes(content) and None

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AutoModel,
     BertConfig,
+    ConvBertConfig,
     DebertaConfig,
     DebertaForMaskedLM,
     DistilBertConfig,
@@ -124,6 +125,10 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Tokens], Callable[[int, Tokens], Pre
     "gpt2": (
         lambda: byte_pairs(BERT_SPECIALS),
         lambda n, t: GPT2Config(vocab_size=n, n_embd=32, n_layer=2, n_head=4, n_positions=90, **ids_of(t[1])),
+    ),
+    "convbert": (
+        word_pieces,
+        lambda n, _: ConvBertConfig(vocab_size=n, **SIZE, embedding_size=32, max_position_embeddings=90),
     ),
     "vit": (
         word_pieces,

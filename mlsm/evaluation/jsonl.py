@@ -64,10 +64,7 @@ def read_lines(path: Path) -> list[Line]:
     lines = []
     for number, content in enumerate(contents, start=1):
         if content.strip():
-            try:
-                values = parse_json(content, "the line")
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+            values = parse_json(content, f"{path}, line {number}: the line")
             if not isinstance(values, dict):
                 raise ValueError(
                     f"{path}, line {number}: a line must be an object with fields, got {values!r}"

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from small_runs import random_run, small_tokenizer
@@ -21,7 +20,7 @@ from mlsm.evaluation.minimal_pairs import (
 )
 from mlsm.evaluation.pseudo_likelihood import Score, Text
 from mlsm.evaluation.tasks import SUITES
-from mlsm.text.tokenizer import SEP_ID
+from mlsm.text.tokenizer import SEP_ID, Tokenizer
 
 
 @pytest.fixture
@@ -29,9 +28,9 @@ def data(tmp_path: Path) -> Path:
     return write_suites(tmp_path / "data")
 
 
-def encoded(name: str, data: Path, *args: Any, **flags: Any) -> list[SubTask]:
+def encoded(name: str, data: Path, tokenizer: Tokenizer, *, has_prefix: bool = False) -> list[SubTask]:
     """The sub-tasks of a suite, from its files."""
-    return encode_suite(SUITES[name], read_files(SUITES[name], data), *args, **flags)
+    return encode_suite(SUITES[name], read_files(SUITES[name], data), tokenizer, 128, has_prefix)
 
 
 def pair_scores(*pairs: tuple[float, float]) -> list[PairScore]:
@@ -73,13 +72,13 @@ def test_two_spellings_of_a_field_are_one(data: Path) -> None:
     write_lines(
         data / "blimp_filtered" / "b.jsonl", blimp_rows(["The cat."], ["Cat the."], "syntax_semantics")
     )
-    subtasks = encoded("blimp", data, small_tokenizer(), 128, has_prefix=False)
+    subtasks = encoded("blimp", data, small_tokenizer())
     assert {s.group for s in subtasks} == {"syntax_semantics", "syntax", "semantics"}
 
 
 def test_ewok_makes_one_pair_of_a_line_with_contexts_visible_and_not_scored(data: Path) -> None:
     tokenizer = small_tokenizer()
-    [subtask] = encoded("ewok", data, tokenizer, 128, has_prefix=False)
+    [subtask] = encoded("ewok", data, tokenizer)
     contexts = [tokenizer.encode(t) for t in ("The cat sees the river.", "The dog hears it.")]
     targets = [tokenizer.encode(t) for t in ("The cat sees.", "The dog hears.")]
     first, second = ([Text(tuple(c), tuple(t)) for t in targets] for c in contexts)
@@ -88,29 +87,29 @@ def test_ewok_makes_one_pair_of_a_line_with_contexts_visible_and_not_scored(data
 
 def test_the_official_prefix_adds_sep_and_a_scored_word_boundary(data: Path) -> None:
     tokenizer = small_tokenizer()
-    plain = encoded("blimp", data, tokenizer, 128, has_prefix=False)[0].pairs[0].good
-    prefixed = encoded("blimp", data, tokenizer, 128, has_prefix=True)[0].pairs[0].good
+    plain = encoded("blimp", data, tokenizer)[0].pairs[0].good
+    prefixed = encoded("blimp", data, tokenizer, has_prefix=True)[0].pairs[0].good
     assert prefixed.visible == (SEP_ID,)
     assert tokenizer.piece(prefixed.scored[0]) == "▁"
     assert prefixed.scored[1:] == plain.scored
-    with_context = encoded("ewok", data, tokenizer, 128, has_prefix=True)[0].pairs[0].good
+    with_context = encoded("ewok", data, tokenizer, has_prefix=True)[0].pairs[0].good
     assert with_context.visible == tuple(tokenizer.encode("The cat sees the river."))
 
 
 def test_a_newline_in_a_sentence_is_a_blank(data: Path) -> None:
     tokenizer = small_tokenizer()
-    [subtask] = encoded("supplement", data, tokenizer, 128, has_prefix=False)
+    [subtask] = encoded("supplement", data, tokenizer)
     assert subtask.pairs[0].good.scored == tuple(tokenizer.encode("Who sees? The cat sees."))
 
 
 def test_missing_files_and_sentences_that_are_too_long(data: Path, tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     with pytest.raises(ValueError, match=r"no \.jsonl files in .*ewok_filtered"):
-        encoded("ewok", tmp_path, tokenizer, 128, has_prefix=False)
+        encoded("ewok", tmp_path, tokenizer)
     rows = [*blimp_rows(["The cat."], ["Cat the."]), *blimp_rows(["The cat. " * 60], ["Cat."])]
     write_lines(data / "blimp_filtered" / "long.jsonl", rows)
     with pytest.raises(ValueError, match=r"long\.jsonl, line 2: \d+ tokens, the model reads 128 at most"):
-        encoded("blimp", data, tokenizer, 128, has_prefix=False)
+        encoded("blimp", data, tokenizer)
 
 
 def test_all_suites_reach_table_json_and_markdown(

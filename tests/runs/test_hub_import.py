@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
-from hub_checkpoints import shaken, v1_checkpoint, v2_checkpoint, write_sentencepiece
+from hub_checkpoints import set_config, shaken, v1_checkpoint, v2_checkpoint, write, write_sentencepiece
 from outside_checkpoints import write_authors_checkpoint
 from small_runs import random_run
 from small_text import sentences, small_flags
@@ -293,13 +293,6 @@ def test_a_checkpoint_that_changed_is_not_taken_for_the_old_one(
         hub_import.with_converted_checkpoints(given, "teacher")
 
 
-def set_config(**changes: Any) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        write_json(folder / "config.json", read_json(folder / "config.json") | changes)
-
-    return damage
-
-
 def drop_setting(name: str) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         config = read_json(folder / "config.json")
@@ -327,10 +320,6 @@ def set_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path
 def with_code(folder: Path) -> None:
     (folder / MODEL_FILE).unlink()
     torch.save(shutil.rmtree, folder / hub_import.PICKLE_FILE)
-
-
-def write(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
 
 
 WORDS = hub_import.EMBEDDINGS

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_checkpoints import set_config, write
 from outside_checkpoints import BERT_SPECIALS, byte_pairs, write_checkpoint, write_tokenizer
 from small_text import sentences, small_flags
 from transformers import AutoTokenizer
@@ -18,7 +19,7 @@ import fit_dictionary
 import mlsm
 import train
 from mlsm import export
-from mlsm.files import read_json, read_tensors, write_json, write_tensors
+from mlsm.files import read_json, read_tensors, write_tensors
 from mlsm.runs import hub_import
 from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
 from mlsm.runs.run import load_encoder, load_run
@@ -96,13 +97,6 @@ def test_weights_in_several_files_are_read(tmp_path: Path) -> None:
         hub_import.main([str(tmp_path / "parts"), str(tmp_path / "again")])
 
 
-def set_config(**changes: object) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        write_json(folder / "config.json", read_json(folder / "config.json") | changes)
-
-    return damage
-
-
 def drop_weight(folder: Path) -> None:
     tensors = read_tensors(folder / MODEL_FILE)
     del tensors["encoder.layer.1.output.dense.bias"]
@@ -121,6 +115,7 @@ def without_masks(folder: Path) -> None:
 MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ("gpt2", lambda _: None, "a gpt2 is a decoder: it reads from left to right"),
     ("vit", lambda _: None, "a vit reads pixel_values, a teacher reads tokens"),
+    ("convbert", lambda _: None, "the hidden states of a convbert depend on padding"),
     ("bert", set_config(quantization_config={"quant_method": "gptq"}), "its weights are quantised"),
     ("bert", set_config(auto_map={"AutoModel": "code.Model"}), "asks for code of its own"),
     ("bert", set_config(model_type="nonsense"), "transformers cannot read its config.json"),
@@ -128,9 +123,9 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ("bert", drop_weight, "weights are missing: encoder.layer.1.output.dense.bias (1 in all)"),
     ("bert", pickled, "it has no model.safetensors; pickled weights are not read for a bert"),
     ("bert", lambda folder: (folder / MODEL_FILE).unlink(), "no model.safetensors and no"),
-    ("bert", lambda folder: (folder / MODEL_FILE).write_bytes(b"junk") and None, "cannot load it as a bert"),
+    ("bert", write(MODEL_FILE, b"junk"), "cannot load it as a bert"),
     ("bert", lambda folder: (folder / "tokenizer.json").unlink(), "it has no tokenizer.json"),
-    ("bert", lambda folder: (folder / "tokenizer.json").write_text("{}") and None, "not a tokenizer.json"),
+    ("bert", write("tokenizer.json", b"{}"), "not a tokenizer.json"),
     ("bert", without_masks, "its tokenizer: it has no mask token"),
     ("bert", lambda folder: write_tokenizer(folder, byte_pairs(BERT_SPECIALS)), "beyond the 1"),
 ]
@@ -139,7 +134,7 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
-    for architecture in ("bert", "gpt2", "vit"):
+    for architecture in ("bert", "gpt2", "vit", "convbert"):
         write_checkpoint(folder / architecture, architecture)
     return folder
 

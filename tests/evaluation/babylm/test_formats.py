@@ -1,15 +1,14 @@
 """The formats of BabyLM 2026: mistakes are named with file and line; items are what the organisers score."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from babylm_files import write_babylm
 from task_files import write_lines
 
-from mlsm.evaluation.babylm.formats import FULL, TASKS, average, read_task
+from mlsm.evaluation.babylm.formats import FULL, TASKS, Item, average, read_task
 
-GOOD: dict[str, dict[str, Any]] = {
+GOOD: dict[str, dict[str, object]] = {
     "blimp": {"sentence_good": "a b", "sentence_bad": "b a", "field": "syntax", "UID": "one"},
     "supplement": {"sentence_good": "a b", "sentence_bad": "b a"},
     "ewok": {"Domain": "d", "Context1": "It rains.", "Context2": "Sun.", "Target1": "Wet."},
@@ -38,7 +37,7 @@ GOOD: dict[str, dict[str, Any]] = {
     ],
 )
 def test_wrong_fields_are_named_with_their_line(
-    tmp_path: Path, name: str, change: dict[str, Any], message: str
+    tmp_path: Path, name: str, change: dict[str, object], message: str
 ) -> None:
     write_lines(tmp_path / "file.jsonl", [GOOD[name], GOOD[name] | change])
     with pytest.raises(ValueError, match=rf"file\.jsonl, line 2: {message}"):
@@ -57,7 +56,7 @@ def test_what_is_no_line_of_json_is_named(tmp_path: Path) -> None:
         read_task(tmp_path, TASKS["comps"])
 
 
-def item(tmp_path: Path, name: str, file: str = "file") -> Any:
+def item(tmp_path: Path, name: str, file: str = "file") -> Item:
     write_lines(tmp_path / f"{file}.jsonl", [GOOD[name]])
     [found] = read_task(tmp_path, TASKS[name])
     return found.items[1]
