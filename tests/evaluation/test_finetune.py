@@ -1,5 +1,6 @@
 """Fine-tuning of one seed: micro-batches, the choice of the epoch, and failure."""
 
+import math
 import random
 from pathlib import Path
 
@@ -124,18 +125,25 @@ def test_the_head_of_2026_reads_the_last_position(run: Path) -> None:
     assert 0 < model.dense.bias.detach().abs().max().item() <= bound
 
 
-def test_the_recipe_of_2026_leaves_out_a_part_of_a_batch_and_never_stops_early(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("recipe", "updates"),
+    [("2024", [(4, 1.0), (4, 1.0), (3, 1.0)] * 4), ("2026", [(4, math.inf)] * 2 * 6)],
+)
+def test_a_recipe_decides_which_batches_are_trained_and_whether_gradients_are_clipped(
+    recipe: str, updates: list[tuple[int, float]], run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[int] = []
-    monkeypatch.setattr(finetune, "_update", lambda model, optimizer, batch, clip: sizes.append(len(batch)))
+    """No epoch improves on the first one. In the recipe of 2024 training stops after three more."""
+    done: list[tuple[int, float]] = []
+    monkeypatch.setattr(
+        finetune, "_update", lambda model, optimizer, batch, clip: done.append((len(batch), clip))
+    )
     monkeypatch.setattr(finetune, "selecting_metric", lambda *_: 0.5)
     rows = [EncodedItem([CLS_ID, 7, SEP_ID], 0)] * 11
-    model = Classifier(load_run(run).model.encoder, 2, 0.02, seed=12, recipe="2026")
-    settings = FineTuneSettings(batch_size=4, max_epochs=6, recipe="2026")
+    model = Classifier(load_run(run).model.encoder, 2, 0.02, seed=12, recipe=recipe)
+    settings = FineTuneSettings(batch_size=4, max_epochs=6, recipe=recipe)
     with finetune.tqdm(disable=True) as bar:
         finetune.fine_tune(model, rows, [rows], settings, 12, bar)
-    assert sizes == [4, 4] * 6
+    assert done == updates
 
 
 def test_the_settings_of_2026_are_those_of_the_organisers() -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from babylm_files import write_babylm
 from small_runs import random_run
 
@@ -14,6 +15,8 @@ from mlsm.evaluation.babylm import entry
 from mlsm.files import read_json, read_tensors
 from mlsm.pages.model_card import model_card
 from mlsm.runs.checkpoint import MODEL_FILE, TrainingState, save_milestone, words_name
+from mlsm.runs.hub_tokenizer import huggingface_tokenizer
+from mlsm.runs.revisions import Revision
 from mlsm.runs.run import load_run
 
 
@@ -110,6 +113,32 @@ def test_one_lost_file_of_scores_is_computed_again(measured: tuple[Path, Path]) 
     path.write_text("{")
     evaluate.main([str(run), "--tasks=babylm2026", f"--data={data}"])
     assert path.read_text() == before
+
+
+def test_scores_of_other_data_are_not_used(measured: tuple[Path, Path]) -> None:
+    run, data = measured
+    scorer = entry.Scorer(
+        entry.place_of(run),
+        Revision("main", 0, run),
+        huggingface_tokenizer(load_run(run).tokenizer),
+        torch.device("cpu"),
+    )
+    file = entry.read_data(data, is_fast=False).tasks["comps"][0]
+    swapped = {line: item._replace(candidates=item.candidates[::-1]) for line, item in file.items.items()}
+    before = scorer.choices("other", file)
+    after = scorer.choices("other", file._replace(items=swapped, digest="another"))
+    for row, other in zip(before, after, strict=True):
+        assert [score.total for score in row] == pytest.approx([score.total for score in other[::-1]])
+        assert row[0] != row[1]
+
+
+def test_results_of_other_weights_are_dropped(tmp_path: Path) -> None:
+    place = entry.place_of(tmp_path)
+    for weights, task in (("one", "rte"), ("one", "mnli"), ("other", "wsc")):
+        entry.store_glue(tmp_path, weights, {task: 0.5}, {})
+        if task == "mnli":
+            assert entry.read_results(place)["main"].glue.keys() == {"rte", "mnli"}
+    assert entry.read_results(place)["main"].glue == {"wsc": 0.5}
 
 
 def test_tables_and_curves_are_written(measured: tuple[Path, Path]) -> None:
