@@ -123,7 +123,7 @@ class ConceptReport:
     def label(self, reader: str, concept: int, num_words: int | None = None) -> str:
         """The words that tell most about a concept, or the first of them; "" for a concept without use."""
         types = self.sources[reader].labels[concept][:num_words]
-        return " ".join(self.pieces[i].replace("▁", " ").strip() for i in types)
+        return " ".join(self.pieces[i].replace("▁", " ").strip() or "▁" for i in types)
 
     def context_texts(self, context: Context) -> list[str]:
         """The text of each token that a context shows, with the space before a word."""

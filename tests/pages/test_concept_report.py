@@ -1,5 +1,6 @@
 """The report on concepts: its lists fit together, its texts are printable, its JSON holds all of it."""
 
+import dataclasses
 import json
 
 import pytest
@@ -30,6 +31,11 @@ def test_a_planted_concept_is_its_token(report: ConceptReport) -> None:
         assert report.label("teacher", KING) == "king"
         assert reader.leader[KING] == KING
         assert reader.interest[KING] == 0
+
+
+def test_a_space_alone_is_a_label(report: ConceptReport) -> None:
+    pieces = ["▁" if piece == "▁king" else piece for piece in report.pieces]
+    assert dataclasses.replace(report, pieces=pieces).label("teacher", KING) == "▁"
 
 
 def test_every_measure_has_a_meaning(report: ConceptReport) -> None:
