@@ -135,6 +135,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Tokens], Callable[[int, Tokens], Pre
         lambda n, _: ViTConfig(**SIZE, image_size=16, patch_size=8),
     ),
 }
+CANNOT_TEACH = ("gpt2", "convbert", "vit")
 
 
 def write_tokenizer(folder: Path, tokens: Tokens) -> None:
