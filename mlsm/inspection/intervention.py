@@ -74,8 +74,9 @@ class Intervention:
             return f"Intervention, by the change of the {what}: {moved}"
         lines = []
         for place, changes in zip(self.places, self.changes(3), strict=True):
-            shown = ", ".join(f"{c.piece} {c.before:.3f} -> {c.after:.3f}" for c in changes)
-            lines.append(f"{place} {self.pieces[place]}: {shown}")
+            changed = [c for c in changes if c.before != c.after]
+            shown = ", ".join(f"{c.piece} {c.before:.3f} -> {c.after:.3f}" for c in changed)
+            lines.append(f"{place} {self.pieces[place]}: {shown or 'no change'}")
         return "\n".join(["Intervention, by the change of words:", *lines])
 
 

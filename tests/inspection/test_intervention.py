@@ -71,6 +71,7 @@ def test_only_the_chosen_tokens_change(folder: Path) -> None:
     assert moved_N.nonzero().flatten().tolist() == [1, 2]
     nothing = model.intervene(TEXT, {concept: 0.5}, at=[])
     assert torch.equal(nothing.before_PV, nothing.after_PV)
+    assert repr(nothing).endswith("[MASK]: no change")
 
 
 def test_a_probability_is_set_and_the_others_keep_their_proportions(folder: Path) -> None:

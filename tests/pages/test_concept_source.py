@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pipeline import nano_teacher, student_flags
+from pipeline import student_flags
 from small_text import sentences
 
 import train
@@ -15,8 +15,7 @@ from mlsm.pages.concept_source import ConceptSource, open_source
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    teacher = nano_teacher(tmp_path_factory.mktemp("source"))
+def student(teacher: Path) -> Path:
     train.main(student_flags(teacher, "lsm", teacher.parent / "lsm"))
     return teacher.parent / "lsm"
 
