@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TextIO, cast
 
 import pytest
 import torch
 
-from mlsm.log import METRICS_FILE, Meter, RunLog, Screen, printable, progress, read_metrics, say
+from mlsm import log
+from mlsm.log import METRICS_FILE, Meter, RunLog, Screen, Stopwatch, printable, progress, read_metrics, say
 
 ESCAPES = "a\x1b[31m\u202eb\u0007\r\n ▁é猫"
 
@@ -109,6 +111,27 @@ def test_concepts_that_no_target_uses_are_counted_over_the_interval() -> None:
         meter.add({"dead_concepts": torch.tensor(uses)})
     assert meter.read()["dead_concepts"] == 2
     assert "dead_concepts" not in meter.read()
+
+
+def test_a_pause_counts_neither_as_time_nor_as_coding(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"wall": 0.0, "processor": 0.0}
+
+    def wait(wall: float, processor: float) -> None:
+        now["wall"] += wall
+        now["processor"] += processor
+
+    clock = SimpleNamespace(perf_counter=lambda: now["wall"], process_time=lambda: now["processor"])
+    monkeypatch.setattr(log, "time", clock)
+    coding_time = Stopwatch()
+    meter = Meter(coding_time)
+    meter.add_counts(num_selected=1, num_tokens=60)
+    with coding_time.block(torch.device("cpu")):
+        wait(1, 2)
+    with meter.paused(), coding_time.block(torch.device("cpu")):
+        wait(100, 200)
+    wait(3, 5)
+    expected = {"seconds": 4, "processor_seconds": 7, "tokens_per_s": 15, "coding_share": 0.25}
+    assert meter.read() == expected
 
 
 def test_a_resumed_run_refuses_damaged_metrics_by_line(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run takes, said before it starts: measuring changes nothing, and days on a CPU need --yes."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -52,7 +53,11 @@ def test_a_run_that_was_measured_learns_the_same(
     assert learnt(measured) == learnt(tmp_path / "plain")
 
 
-def test_measuring_leaves_neither_gradients_nor_another_random_state(student: Path) -> None:
+def test_measuring_leaves_neither_gradients_nor_another_random_state(
+    student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr(cost, "_now", lambda device: float(next(seconds)))  # each micro-batch takes a second
     run, cpu = load_run(student), torch.device("cpu")
     assert run.record.concepts
     config = run.record.train
@@ -64,7 +69,9 @@ def test_measuring_leaves_neither_gradients_nor_another_random_state(student: Pa
     assert torch.equal(torch.get_rng_state(), before)
     assert all(weight.grad is None for weight in run.model.parameters())
     assert guide.coding_time.read() == 0
-    assert result.seconds > 0
+    _, *timed = cost.measured_micro_batches(update)
+    seconds_per_token = 2 / sum(len(micro.inputs.ids_T) for micro in timed)
+    assert result.seconds == pytest.approx(config.num_steps * update.num_tokens * seconds_per_token)
     assert 1e8 < result.memory < 1e11  # this process has PyTorch in its memory
 
 

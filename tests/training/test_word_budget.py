@@ -40,6 +40,8 @@ def test_a_number_of_words_is_as_many_updates_as_read_no_more(words: int, corpus
     read = words_of_updates(corpus, dataclasses.replace(config, num_steps=config.num_steps + 1))
     assert sum(read[:-1]) <= words < sum(read)
     assert corpus.num_words(7 * config.num_steps, config.seed) == sum(read[:-1])
+    exact = dataclasses.replace(config, words=f"{sum(read)}")
+    assert with_num_steps(exact, corpus).num_steps == len(read)
 
 
 def test_epochs_are_passes_over_the_training_text(corpus: Corpus) -> None:
