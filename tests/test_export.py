@@ -332,6 +332,10 @@ def test_a_student_without_words_is_an_encoder(
     write_json(run / "config.json", config)
     export.main([str(run), str(tmp_path / "exported")])
     assert f"an encoder, because {objective} trains no words" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match=rf"trains no words \({objective}\), so it has no words to be judged by"
+    ):
+        export.main([str(run), str(tmp_path / "entry"), "--babylm=0"])
     assert read_json(tmp_path / "exported" / "config.json")["architectures"] == ["DebertaModel"]
     assert "fill-mask" not in (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
     ours, again = load_run(run), load_run(tmp_path / "exported")

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 from small_runs import random_run
@@ -52,6 +51,7 @@ def test_a_directory_without_a_record_is_no_run(tmp_path: Path) -> None:
         ),
         ({"corpus": {"lines": "x"}}, "config.json: lines must be int"),
         ({"source": {}}, "config.json: SourceRecord: fields that are unknown or missing: directory, weights"),
+        ({"words": {"own": 3, "before": {"teacher": -1}}}, "config.json: words must not be below 0"),
         ({"versions": {"mlsm": 1}}, r"config.json: versions must be dict\[str, str\]"),
         ({"data": {"cache_dir": "a\0b"}}, "config.json: cache_dir must not hold a null character"),
         ({"data": {"corpus": ["a\0b"]}}, "config.json: corpus must not hold a null character"),
@@ -61,7 +61,7 @@ def test_a_directory_without_a_record_is_no_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_config_that_claims_too_much_is_refused_by_name(
-    changes: dict[str, Any], message: str, tmp_path: Path
+    changes: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     run = random_run(tmp_path / "run")
     config = json.loads((run / "config.json").read_text())

@@ -4,10 +4,12 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from small_text import sentences
+from tokenizers import models, pre_tokenizers
 
-from mlsm.text.tokenizer import MASK_ID, SPECIAL_PIECES, UNK_ID, Tokenizer, train_tokenizer
+from mlsm.text.tokenizer import MASK_ID, SPECIAL_PIECES, UNK_ID, Tokenizer, renumbered_json, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +87,35 @@ def test_what_is_not_a_tokenizer_is_refused(tmp_path, tokenizer: Tokenizer) -> N
 def test_empty_text_is_refused() -> None:
     with pytest.raises(ValueError, match="too small for a tokenizer"):
         train_tokenizer([], 100)
+
+
+def test_places_of_pieces_are_without_the_spaces_before_their_words(tokenizer: Tokenizer) -> None:
+    text = "The dog  sees a [MASK] again."
+    for span in tokenizer.spans_with_masks(text):
+        word, piece = text[span.start : span.stop], tokenizer.piece(span.piece_id)
+        assert word == piece.removeprefix("▁") or (piece == "▁" and not word.strip())
+
+
+def word_pieces(*pieces: str) -> bytes:
+    """A tokenizer.json with these words, of which the first five are special."""
+    model = models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token=pieces[2])
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([*pieces[:5]])
+    return tokenizer.to_str().encode()
+
+
+def test_special_tokens_of_any_name_become_our_special_pieces() -> None:
+    names = {
+        "bos_token": "<b>",
+        "sep_token": "<e>",
+        "unk_token": "<u>",
+        "pad_token": "<p>",
+        "mask_token": "<m>",
+    }
+    renumbered, former_ids = renumbered_json(word_pieces(*names.values(), "cat"), names)
+    assert [renumbered.piece(i) for i in range(5)] == [*SPECIAL_PIECES]
+    assert former_ids == [0, 1, 2, 3, 4, 5]
+    assert renumbered.encode("cat dog <m>")[:2] == [5, UNK_ID]
+    with pytest.raises(ValueError, match=r"it has a piece \[CLS\] beside <b>"):
+        renumbered_json(word_pieces(*names.values(), "[CLS]"), names)
