@@ -27,9 +27,7 @@ def shuffled(text: str, draw: random.Random) -> str:
 
 
 def write_babylm(root: Path, num_items: int = 12) -> Path:
-    """full_eval and fast_eval with every task but EWoK's real texts, which nobody may copy: its items are as
-    invented as the others.
-    """
+    """full_eval and fast_eval with invented items of every task. EWoK's real texts must not be copied."""
     draw = random.Random(5)
     for kind, full, blimp, supplement, ewok, entity in (
         ("full_eval", True, "blimp_filtered", "supplement_filtered", "ewok_filtered", "entity_tracking"),

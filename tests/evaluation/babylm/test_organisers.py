@@ -4,6 +4,9 @@ What their code computed with transformers 4.51.3 for an exported model is store
 command runs their code again, in an environment of its own, and stores what it computes:
 
     pytest tests/evaluation/babylm/test_organisers.py --organisers PYTHON STRICT
+
+STRICT is the folder strict of babylm-org/babylm-eval (commit 3d57ddc). PYTHON is a Python with transformers
+4.51.3 and the other packages that this code imports.
 """
 
 import base64
