@@ -181,7 +181,7 @@ from mlsm.training.objectives import find_objective
 
 
 class Tasks(NamedTuple):
-    """The data of all tasks but the demo."""
+    """The data of suites and of fine-tuning."""
 
     suites: dict[str, Files]  # by the names of SUITES
     trainings: list[glue.TaskData]
