@@ -84,6 +84,7 @@ def test_configurations_survive_json(preset: str, part: str) -> None:
         (DataConfig, {"heldout_share": 1.0}, "heldout_share must be in"),
         (TrainConfig, {"num_steps": True}, "num_steps must be int"),
         (TrainConfig, {"mask_share": Line(0.0)}, "mask_share must be in"),
+        (TrainConfig, {"mask_share": Line(0.4, 1.5)}, "mask_share must be in"),
         (TrainConfig, {"length_schedule": Line(3.0, 8.0)}, "whole numbers of at least 4, .* got 3:8"),
         (TrainConfig, {"length_schedule": Line(8.5)}, "whole numbers"),
         (TrainConfig, {"learning_rate": -1.0}, "learning_rate must be above 0"),

@@ -95,6 +95,18 @@ def test_a_search_keeps_the_best_and_continues_where_it_stopped(
     assert from_json(Found, read_json(file)).trials == found.trials
 
 
+def test_what_an_ingredient_is_worth_is_read_from_recipes_with_that_change_alone() -> None:
+    start = {"schedule": "linear", "batch-size": "8"}
+    recipes = {4.0: start, 3.5: {**start, "batch-size": "16"}, 3.0: {"schedule": "wsd", "batch-size": "16"}}
+    trials = [
+        Trial(recipe, 0, 12, 9, 99, 1.0, {"heldout_cross_entropy": loss, "heldout_token_accuracy": 1 / loss})
+        for loss, recipe in recipes.items()
+    ]
+    found = Found("teacher", "time", 1.0, "tiny", start, tuple(map(dataclasses.asdict, trials)), "command")
+    _, _, row = recipe_page.alone_table(found, trials).splitlines()
+    assert row == "| batch-size | 8 | 16 | -0.500 | +0.036 |"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
