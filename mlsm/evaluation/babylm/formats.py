@@ -45,7 +45,7 @@ Decoder = Callable[[Line, str], Item | None]  # of (line, name of its file); Non
 
 
 def _pair(line: Line, file: str) -> Item:
-    """BLiMP, whose lines name their group, and its supplement, where that is the file."""
+    """A pair of BLiMP, whose lines name their group, or of its supplement, where each file is a group."""
     good, bad = line.text("sentence_good"), line.text("sentence_bad")
     group = line.text("UID") if "field" in line.values else file
     return Item(group, (Candidate(good, good), Candidate(bad, bad)), 0)
