@@ -30,6 +30,7 @@ def test_a_concept_shows_its_words_contexts_and_neighbours(
     pieces = {piece.lstrip("▁") for piece in dictionary.report.pieces}
     for context in concept.contexts:
         assert context.text[context.start : context.stop] in pieces
+        assert not context.text.startswith(" ")
         assert 0 < context.weight <= 1
     assert concept.label in repr(concept)
     assert (teacher / "concepts.json").exists()

@@ -45,6 +45,7 @@ def test_hidden_states_and_codes_are_those_of_the_parts(teacher: Path) -> None:
             assert torch.allclose(hidden_TD, expected_TD, atol=1e-5)
         expected_TK = dictionary.code(F.normalize(part.hidden[1], dim=1)).codes_NK
         assert torch.allclose(part.codes_TK, expected_TK, atol=1e-3)
+    assert encoding[-1].pieces == encoding[len(TEXTS) - 1].pieces
     assert torch.equal(encoding.sparse_codes_TK.to_dense(), encoding.codes_TK)
     is_coded_T = encoding.codes_TK.sum(1) > 0
     assert torch.allclose(encoding.concepts_TK.sum(1), is_coded_T.float())

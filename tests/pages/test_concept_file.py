@@ -58,6 +58,10 @@ DAMAGE: dict[str, Callable[[str], bytes]] = {
     ),
     "a leader that is not there": change(lambda v: v["sources"]["student"]["leader"].__setitem__(0, -1)),
     "a list too short": change(lambda v: v["places"].pop()),
+    "a context of no text": change(lambda v: v["sources"]["teacher"]["contexts"][7][0].__setitem__(0, 9999)),
+    "a context without its weight": change(
+        lambda v: v["sources"]["teacher"]["contexts"][7][0].__setitem__(4, [[1, 0.5]])
+    ),
     "a context beyond its text": change(lambda v: v["sequences"].__setitem__(slice(None), [[0]])),
 }
 

@@ -42,6 +42,8 @@ def test_long_curves_are_means_of_neighbours(tmp_path: Path) -> None:
     run = logged_run(tmp_path / "run", num_lines=5 * run_curves.MAX_POINTS)
     training = curves_of(run).training
     assert len(training.axes["step"]) == run_curves.MAX_POINTS
+    longer = logged_run(tmp_path / "longer", num_lines=run_curves.MAX_POINTS + 1)
+    assert len(curves_of(longer).training.axes["step"]) <= run_curves.MAX_POINTS
     lines = read_facts(run, "run").training
     for column, name in ((training.axes["step"], "step"), (training.values["concept_kl"], "concept_kl")):
         assert statistics.fmean(column) == pytest.approx(statistics.fmean(line[name] for line in lines))
