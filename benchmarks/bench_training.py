@@ -5,7 +5,9 @@
 All sides of a model make the same updates: forward and backward passes over the same pairs of lines, and
 AdamW. "Random" is the order of the paper: micro-batches of 64 sequences in random order, padded to the
 longest. "Sorted" is ours. Sides run one after another, each in a process of its own, which measures its peak
-memory; a round runs every side once. Padding does not count as tokens.
+memory; a round runs every side once. Padding does not count as tokens. Every side is timed in float32, and in
+bf16 too on a processor that multiplies it natively. Ratios compare with ours in the precision that `--amp
+auto` takes.
 
 On a GPU updates are larger, everything runs in its autocast precision, and memory is the GPU's. The share of
 the card's peak that the model's matrix products reach is measured too.
@@ -37,7 +39,7 @@ from kernels.lasso import LassoResult
 from mlsm.coding.dictionary import Dictionary
 from mlsm.coding.targets import Teacher
 from mlsm.config import EMBEDDED_CORPUS, DataConfig, ModelConfig, TrainConfig, base, small, tiny
-from mlsm.device import choose_device, choose_precision
+from mlsm.device import Precision, choose_device, choose_precision, has_native_bf16
 from mlsm.model.language_model import LanguageModel
 from mlsm.seeds import generator_for
 from mlsm.text.batches import Corpus, MicroBatch, Selection, Update
@@ -60,6 +62,7 @@ TOKEN_BUDGETS = {"tiny": 4096, "small": 1024, "base, 4 layers": 1024, "base": 10
 TOKEN_BUDGET_ON_A_GPU = 16_384
 # Dense bf16 products with float32 sums, operations a second, as NVIDIA states them for the SXM cards.
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+PRECISIONS = {"off": "float32", "bf16": "bf16", "auto": "autocast"}  # names in the table, by --amp
 MASKED, EVERYWHERE = Selection(0.15, is_masked=True), Selection(1.0, is_masked=False)
 Loss = Callable[[MicroBatch], Tensor]
 
@@ -70,7 +73,17 @@ class Side(NamedTuple):
     objective: str
     name: str
     is_sorted: bool
-    build: Callable[[ModelConfig, torch.device], tuple[nn.Module, Loss]]
+    build: Callable[[ModelConfig, Precision], tuple[nn.Module, Loss]]
+
+
+class Case(NamedTuple):
+    """A row of the table: a side in a precision."""
+
+    side: int  # its number in SIDES
+    amp: str  # as --amp of train.py takes it
+
+
+Results = dict[Case, dict[str, list[float]]]  # what `run_side` measures, of all rounds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,33 +98,36 @@ class RealSignals(Dictionary):
         return super().code(self.signals_ND[: len(signals_ND)], **options)
 
 
-def our_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
+def our_masked_lm(config: ModelConfig, precision: Precision) -> tuple[nn.Module, Loss]:
+    device = torch.device(precision.device_type)
     model = LanguageModel(config).to(device)
     return model, lambda micro: OBJECTIVES["mlm"].loss(model, micro.to(device), None, TrainConfig()).loss
 
 
-def our_lsm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
+def our_lsm(config: ModelConfig, precision: Precision) -> tuple[nn.Module, Loss]:
+    device = torch.device(precision.device_type)
     signals_ND, atoms_DK, _, _ = coding_problem(config.width, K, NUM_MOST)
     signals_ND = signals_ND.to(device)
     dictionary = RealSignals(atoms_DK, LAM, layer=config.depth, teacher="random", signals_ND=signals_ND)
     encoder = LanguageModel(config, seed=1).encoder.eval().to(device)
-    teacher = Teacher(encoder, dictionary.to(device), choose_precision("auto", device, config.width))
+    teacher = Teacher(encoder, dictionary.to(device), precision)
     student = LanguageModel(dataclasses.replace(config, num_concepts=K)).to(device)
     train = TrainConfig()
     return student, lambda micro: OBJECTIVES["lsm"].loss(student, micro.to(device), teacher, train).loss
 
 
-def published_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
-    model = DebertaForMaskedLM(paper_recipe.deberta_config(config)).to(device)
+def published_masked_lm(config: ModelConfig, precision: Precision) -> tuple[nn.Module, Loss]:
+    model = DebertaForMaskedLM(paper_recipe.deberta_config(config)).to(precision.device_type)
     return model, lambda micro: paper_recipe.masked_lm_loss(model, micro)
 
 
-def bert_masked_lm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
-    model = paper_recipe.bert(config).to(device)
+def bert_masked_lm(config: ModelConfig, precision: Precision) -> tuple[nn.Module, Loss]:
+    model = paper_recipe.bert(config).to(precision.device_type)
     return model, lambda micro: paper_recipe.masked_lm_loss(model, micro)
 
 
-def recipe_lsm(config: ModelConfig, device: torch.device) -> tuple[nn.Module, Loss]:
+def recipe_lsm(config: ModelConfig, precision: Precision) -> tuple[nn.Module, Loss]:
+    device = torch.device(precision.device_type)
     signals_ND, atoms_DK = (matrix.to(device) for matrix in coding_problem(config.width, K, NUM_MOST)[:2])
     teacher = DebertaModel(paper_recipe.deberta_config(config)).eval().to(device)
     wider = dataclasses.replace(config, vocab_size=config.vocab_size + K)
@@ -149,17 +165,17 @@ def make_update(corpus: Corpus, number: int, side: Side, size: int, token_budget
 
 
 def run_side(
-    side: Side, config: ModelConfig, corpus: Corpus, token_budget: int, first: int, rounds: int
-) -> dict[str, list]:
+    side: Side, amp: str, config: ModelConfig, corpus: Corpus, token_budget: int, first: int, rounds: int
+) -> dict[str, list[float]]:
     """Tokens a second, processor seconds and operations a second (of the model's matrix products) of each
     update after a warm-up, and the memory that training took, in MiB.
     """
     device = choose_device("auto")
-    precision = choose_precision("auto", device, config.width)
+    precision = choose_precision(amp, device, config.width)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
     before = _peak_mib(device)
     torch.manual_seed(0)
-    model, loss = side.build(config, device)
+    model, loss = side.build(config, precision)
     [optimizer] = make_optimizers(model.train(), TrainConfig())
     speeds, processor_s, operations = [], [], []
     sizes = [SEQUENCES_TO_WARM_UP] + [SEQUENCES] * rounds
@@ -223,7 +239,7 @@ def flags() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=1, help="times around the sides (default: 1)")
     parser.add_argument("--updates", type=int, default=1, help="timed in each round (default: 1)")
-    parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)  # model, number of a side, round
+    parser.add_argument("--only", nargs=4, help=argparse.SUPPRESS)  # model, number of a side, amp, round
     return parser
 
 
@@ -231,46 +247,59 @@ def main() -> None:
     args = flags().parse_args()
     data = DataConfig(corpus=tuple(args.corpus))
     if args.only:
-        model, side, first = args.only[0], SIDES[int(args.only[1])], int(args.only[2]) * args.updates
+        model, number, amp, turn = args.only
         tokenizer = corpus_tokenizer(data, MODELS[model].vocab_size)
         config = dataclasses.replace(MODELS[model], vocab_size=tokenizer.vocab_size)
         corpus = Corpus(data, tokenizer)
         budget = TOKEN_BUDGET_ON_A_GPU if torch.cuda.is_available() else TOKEN_BUDGETS[model]
-        print(json.dumps(run_side(side, config, corpus, budget, first, args.updates)))
+        first = int(turn) * args.updates
+        print(json.dumps(run_side(SIDES[int(number)], amp, config, corpus, budget, first, args.updates)))
         return
     blocks = []
     for model in args.models:
-        results: dict[int, dict[str, list]] = {
-            n: {"speeds": [], "processor_s": [], "operations": [], "mib": []} for n in range(len(SIDES))
-        }
-        for number in range(args.rounds):
-            for side in results:
-                command = [sys.executable, __file__, *sys.argv[1:], "--only", model, str(side), str(number)]
+        cases = [Case(number, amp) for number in range(len(SIDES)) for amp in precisions()]
+        results: Results = {case: {} for case in cases}
+        for turn in range(args.rounds):
+            for case, result in results.items():
+                only = ["--only", model, str(case.side), case.amp, str(turn)]
+                command = [sys.executable, __file__, *sys.argv[1:], *only]
                 answer = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
                 for name, values in answer.items():
-                    results[side][name] += values
-                _quiet(f"{model}, {SIDES[side].objective}, {SIDES[side].name}: {answer}")
-        blocks.append(f"## {model}\n\n" + _table(results))
+                    result.setdefault(name, []).extend(values)
+                side = SIDES[case.side]
+                print(f"{model}, {side.objective}, {side.name}, {case.amp}: {answer}", file=sys.stderr)
+        blocks.append(f"## {model}\n\n" + table(results))
     result_page.write("training.md", _text(args, blocks))
 
 
-def _table(results: dict[int, dict[str, list]]) -> str:
-    ours = {SIDES[n].objective: result for n, result in results.items() if SIDES[n].name == "ours"}
-    header = ["objective", "side", "real tokens/s", "ours is x times as fast"]
+def precisions() -> list[str]:
+    """Values of --amp that are compared; the last is what auto takes for these models."""
+    if torch.cuda.is_available():
+        return ["auto"]
+    return ["off", "bf16"] if has_native_bf16() else ["off"]
+
+
+def table(results: Results) -> str:
+    """A Markdown table of all cases, compared with ours in the last precision."""
+    ours = {SIDES[n].objective: result for (n, _), result in results.items() if SIDES[n].name == "ours"}
+    header = ["objective", "side", "precision", "real tokens/s", "ours is x times as fast"]
     header += ["its processor seconds, of ours", "MiB", "ours takes x of it"]
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = next((value for name, value in PEAKS.items() if name in card), None)
     if peak:
         header.append("of the card's peak")
     rows = []
-    for number, result in results.items():
-        own = ours[SIDES[number].objective]
+    for case, result in results.items():
+        side = SIDES[case.side]
+        own = ours[side.objective]
         ratios = [a / b for a, b in zip(own["speeds"], result["speeds"], strict=True)]
         work = [b / a for a, b in zip(own["processor_s"], result["processor_s"], strict=True)]
         memory, own_memory = statistics.median(result["mib"]), statistics.median(own["mib"])
         rows.append(
             (
-                *SIDES[number][:2],
+                side.objective,
+                side.name,
+                PRECISIONS[case.amp],
                 f"{statistics.median(result['speeds']):,.0f}",
                 f"{statistics.median(ratios):.2f}",
                 f"{statistics.median(work):.2f}",
@@ -286,25 +315,21 @@ def _text(args: argparse.Namespace, blocks: list[str]) -> str:
     is_embedded = args.corpus == [EMBEDDED_CORPUS]
     command = "PYTHONPATH=. python benchmarks/bench_training.py" + ("" if is_embedded else " --corpus ...")
     on_gpu = torch.cuda.is_available()
-    sequences, precision = (SEQUENCES_ON_A_GPU, "autocast") if on_gpu else (SEQUENCES, "float32")
+    sequences = SEQUENCES_ON_A_GPU if on_gpu else SEQUENCES
     budgets = ", ".join(str(TOKEN_BUDGET_ON_A_GPU if on_gpu else TOKEN_BUDGETS[m]) for m in args.models)
     return f"""# A training update against the paper's recipe
 
 Written by the command below: rounds {args.rounds}, updates timed in each {args.updates}, after a warm-up,
 {sequences} pairs of lines each, from {"the embedded corpus" if is_embedded else f"{len(args.corpus)} files"};
-medians, and the medians of the ratios of a round. Other work on the machine disturbs processor seconds less
-than speed. Dropout 0.1, {precision}. LSM codes real signals (states of a small public encoder) with {K}
-concepts, lambda {LAM}. Micro-batches of ours, and of peers that are sorted, hold {budgets} tokens
-({"; ".join(args.models)}). Memory is what training takes at its peak
-beyond what the process takes after its imports.
+medians, and the medians of the ratios of a round, which compare with ours in {PRECISIONS[precisions()[-1]]}.
+Other work on the machine disturbs processor seconds less than speed. Dropout 0.1. LSM codes real signals
+(states of a small public encoder) with {K} concepts, lambda {LAM}. Micro-batches of ours, and of peers that
+are sorted, hold {budgets} tokens ({"; ".join(args.models)}). Memory is what training takes at its peak beyond
+what the process takes after its imports.
 
 {result_page.circumstances(command)}
 
 {chr(10).join(block + chr(10) for block in blocks)}"""
-
-
-def _quiet(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

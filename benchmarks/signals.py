@@ -61,11 +61,18 @@ def coding_problem(width: int, num_atoms: int, num_signals: int) -> tuple[Tensor
     return signals_ND, dictionary_DK, gram(dictionary_DK), largest_step(dictionary_DK)
 
 
+def source_width(width: int) -> int:
+    """The width of the real signals whose first `width` coordinates are taken. Raises ValueError if none has
+    so many.
+    """
+    if wide := [source for source in LAYERS if source >= width]:
+        return min(wide)
+    raise ValueError(f"real signals have at most {max(LAYERS)} coordinates, not {width}")
+
+
 def _rows(width: int) -> Tensor:
-    """Widths that the encoder has, and 128: the first coordinates of 384."""
-    if width != 128:
-        return real_signals(NUM_FOR_DICTIONARY + NUM_MOST, width)
-    return torch.nn.functional.normalize(real_signals(NUM_FOR_DICTIONARY + NUM_MOST, 384)[:, :128])
+    rows_ND = real_signals(NUM_FOR_DICTIONARY + NUM_MOST, source_width(width))
+    return torch.nn.functional.normalize(rows_ND[:, :width])
 
 
 def cache_directory() -> Path:
