@@ -125,7 +125,7 @@ class Comparison:
 
     def _train(self, name: str, num_steps: int, objective: str, init: str, flags: list[str]) -> Step:
         command = ["train.py", "--objective", objective, "--init", init, "--num-steps", str(num_steps)]
-        command += ["--output", str(self.folder / name), "--resume", "--device", "cpu"]
+        command += ["--output", str(self.folder / name), "--resume", "--yes", "--device", "cpu"]
         return Step(f"train {name}", [*command, *flags])
 
     def _text(self) -> list[str]:
