@@ -1,7 +1,7 @@
 """List the runs of a folder: their state, and what their files say of words seen, held-out text and tasks.
 
     mlsm runs
-    python -m mlsm.list_runs runs/miniature
+    python -m mlsm.list_runs runs/study
 
 A run is finished, training now, resumable at its newest checkpoint, failed (its gradient was not finite ten
 times in a row), or not begun. Numbers come from metrics.jsonl and results.json; no model is loaded. Runs with

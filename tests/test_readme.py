@@ -28,7 +28,7 @@ PARSERS = {
     "train.py": train.flags,
     "fit_dictionary.py": fit_dictionary.flags,
     "evaluate.py": evaluate.parser,
-    "experiments/miniature.py": study_run.flags,
+    "experiments/study.py": study_run.flags,
     "mlsm.export": export.parser,
     "mlsm.concepts": concepts.parser,
     "mlsm.report": report.parser,

@@ -24,9 +24,9 @@ from mlsm.training.objectives import OBJECTIVES
 
 # Modules with a main(argv). `mlsm` runs the others, and the commands of experiments/ the modules behind them.
 BEHIND = {
-    "experiments.miniature": "study_run",
     "experiments.recipe": "recipe_search",
     "experiments.strong_teacher": "teaching",
+    "experiments.study": "study_run",
 }
 COMMANDS = sorted(
     BEHIND.get(name, name)

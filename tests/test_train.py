@@ -84,7 +84,7 @@ def test_what_is_logged(teacher: Path, student: Path, tmp_path: Path) -> None:
 
     board = EventAccumulator(str(tmp_path / "run"))
     board.Reload()
-    heldout = {"cross_entropy", "token_accuracy", "concept_kl", "top_concept_accuracy"}
+    heldout = {"cross_entropy", "token_accuracy", "concept_kl", "top_concept_accuracy", "target_entropy"}
     tags = {tag_of(name) for name in (loop | coding | {"coding_share"}) - {"step"}}
     assert set(board.Tags()["scalars"]) == tags | {f"heldout/{name}" for name in heldout}
     assert {tag.partition("/")[0] for tag in tags} == {"train", "codes", "speed"}

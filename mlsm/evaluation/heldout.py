@@ -48,6 +48,7 @@ class ConceptScores(NamedTuple):
     kl: float  # KL(teacher || student), nats
     constant_kl: float  # KL of the best prediction that does not depend on the text, the mean target
     top_accuracy: float  # share of the positions where the student's largest concept is the teacher's
+    target_entropy: float  # of the teacher's distribution, nats
 
 
 class KLSums:
@@ -70,6 +71,10 @@ class KLSums:
         kl, negative_entropy = self.sums.tolist()
         cross_entropy = -float(torch.xlogy(self.target_K, self.target_K / self.target_K.sum()).sum())
         return kl / num_positions, (negative_entropy + cross_entropy) / num_positions
+
+    def target_entropy(self, num_positions: int) -> float:
+        """The entropy of a target, in nats per position."""
+        return -float(self.sums[1]) / num_positions
 
 
 @torch.no_grad()
@@ -118,8 +123,10 @@ def score_concepts(
         is_agreeing_N = log_student_NK.argmax(-1) == target_NK.argmax(-1)
         num_agreeing += (is_agreeing_N & (target_NK > 0).any(-1)).sum().cpu()
     distributed.all_reduce_sum_(sums.sums, sums.target_K, num_agreeing)
-    kl, constant_kl = sums.means(update.num_selected)
-    return ConceptScores(kl, constant_kl, float(num_agreeing) / update.num_selected)
+    top_accuracy = float(num_agreeing) / update.num_selected
+    return ConceptScores(
+        *sums.means(update.num_selected), top_accuracy, sums.target_entropy(update.num_selected)
+    )
 
 
 def heldout_metrics(
@@ -136,6 +143,7 @@ def heldout_metrics(
         selection = objective.selection(MASKED.share)
         concepts = score_concepts(model, teacher, corpus, selection, token_budget)
         metrics |= {"concept_kl": concepts.kl, "top_concept_accuracy": concepts.top_accuracy}
+        metrics["target_entropy"] = concepts.target_entropy
     return metrics
 
 

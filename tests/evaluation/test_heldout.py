@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mlsm.coding.targets import EVERY_TOKEN
-from mlsm.evaluation.heldout import score_concepts, score_unigram, score_words
+from mlsm.evaluation.heldout import KLSums, score_concepts, score_unigram, score_words
 from mlsm.runs.run import Run, load_run
 from mlsm.text.batches import Corpus
 
@@ -62,3 +62,10 @@ def test_an_all_zero_target_agrees_with_no_prediction(run: Run) -> None:
     share = 1 - teacher.num_zero / num_positions
     assert scores.top_accuracy == pytest.approx(share)
     assert scores.kl == pytest.approx(share * math.log(2))
+
+
+def test_the_entropy_of_the_targets_is_a_mean_over_all_positions() -> None:
+    sums = KLSums(2)
+    sums.add(torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([[-1.0, -1.0], [-2.0, -0.2]]))
+    sums.add(torch.tensor([[0.0, 0.0]]), torch.tensor([[-1.0, -1.0]]))
+    assert sums.target_entropy(3) == pytest.approx(math.log(2) / 3)

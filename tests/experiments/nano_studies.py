@@ -27,11 +27,12 @@ def here(done: list[str]) -> Executor:
 
     def executor(folder: Path, num_threads: int) -> Execute:
         def execute(step: Step) -> None:
-            if step.name not in done:
+            file = step_file(folder, step.name)
+            if str(file) not in done:
                 script, *flags = step.command
                 MAINS[script.removesuffix(".py")](flags)
-                write_json(step_file(folder, step.name), {"command": step.command, "seconds": 1.0})
-                done.append(step.name)
+                write_json(file, {"command": step.command, "seconds": 1.0})
+                done.append(str(file))
 
         return execute
 

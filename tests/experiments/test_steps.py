@@ -62,7 +62,7 @@ def test_a_signal_stops_an_experiment_and_waits_for_its_commands(
     assert late.read_text(encoding="utf-8") == str(int(signal.SIGTERM))
 
 
-@pytest.mark.parametrize("name", ["miniature", "recipe", "strong_teacher"])
+@pytest.mark.parametrize("name", ["study", "recipe", "strong_teacher"])
 def test_a_command_runs_from_any_folder(name: str, tmp_path: Path) -> None:
     flags = ["--budget=0"] if name == "recipe" else ["--corpus=x", "--data=x", "--budget=0"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
