@@ -118,8 +118,8 @@ class Findings:
                 if (value := self.last(self.jobs.run(name, seed), key)) is not None:
                     found.setdefault(title, []).append(value)
             path = self.jobs.dictionary(self.jobs.models[name], seed)
-            if path.exists() and (statistics_ := Dictionary.load(path).statistics):
-                found.setdefault("energy explained", []).append(statistics_.explained_share)
+            if found and path.exists() and (measured := Dictionary.load(path).statistics):
+                found.setdefault("energy explained", []).append(measured.explained_share)
         means = {title: statistics.fmean(values) for title, values in found.items()}
         return {title: f"{mean:.1e}" if title == "gap" else mean for title, mean in means.items()}
 

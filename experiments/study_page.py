@@ -83,12 +83,11 @@ def page(findings: Findings, every: Sequence[Job], sections: Sequence[str]) -> s
     flags += f" --questions {','.join(map(str, study.questions))} --tasks {','.join(study.tasks)}"
     flags += " --strong-teacher ..." if study.strong_teacher else ""
     about = f"""Teachers make N = {study.num_updates:,} updates, and students, token heads and controls a
-    tenth of them, with the recipes of the preset `{study.preset}`, on {len(study.corpus)} files of text
-    ({files}). Every model is trained with the seeds {", ".join(map(str, SEEDS))}. A seed has its own teacher,
-    dictionaries, students and token heads; the text that is held out ({HELDOUT_SHARE:.1%}) and
-    the examples are the same. BLiMP: {study.pairs} pairs of each of 67 files. Fine-tuning: {tasks}, at most
-    {study.examples} examples of each file, {EPOCHS} epochs, one seed for each model,
-    average of the tasks.{strong}"""
+    tenth of them, with the recipes of the preset `{study.preset}`, on the text of {files}. Every model is
+    trained with the seeds {", ".join(map(str, SEEDS))}. A seed has its own teacher, dictionaries, students
+    and token heads; the text that is held out ({HELDOUT_SHARE:.1%}) and the examples are the same. BLiMP:
+    {study.pairs} pairs of each of 67 files. Fine-tuning: {tasks}, at most {study.examples} examples of each
+    file, {EPOCHS} epochs, one seed for each model, average of the tasks.{strong}"""
     return f"""# The paper's claims, with small models
 
 {unfinished}{_filled(RULES)}
@@ -119,6 +118,10 @@ def _filled(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 110)
 
 
+def _item(sentence: str) -> str:
+    return textwrap.fill(f"- {sentence}", 110, subsequent_indent="  ")
+
+
 def _is_shown(job: Job) -> bool:
     return not any(f"-{seed}" in job.name for seed in SEEDS[1:])
 
@@ -138,10 +141,16 @@ def section(findings: Findings, number: int, question: Question, figure: str) ->
         claim: {measure: findings.verdict(claim, measure) for measure in claim.measures or question.measures}
         for claim in question.claims
     }
-    answers = "\n".join(f"- {sentence(claim, found)}" for claim, found in verdicts.items())
-    judged = {
+    answers = "\n".join(_item(sentence(claim, found)) for claim, found in verdicts.items())
+    judged: dict[str, Row] = {
         claim.text: {MEASURES[measure].title: shown(verdict) for measure, verdict in found.items()}
         for claim, found in verdicts.items()
+    }
+    judged["the bar"] = {
+        MEASURES[measure].title: f"{verdict.bar.mean:.3f} ±{verdict.bar.error:.3f}"
+        for claim, found in verdicts.items()
+        for measure, verdict in found.items()
+        if verdict.bar and claim.bar[0] == RANDOM
     }
     why = entropy_note(findings, question) if number == 4 else ""
     return f"""## {number}. {question.title}
@@ -164,20 +173,18 @@ def sentence(claim: Claim, verdicts: dict[str, Verdict]) -> str:
 
 
 def shown(verdict: Verdict) -> str:
-    """A verdict as a cell: with the share of the bar, or with the bar if that is too narrow."""
+    """A verdict as a cell, with the share of the bar if that is wide enough to divide by."""
     if verdict.share:
         seeds = f" ({verdict.share.num_seeds} of {len(SEEDS)} seeds)" if verdict.answer == UNFINISHED else ""
         error = f" ±{verdict.share.error:.0%}" if verdict.share.num_seeds > 1 else ""
         return f"{verdict.answer}{seeds}: {verdict.share.mean:.0%}{error}"
-    if verdict.bar:
-        return f"{verdict.answer}: the bar is {verdict.bar.mean:.3f} ±{verdict.bar.error:.3f}"
-    return verdict.answer
+    return f"{verdict.answer}: narrow bar" if verdict.bar else verdict.answer
 
 
 def title_of(findings: Findings, name: str) -> str:
     """The title of a row."""
     if name in STARTS:
-        return "random weights" if name == RANDOM else "random weights, pieces of the strong teacher"
+        return "random weights; words by frequency" + ("" if name == RANDOM else ", strong teacher's pieces")
     return findings.jobs.models[name].title
 
 

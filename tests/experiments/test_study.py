@@ -170,7 +170,7 @@ def test_a_small_study_from_text_to_page(
     settings = command_line.parse(Settings, [*asked, "--questions=1,4,6", "--strong-teacher=bert"], "")
     study_run.run(dataclasses.replace(settings, plan=True), here(done))
     assert not Path("study/study.json").exists()
-    assert re.search(r"^steps-100 .*\nsoftened ", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^steps-100 .*\nsteps-25 .*\nsoftened ", capsys.readouterr().out, re.MULTILINE)
 
     all_jobs = study_run.run_all
     monkeypatch.setattr(
