@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import study_design
+import study_findings
 import study_jobs
+import study_page
 import study_run
+import study_verdicts
 from nano_studies import here, nano
 from outside_checkpoints import write_checkpoint
 from small_text import sentences, write_corpus
@@ -159,53 +162,55 @@ def test_what_cannot_be_begun_with_is_refused_first(flag: str, message: str, ask
 def test_a_small_study_from_text_to_page(
     asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All kinds of runs, also those of a strong teacher, with two seeds. It continues where it stopped, and
-    the page of a part says what is missing.
+    """The question with a strong teacher, with two seeds. The study continues where it stopped, and the page
+    of a part says what is missing.
     """
-    for module in (study_jobs, study_design, study_run, *map(__import__, ("study_findings", "study_page"))):
+    for module in (study_findings, study_jobs, study_page, study_run, study_verdicts):
         monkeypatch.setattr(module, "SEEDS", SEEDS[:2])
-    monkeypatch.setattr(__import__("study_verdicts"), "SEEDS", SEEDS[:2])
     write_checkpoint(Path("bert"), "bert")
     done: list[str] = []
-    settings = command_line.parse(Settings, [*asked, "--questions=1,4,6", "--strong-teacher=bert"], "")
+    settings = command_line.parse(Settings, [*asked, "--questions=6", "--strong-teacher=bert"], "")
     study_run.run(dataclasses.replace(settings, plan=True), here(done))
     assert not Path("study/study.json").exists()
-    assert re.search(r"^steps-100 .*\nsteps-25 .*\nsoftened ", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^lsm-random .*\nmlm-words ", capsys.readouterr().out, re.MULTILINE)
 
-    all_jobs = study_run.run_all
-    monkeypatch.setattr(
-        study_run, "run_all", lambda jobs, *a: all_jobs(jobs[:40] if len(jobs) > 40 else jobs, *a)
-    )
+    run_all = study_run.run_all
+    monkeypatch.setattr(study_run, "run_all", lambda jobs, *args: run_all(jobs[:9], *args))
     study_run.run(settings, here(done))
-    page = Path("page.md").read_text(encoding="utf-8")
-    assert "**Unfinished**" in page
-    assert "unfinished" in page
-    monkeypatch.setattr(study_run, "run_all", all_jobs)
+    assert re.search(r"\*\*Unfinished\*\*: \d+ of \d+ commands", Path("page.md").read_text(encoding="utf-8"))
+    monkeypatch.setattr(study_run, "run_all", run_all)
     study_run.run(settings, here(done))
     page = Path("page.md").read_text(encoding="utf-8")
     assert "nfinished" not in page
-    for number in (1, 4, 6):
-        assert Path(f"page-{number}.png").stat().st_size > 1000
-    values = [
-        read_json(Path(f"study/lsm-random-{seed}-words/evaluation/limit-3/results.json"))["blimp"]["average"]
-        for seed in SEEDS[:2]
-    ]
+    assert Path("page-6.png").stat().st_size > 1000
     row = next(line for line in page.splitlines() if line.startswith("| LSM from random weights |"))
-    assert f"{sum(values) / 2:.3f} ±" in row
-
+    runs = [Path(f"study/lsm-random-{seed}-words") for seed in SEEDS[:2]]
+    scores = [read_json(run / "evaluation/limit-3/results.json")["blimp"]["average"] for run in runs]
+    assert f"{sum(scores) / 2:.3f} ±" in row
     assert not [*Path("study").glob("*/checkpoints/step-*")]
-    words, hours = (read_record(Path(f"study/mlm-{equal}-12")).train for equal in ("words", "hours"))
-    jobs = Jobs(study_run.load_or_begin(settings, here([])), Path("study"))
+
+    study = study_run.load_or_begin(settings, here([]))
+    jobs = Jobs(study, Path("study"))
     parts = jobs.stands_on("lsm-random", 12)
-    assert [part.name for part in parts] == [
-        "teacher-12", "lsm-random-12", "lsm-random-12-words", "dictionary-usual-12.safetensors",
-    ]  # fmt: skip
+    own = ["lsm-random-12", "lsm-random-12-words", "dictionary-usual-12.safetensors"]
+    assert [part.name for part in parts] == ["teacher-12", *own]
+    words, hours = (read_record(Path(f"study/mlm-{equal}-12")).train for equal in ("words", "hours"))
     assert int(words.words or 0) == sum(map(jobs.words_of, parts))
-    assert hours.num_steps > 20
+    update_s = jobs.seconds_of(Path("study/teacher-12")) / 20
+    assert hours.num_steps == round(sum(map(jobs.seconds_of, parts)) / update_s) > 20
     start = read_record(Path("study/strong-mlm-hours-12")).train.init
     assert start == f"study/strong-12/checkpoints/{words_name(0)}"
+
+    every = Jobs(dataclasses.replace(study, questions=(1, 2, 3, 4, 5, 6)), Path("study"))
+    study_page.write(every, every.all(), Path("all.md"))
+    whole = Path("all.md").read_text(encoding="utf-8")
+    assert [number for number in range(1, 7) if f"\n## {number}. " in whole] == [*range(1, 7)]
+    entropy = study_findings.Findings(every).targets("lsm-random")["entropy, nats"]
+    assert f"| {entropy:.3f} |" in whole
     before = len(done)
     capsys.readouterr()
     study_run.run(settings, here(done))
     assert len(done) == before
-    assert "study stays as it began: budget 1200, preset tiny, questions 1,4,6;" in capsys.readouterr().err
+    assert (
+        "study stays as it began: budget 1200, preset tiny, questions 6; --output" in capsys.readouterr().err
+    )
