@@ -36,9 +36,10 @@ import dataclasses
 from mlsm import cli, distributed
 from mlsm.coding.dictionary import Dictionary, measure
 from mlsm.coding.dictionary_learning import learn_dictionary
-from mlsm.coding.targets import sample_states
+from mlsm.coding.targets import Teacher, sample_states
 from mlsm.device import choose_device, choose_precision
 from mlsm.directory import check_writable
+from mlsm.evaluation.splicing import recovered_loss
 from mlsm.log import say
 from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.hub_import import with_converted_checkpoints
@@ -80,7 +81,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
             )
         say(f"{path} exists, learnt with these settings")
         return path
-    corpus = Corpus(data, tokenizer)
+    corpus, precision = Corpus(data, tokenizer), choose_precision("auto", device, encoder.width)
     if record.corpus and record.corpus.digest:
         name = f"the teacher {directory}"
         if leak := corpus.leak(name, record.corpus.digest, record.data.heldout_share):
@@ -92,7 +93,7 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
         num_tokens=config.num_tokens,
         token_budget=token_budget,
         seed=config.seed,
-        precision=choose_precision("auto", device, encoder.width),
+        precision=precision,
         device=device,
     )
     num_heldout = max(1, int(len(sample_ND) * HELDOUT_SHARE))
@@ -114,12 +115,10 @@ def fit(config: DictionaryConfig, data: DataConfig, token_budget: int, output: P
     )
     dictionary = Dictionary(atoms_DK, config.lam, layer, teacher, settings=settings, words=num_words)
     statistics = measure(dictionary, heldout_ND, solver=config.solver)
+    spliced = recovered_loss(directory, Teacher(encoder, dictionary, precision, solver=config.solver), corpus)
+    statistics = dataclasses.replace(statistics, spliced=spliced)
     dataclasses.replace(dictionary, statistics=statistics).save(path)
-    say(
-        f"{path}: {config.k} concepts, {statistics.mean_nonzeros:.1f} non-zeros per code, "
-        f"{statistics.explained_share:.1%} of the energy explained, "
-        f"{statistics.unused_atoms} atoms unused by {statistics.num_signals} held-out states"
-    )
+    say(f"{path}: {config.k} concepts, {statistics}")
     return path
 
 

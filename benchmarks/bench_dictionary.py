@@ -24,8 +24,9 @@ from torch.nn.functional import normalize
 
 import mlsm.coding.dictionary
 import mlsm.coding.dictionary_learning
-from mlsm.coding.dictionary import Dictionary, Statistics, measure
+from mlsm.coding.dictionary import Dictionary, measure
 from mlsm.coding.dictionary_learning import learn_dictionary
+from mlsm.coding.statistics import Statistics
 
 LAM = 0.05
 NUM_SAMPLE, NUM_HELDOUT = 100_000, 6_000

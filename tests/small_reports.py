@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlsm.coding.statistics import SplicedLoss, Statistics
 from mlsm.log import progress
 from mlsm.pages.concept_reading import Agreement, Reading, Sentence
 from mlsm.pages.concept_report import About, ConceptReport, SentenceConcepts
@@ -24,6 +25,10 @@ HOSTILE = [
 ]
 PIECES = ["[CLS]", "[SEP]", "<unk>", "<pad>", "[MASK]", "▁king", "▁queen", "s", *HOSTILE]
 NUM_CONCEPTS = 260  # more than the page shows at once
+STATISTICS = Statistics(
+    objective=0.1, mean_nonzeros=3.0, explained_share=0.9, unused_atoms=1, num_signals=100,
+    explained_variance=0.8, dense_atoms=2, spliced=SplicedLoss(2.0, 2.5, 7.0, 0.4, 4.0, num_words=50),
+)  # fmt: skip
 
 
 class Pieces:
@@ -56,7 +61,9 @@ def small_report() -> ConceptReport:
     atoms_KD = draw.standard_normal((NUM_CONCEPTS, 5))
     pieces: Any = Pieces()
     with progress(2, "") as bar:
-        return build_report(reading, pieces, about, bar, atoms_KD=atoms_KD, others_JD=atoms_KD[::-1])
+        return build_report(
+            reading, pieces, about, bar, statistics=STATISTICS, atoms_KD=atoms_KD, others_JD=atoms_KD[::-1]
+        )
 
 
 def small_sentence() -> SentenceConcepts:

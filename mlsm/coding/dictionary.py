@@ -22,25 +22,13 @@ from torch import Tensor
 
 from kernels.lasso import LassoResult, gram, largest_step, nonneg_lasso
 from mlsm import distributed
+from mlsm.coding.statistics import DENSE_ACTIVITY, Statistics
 from mlsm.config import MOST_ATOMS
 from mlsm.files import open_tensors, parse_json, write_tensors
-from mlsm.settings import check_fields
+from mlsm.settings import check_fields, from_json
 
 SIGNALS_PER_BLOCK = 4096  # coded together when a dictionary is measured: bounds the memory of the codes
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """How well a dictionary codes signals that it was not learnt from."""
-
-    objective: float  # Eq. 1 as a mean over the signals
-    mean_nonzeros: float  # of a code
-    explained_share: float  # 1 - |X - DA|^2 / |X|^2 over all signals
-    unused_atoms: int  # number of atoms that no code of these signals uses
-    num_signals: int
-
-    def __post_init__(self) -> None:
-        check_fields(self)
+LEAST_VARIATION = 1e-6  # share of the energy of signals: below it, equal signals differ by rounding alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +113,7 @@ class Dictionary:
                 if len(shape) != 2 or shape[1] > MOST_ATOMS:  # checked before the atoms take memory
                     raise ValueError(f"atoms of shape {shape}")
                 atoms_DK = file.get_tensor("atoms_DK")
-            statistics = about["statistics"] and Statistics(**about["statistics"])
+            statistics = about["statistics"] and from_json(Statistics, about["statistics"])
             lam, layer_coded, owner = (about[name] for name in ("lam", "layer", "teacher"))
             settings, words = about.get("settings"), about.get("words")
             dictionary = cls(atoms_DK, lam, layer_coded, owner, statistics, settings, words)
@@ -160,6 +148,7 @@ def measure(
         raise ValueError("no signals to measure a dictionary on")
     atoms_DK = dictionary.atoms_DK
     num_uses_K = torch.zeros(atoms_DK.shape[1], dtype=torch.long, device=atoms_DK.device)
+    sum_D = torch.zeros(len(atoms_DK), dtype=torch.float64, device=atoms_DK.device)
     error = energy = penalty = 0.0
     for block_ND in distributed.shard(signals_ND.split(SIGNALS_PER_BLOCK)):
         block_ND = block_ND.to(atoms_DK.device, torch.float32)
@@ -168,14 +157,18 @@ def measure(
         energy += float(block_ND.square().sum(dtype=torch.float64))
         penalty += float(codes_NK.sum(dtype=torch.float64))
         num_uses_K += (codes_NK > 0).sum(dim=0)
+        sum_D += block_ND.sum(dim=0, dtype=torch.float64)
     sums = torch.tensor([error, energy, penalty], dtype=torch.float64)
-    distributed.all_reduce_sum_(sums, num_uses_K)
+    distributed.all_reduce_sum_(sums, num_uses_K, sum_D)
     error, energy, penalty = sums.tolist()
     num_signals = len(signals_ND)
+    variation = energy - float(sum_D.square().sum()) / num_signals
     return Statistics(
         objective=(0.5 * error + dictionary.lam * penalty) / num_signals,
         mean_nonzeros=int(num_uses_K.sum()) / num_signals,
         explained_share=1 - error / energy if energy else 0.0,
         unused_atoms=int((num_uses_K == 0).sum()),
         num_signals=num_signals,
+        explained_variance=1 - error / variation if variation > LEAST_VARIATION * energy else 0.0,
+        dense_atoms=int((num_uses_K > DENSE_ACTIVITY * num_signals).sum()),
     )

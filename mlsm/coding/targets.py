@@ -11,12 +11,15 @@ Legend: N selected positions, D width of the teacher, K concepts.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.lasso import LassoResult
 from mlsm import distributed
 from mlsm.coding.dictionary import Dictionary
 from mlsm.device import Precision
@@ -78,12 +81,24 @@ class Teacher:
         with self.precision.autocast():
             states_ND = unit_states(self.encoder, micro, self.dictionary.layer)
         with self.coding_time.block(states_ND.device):
-            result = self.dictionary.code(
-                states_ND, tol=self.tolerance, solver=self.solver, max_steps=self.max_steps
-            )
+            result = self._code(states_ND)
         distribution_NK = self.rule.distribution(result.codes_NK)
         worst_gap = result.gap_N.max() / 0.5 if len(result.gap_N) else result.gap_N.new_zeros(())
         return Targets(distribution_NK, (distribution_NK > 0).sum(0), worst_gap)
+
+    @torch.no_grad()
+    def codes(self, hidden_ND: Tensor) -> Tensor:
+        """Eq. 2: the codes (N, K) of hidden states of the dictionary's layer, divided by their norm."""
+        return self._code(F.normalize(hidden_ND, dim=1)).codes_NK
+
+    @torch.no_grad()
+    def reconstructed(self, hidden_ND: Tensor) -> Tensor:
+        """|x| D a for every hidden state x of the dictionary's layer, where a is the code of x / |x|."""
+        norm_N1 = torch.linalg.vector_norm(hidden_ND, dim=1, keepdim=True)
+        return norm_N1 * (self.codes(hidden_ND) @ self.dictionary.atoms_DK.mT)
+
+    def _code(self, unit_ND: Tensor) -> LassoResult:
+        return self.dictionary.code(unit_ND, tol=self.tolerance, solver=self.solver, max_steps=self.max_steps)
 
 
 @torch.no_grad()
@@ -109,12 +124,14 @@ def sample_states(
     seed: int,
     precision: Precision,
     device: torch.device,
+    parts: Sequence[np.ndarray] | None = None,
 ) -> Sample:
     """The states of all ordinary tokens of sequences drawn at random, in the order drawn, on the CPU; N is
-    `num_tokens`, or less if the text is smaller. Ranks share the work, and each gets all states.
+    `num_tokens`, or less if the text is smaller. `parts` are drawn from one after the other, by default the
+    training sequences alone. Ranks share the work, and each gets all states.
     """
     micro_batches = corpus.sample(
-        [corpus.training],
+        [corpus.training] if parts is None else parts,
         EVERY_TOKEN,
         num_selected=num_tokens,
         token_budget=token_budget,

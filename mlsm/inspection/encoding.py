@@ -132,19 +132,8 @@ def _outputs(
         hidden_ND = hidden_TD[at_N]
         outputs[str(layer)] = hidden_ND
         if teacher and layer == teacher.dictionary.layer:
-            outputs["codes"] = codes_of(teacher, hidden_ND)
+            outputs["codes"] = teacher.codes(hidden_ND)
             outputs["concepts"] = F.normalize(outputs["codes"], p=1, dim=1)
         if student and layer == depth:
             outputs["concepts"] = student.concept_logits(student.transformed(hidden_ND)).softmax(-1)
     return outputs
-
-
-def codes_of(teacher: Teacher, hidden_ND: Tensor) -> Tensor:
-    """The sparse codes (N, K) of hidden states of the dictionary's layer, divided by their norm (Eq. 2)."""
-    result = teacher.dictionary.code(
-        F.normalize(hidden_ND, dim=1),
-        tol=teacher.tolerance,
-        solver=teacher.solver,
-        max_steps=teacher.max_steps,
-    )
-    return result.codes_NK

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from mlsm.coding.targets import Teacher
-from mlsm.inspection.encoding import codes_of
 from mlsm.model.deberta import Encoder
 from mlsm.model.language_model import LanguageModel
 from mlsm.text.sequences import Sequences
@@ -95,7 +94,7 @@ def intervene_in_teacher(
     """
     batch, dictionary = Sequences.of([ids_T]).to(encoder.token_embedding.weight.device), teacher.dictionary
     state_TD = encoder(batch, num_layers=dictionary.layer)
-    before_NK = codes_of(teacher, state_TD[1:-1])
+    before_NK = teacher.codes(state_TD[1:-1])
     concepts = list(weights)
     after_NK = before_NK.clone()
     rows = torch.tensor(list(at), dtype=torch.long, device=batch.ids_T.device)

@@ -12,8 +12,8 @@ import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mlsm.coding.statistics import DENSE_ACTIVITY
 from mlsm.evaluation.tables import Rows
-from mlsm.pages import concept_use as use
 from mlsm.pages.concept_order import DUPLICATE_COSINE
 
 ROW_CONCEPTS = 4  # listed for each token of a sentence
@@ -22,7 +22,7 @@ SAME_ATOM = 0.9  # cosine of two atoms that count as the same
 MEANINGS = {
     "concepts used": "concepts with weight anywhere in the text",
     "dead concepts": "concepts without weight in the text",
-    "dense concepts": f"concepts used at more than {use.DENSE_ACTIVITY:.0%} of the positions",
+    "dense concepts": f"concepts used at more than {DENSE_ACTIVITY:.0%} of the positions",
     "groups": f"used concepts, counting near-duplicates once: atoms or weights of cosine {DUPLICATE_COSINE}",
     "concepts per token": "mean number of concepts at a position; of a student, those with 1 % or more",
     "effective concepts": "2 to the entropy of the shares: so many concepts of equal use have that entropy",
@@ -30,6 +30,11 @@ MEANINGS = {
     "bits about the token": "mutual information of concept and token, minus that with shuffled tokens",
     "bits by chance": "mutual information of concept and shuffled tokens",
     "share of the token's bits": "of the bits that determine the token; 1: all, 0: none beyond chance",
+    "variance explained": "1 - |X - DA|^2 / |X - mean|^2 of hidden states X of norm 1 and their codes A",
+    "energy explained": "1 - |X - DA|^2 / |X|^2",
+    "loss recovered": "of masked words with D A instead of X in the teacher; 1: as good as X, 0: as zeros",
+    "KL recovered": "the same for KL(prediction with X || prediction with replaced states)",
+    "cross-entropy": "of the masked words of held-out text, predicted by the teacher; nats",
     "KL": "KL(teacher || student), nats per position; 0 is perfect",
     "overlap": "share of the teacher's five strongest concepts that are among the student's five strongest",
     "weight shared": "weight that both give to the same concepts; 1 is perfect",

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 
-from mlsm.coding.dictionary import Dictionary
-from mlsm.coding.targets import EVERY_TOKEN
+from mlsm.coding.dictionary import Dictionary, measure
+from mlsm.coding.statistics import Statistics
+from mlsm.coding.targets import EVERY_TOKEN, sample_states
 from mlsm.config import CONCEPT_TOKENS, DataConfig, TrainConfig
 from mlsm.device import choose_device
+from mlsm.evaluation.splicing import recovered_loss
 from mlsm.log import printable, progress, say
 from mlsm.pages.concept_file import REPORT_FILE, read_report, write_report
 from mlsm.pages.concept_reading import Readers, read_concepts, read_sentence
@@ -30,8 +32,9 @@ from mlsm.text.corpus import corpus_digest
 from mlsm.text.tokenizer import Tokenizer, run_tokenizer
 from mlsm.training.objectives import find_objective
 
-FORMAT = 2  # of the report: a change of what is computed from the same inputs makes it another number
+FORMAT = 3  # of the report: a change of what is computed from the same inputs makes it another number
 TOKEN_BUDGET = 8192  # tokens in one forward pass
+NUM_MEASURED = 10_000  # hidden states that the dictionary is measured on
 MASK_SHARE = 0.15  # of the positions, for students that learn from masked tokens
 
 
@@ -101,15 +104,36 @@ class ConceptSource:
         )
         with progress(self.num_tokens, "concepts", unit="token") as bar:
             reading = read_concepts(self.readers, micro_batches, bar)
+        statistics = self._statistics(corpus)
         with progress(len(reading.codes), "statistics", unit="reader") as bar:
             return build_report(
                 reading,
                 self.tokenizer,
                 self._about(len(reading.ids_N), len({*reading.ids_N.tolist()})),
                 bar,
+                statistics=statistics,
                 atoms_KD=None if self.dictionary is None else self.dictionary.atoms_DK.mT.cpu().numpy(),
                 others_JD=None if other is None else other.atoms_DK.mT.numpy(),
             )
+
+    def _statistics(self, corpus: Corpus) -> Statistics | None:
+        """The measures of the dictionary on the text, held-out text first; None without a dictionary."""
+        teacher = self.readers.teacher
+        if self.teacher is None or teacher is None:
+            return None
+        states_ND, _ = sample_states(
+            teacher.encoder,
+            teacher.dictionary.layer,
+            corpus,
+            num_tokens=min(NUM_MEASURED, self.num_tokens),
+            token_budget=TOKEN_BUDGET,
+            seed=self.seed,
+            precision=teacher.precision,
+            device=self.device,
+            parts=[corpus.heldout, corpus.training],
+        )
+        statistics = measure(teacher.dictionary, states_ND, tol=teacher.tolerance, solver=teacher.solver)
+        return dataclasses.replace(statistics, spliced=recovered_loss(self.teacher, teacher, corpus))
 
     def _about(self, num_positions: int, num_types: int) -> About:
         origin = self.dictionary or self.record.concepts

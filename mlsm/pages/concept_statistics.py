@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from tqdm import tqdm
 
+from mlsm.coding.statistics import DENSE_ACTIVITY, Statistics
 from mlsm.log import printable
 from mlsm.pages import concept_order
 from mlsm.pages import concept_use as use
@@ -47,11 +48,12 @@ def build_report(
     about: About,
     bar: tqdm,
     *,
+    statistics: Statistics | None = None,
     atoms_KD: np.ndarray | None = None,
     others_JD: np.ndarray | None = None,
 ) -> ConceptReport:
-    """The report of a reading; with `others_JD` also a comparison of two dictionaries. The bar is updated
-    once for each reader.
+    """The report of a reading; with `statistics` also of the dictionary, and with `others_JD` also a
+    comparison of two dictionaries. The bar is updated once for each reader.
     """
     types_V, types_T = np.unique(reading.ids_T, return_inverse=True)
     pieces = [printable(tokenizer.piece(int(i))) for i in types_V]
@@ -74,6 +76,8 @@ def build_report(
         sources[reader], measures[reader] = _use(codes, profile_KV, counts_V, chance, similarity_KK, contexts)
         bar.update()
     tables = {"Use": _table(measures)}
+    if statistics:
+        tables["Dictionary"] = _table(_dictionary_measures(statistics))
     if agreement := reading.agreement:
         student = {"KL": agreement.kl, "overlap": agreement.overlap, "weight shared": agreement.shared}
         mean_code = {"KL": agreement.constant_kl, "overlap": agreement.constant_overlap}
@@ -136,7 +140,7 @@ def _use(
     return concept_use, {
         "concepts used": num_used,
         "dead concepts": codes.num_concepts - num_used,
-        "dense concepts": int((usage.activity_K > use.DENSE_ACTIVITY).sum()),
+        "dense concepts": int((usage.activity_K > DENSE_ACTIVITY).sum()),
         "groups": len(np.unique(leader_K[usage.activity_K > 0])),
         "concepts per token": usage.concepts_per_position,
         "effective concepts": usage.effective_concepts,
@@ -206,6 +210,25 @@ def sentence_concepts(sentence: Sentence, tokenizer: Tokenizer) -> SentenceConce
             for reader, weights_LK in sentence.weights.items()
         },
     )
+
+
+def _dictionary_measures(statistics: Statistics) -> dict[str, dict[str, float]]:
+    """What codes keep of the hidden states, and of the words that the teacher predicts from them."""
+    assert statistics.explained_variance is not None
+    codes = {
+        "variance explained": statistics.explained_variance,
+        "energy explained": statistics.explained_share,
+    }
+    if (spliced := statistics.spliced) is None:
+        return {"codes": codes}
+    codes |= {
+        "loss recovered": spliced.loss_recovered,
+        "KL recovered": spliced.kl_recovered,
+        "cross-entropy": spliced.spliced_cross_entropy,
+    }
+    states = {"loss recovered": 1.0, "KL recovered": 1.0, "cross-entropy": spliced.cross_entropy}
+    zeros = {"loss recovered": 0.0, "KL recovered": 0.0, "cross-entropy": spliced.zero_cross_entropy}
+    return {"codes": codes, "states themselves": states, "zeros": zeros}
 
 
 def _match_measures(matching: use.Matching) -> dict[str, float]:

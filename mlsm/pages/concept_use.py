@@ -16,9 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DENSE_ACTIVITY = (
-    0.1  # a concept that more positions use is dense, as latents of sparse autoencoders are called
-)
 CANDIDATES_PER_CONTEXT = 8  # strong positions considered: most are in a sequence that is already listed
 LEAST = 1e-30  # replaces a sum of zero before a division; a normal number in float32
 

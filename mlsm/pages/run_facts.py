@@ -135,6 +135,12 @@ def dictionary_rows(runs: Iterable[RunFacts]) -> dict[str, dict[str, str]]:
                 "unused atoms": f"{statistics.unused_atoms:,}",
                 "measured on": f"{statistics.num_signals:,} held-out states",
             }
+            if statistics.explained_variance is not None:
+                rows[str(path)]["variance explained"] = f"{statistics.explained_variance:.1%}"
+            if statistics.dense_atoms is not None:
+                rows[str(path)]["dense atoms"] = f"{statistics.dense_atoms:,}"
+            if statistics.spliced:
+                rows[str(path)]["loss recovered"] = f"{statistics.spliced.loss_recovered:.1%}"
     return rows
 
 

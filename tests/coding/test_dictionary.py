@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import mlsm.coding.dictionary
 from kernels.lasso import largest_step
 from mlsm.coding.dictionary import Dictionary, measure
+from mlsm.coding.statistics import SplicedLoss
 from mlsm.files import write_tensors
 
 
@@ -66,8 +67,20 @@ def test_statistics_are_what_they_are_called(planted, learnt: Dictionary, monkey
     assert statistics.mean_nonzeros == pytest.approx(
         float((codes_NK > 0).sum(dim=1).double().mean()), rel=1e-3
     )
+    variation = (heldout_ND.double() - heldout_ND.double().mean(0)).square().sum()
+    assert statistics.explained_variance == pytest.approx(
+        float(1 - error_ND.square().sum() / variation), abs=1e-5
+    )
     assert statistics.unused_atoms == 1
+    assert statistics.dense_atoms == int(((codes_NK > 0).double().mean(0) > 0.1).sum())
     assert statistics.num_signals == len(heldout_ND)
+
+
+def test_equal_signals_have_no_variance_to_explain(learnt: Dictionary) -> None:
+    signals_ND = learnt.atoms_DK[:, :1].mT.repeat(50, 1)
+    statistics = measure(learnt, signals_ND)
+    assert statistics.explained_variance == 0
+    assert statistics.explained_share > 0.5
 
 
 def test_measuring_nothing_is_refused(planted, learnt: Dictionary) -> None:
@@ -118,6 +131,36 @@ def test_what_is_loaded_is_what_was_saved(learnt: Dictionary, path: Path) -> Non
 def test_dictionary_without_statistics_survives_the_file(learnt: Dictionary, path: Path) -> None:
     dataclasses.replace(learnt, statistics=None).save(path)
     assert Dictionary.load(path).statistics is None
+
+
+def test_statistics_of_early_files_are_read_and_hostile_ones_are_refused(
+    learnt: Dictionary, path: Path
+) -> None:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    early = ("objective", "mean_nonzeros", "explained_share", "unused_atoms", "num_signals")
+    now = json.loads(metadata["statistics"])
+    spliced = {name: 1.5 for name in ("cross_entropy", "spliced_cross_entropy", "zero_cross_entropy")}
+    spliced |= {"spliced_kl": 0.1, "zero_kl": 0.4, "num_words": 7}
+
+    def load(statistics: dict[str, object]) -> Dictionary:
+        save_file(load_file(path), path, metadata | {"statistics": json.dumps(statistics)})
+        return Dictionary.load(path)
+
+    loaded = load({name: now[name] for name in early}).statistics
+    assert loaded is not None
+    assert (loaded.objective, loaded.explained_variance, loaded.spliced) == (now["objective"], None, None)
+    loaded = load(now | {"spliced": spliced}).statistics
+    assert loaded is not None
+    assert loaded.spliced == SplicedLoss(1.5, 1.5, 1.5, 0.1, 0.4, 7)
+    for wrong in (
+        {"spliced": 3}, {"spliced": {}}, {"spliced": spliced | {"num_words": "7"}},
+        {"spliced": spliced | {"zero_kl": math.nan}}, {"explained_variance": "most"},
+        {"dense_atoms": [1]}, {"explained_variance": math.inf}, {"unknown": 1},
+    ):  # fmt: skip
+        load(now)
+        with pytest.raises(ValueError, match="not a dictionary file, or a damaged one"):
+            load(now | wrong)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,14 @@ def test_every_measure_has_a_meaning(report: ConceptReport) -> None:
     assert used + report.tables["Use"]["dead concepts"]["teacher"] == NUM_CONCEPTS
 
 
+def test_the_table_of_the_dictionary_has_codes_between_zeros_and_states(report: ConceptReport) -> None:
+    table = report.tables["Dictionary"]
+    assert table["variance explained"] == {"codes": 0.8}
+    assert table["cross-entropy"] == {"codes": 2.5, "states themselves": 2.0, "zeros": 7.0}
+    for name, recovered in (("loss recovered", 0.9), ("KL recovered", 0.9)):
+        assert table[name] == {"codes": pytest.approx(recovered), "states themselves": 1, "zeros": 0}
+
+
 def test_a_dictionary_is_found_again_in_reverse(report: ConceptReport) -> None:
     assert report.again == [(NUM_CONCEPTS - 1 - k, 1.0) for k in range(NUM_CONCEPTS)]
     assert report.tables["Stability"]["found again"]["other dictionary"] == 1
