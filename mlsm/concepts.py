@@ -8,6 +8,7 @@ The concepts of a teacher are its sparse codes; those of a student are its predi
 of its teacher. The measures and the most interesting concepts are printed. The run's directory gets
 concepts.json (everything), concepts.png, and with --page concepts.html: one file to search and click through,
 without a network. A text is read once: later calls take the statistics from concepts.json.
+--cache FOLDER also writes the codes themselves, for the package delphi (eai-delphi), which explains concepts.
 --serve shows the page at an address of this machine until Ctrl-C, with a field for sentences.
 """
 
@@ -48,6 +49,11 @@ class Settings:
         None,
         "the concepts' dictionary (default: the one the teacher has, or the student learnt from)",
         metavar="FILE",
+    )
+    cache: Path | None = option(
+        None,
+        "also write the teacher's codes of the text to this folder, in the format of the package delphi",
+        metavar="FOLDER",
     )
     output: Path | None = option(None, "where to write (default: RUN)", metavar="DIRECTORY")
     seed: int = option(TrainConfig.seed, "seed of the sample of text and of the statistics")
@@ -101,9 +107,12 @@ def concepts(args: Settings) -> None:
     check_writable(folder)
     sentence = None if args.text is None else source.sentence(args.text)
     server = ConceptServer(args.port) if args.serve else None  # a port that is taken is said at once
+    codes = source.write_codes(args.cache) if args.cache else None
     report = source.report(folder, other)
     _print(report, sentence, args.top)
     _write(report, sentence, folder, has_page=args.page)
+    if codes:
+        print(f"codes of the teacher: {printable(str(codes))}")
     if server:
         page = concept_view.concept_page(report, sentence, is_served=True)
         source.sentence("a")  # loads the models, so that the first answer is as fast as the others

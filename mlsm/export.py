@@ -86,7 +86,7 @@ from mlsm.model.language_model import LanguageModel
 from mlsm.pages.model_card import NOTHING_SAID, Publication, model_card, predicts_words
 from mlsm.runs.checkpoint import MODEL_FILE, STATE_FILE, read_state
 from mlsm.runs.hub_names import OWN_WEIGHTS_FILE, RUN_FILE, from_huggingface, to_huggingface
-from mlsm.runs.hub_tokenizer import huggingface_tokenizer, special_tokens_of
+from mlsm.runs.hub_tokenizer import huggingface_tokenizer, write_tokenizer
 from mlsm.runs.record import read_record, record_json
 from mlsm.runs.revisions import MAIN, Revision, find_revisions, upload_script
 from mlsm.runs.run import Run, load_run
@@ -112,24 +112,18 @@ def export(
         raise ValueError(
             f"{run} has no token head to fold in: train one with --objective token-head --init {run}"
         )
-    fast_tokenizer, has_words = huggingface_tokenizer(tokenizer), predicts_words(loaded.record)
+    huggingface_tokenizer(tokenizer)  # raises ValueError without its package, before anything is written
+    has_words = predicts_words(loaded.record)
     tensors = exported_tensors(model, has_words)
     readable = from_huggingface(tensors)
     own = {n: w for n, w in model.state_dict().items() if n not in readable or not readable[n].equal(w)}
-    special_tokens = special_tokens_of(tokenizer)
     write_json(directory / RUN_FILE, record_json(loaded.record))
     write_json(directory / "config.json", huggingface_config(model.config, has_words))
     write_tensors(directory / MODEL_FILE, tensors, {"format": "pt"})
     if own:
         write_tensors(directory / OWN_WEIGHTS_FILE, own)
     write_whole(directory / tokenizer.file_name, lambda path: path.write_bytes(tokenizer.model))
-    # It replaces the tokenizer.json of an imported run, which puts no special tokens around a text.
-    write_whole(directory / "tokenizer.json", lambda path: fast_tokenizer.save(str(path)))
-    # As an Albert tokenizer, transformers 5 would lower the case of the text.
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.max_positions}
-    settings["clean_up_tokenization_spaces"] = False
-    write_json(directory / "tokenizer_config.json", settings | special_tokens)
-    write_json(directory / "special_tokens_map.json", special_tokens)
+    write_tokenizer(directory, tokenizer, model.config.max_positions)
     write_text(directory / "README.md", model_card(loaded, publication))
     return loaded
 

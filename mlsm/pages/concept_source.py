@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +17,21 @@ from mlsm.coding.statistics import Statistics
 from mlsm.coding.targets import EVERY_TOKEN, sample_states
 from mlsm.config import CONCEPT_TOKENS, DataConfig, TrainConfig
 from mlsm.device import choose_device
+from mlsm.directory import check_writable
 from mlsm.evaluation.splicing import recovered_loss
 from mlsm.log import printable, progress, say
 from mlsm.pages.concept_file import REPORT_FILE, read_report, write_report
 from mlsm.pages.concept_reading import Readers, read_concepts, read_sentence
 from mlsm.pages.concept_report import About, ConceptReport, SentenceConcepts
+from mlsm.pages.concept_shards import shard_folder, write_shards
 from mlsm.pages.concept_statistics import build_report, sentence_concepts
 from mlsm.runs.checkpoint import MODEL_FILE, fingerprint
+from mlsm.runs.hub_tokenizer import huggingface_tokenizer
 from mlsm.runs.record import RunRecord, read_record
 from mlsm.runs.run import load_run
 from mlsm.runs.teacher import find_dictionary, load_dictionary, load_teacher, target_settings
 from mlsm.seeds import generator_for
-from mlsm.text.batches import Corpus, Selection
+from mlsm.text.batches import Corpus, MicroBatch, Selection
 from mlsm.text.corpus import corpus_digest
 from mlsm.text.tokenizer import Tokenizer, run_tokenizer
 from mlsm.training.objectives import find_objective
@@ -93,17 +97,38 @@ class ConceptSource:
         write_report(path, key, report)
         return report
 
+    def write_codes(self, folder: Path) -> Path:
+        """Write the teacher's codes of the text to a new folder in `folder`, in the format of delphi; returns
+        it. Raises ValueError for a student without its teacher, for codes that are there already, and without
+        the package tokenizers.
+        """
+        if self.dictionary is None:
+            raise ValueError(
+                "--cache writes codes of a teacher, and it is gone, or its dictionary (see --teacher)"
+            )
+        path = shard_folder(folder, self.dictionary.layer)
+        check_writable(path)
+        huggingface_tokenizer(self.tokenizer)  # raises ValueError without its package
+        teacher = self.readers.teacher
+        assert teacher is not None
+        about: dict[str, object] = {
+            "dataset_repo": ", ".join(map(printable, self.data.corpus)),
+            "n_tokens": self.num_tokens,
+            "teacher": self.dictionary.teacher,
+            "dictionary": self.dictionary.fingerprint,
+            "layer": self.dictionary.layer,
+            "lam": self.dictionary.lam,
+            "seed": self.seed,
+        }
+        with progress(self.num_tokens, "codes", unit="token") as bar:
+            micro_batches = self._sample(Corpus(self.data, self.tokenizer), EVERY_TOKEN)
+            write_shards(path, teacher, self.tokenizer, micro_batches, about, bar)
+        return path
+
     def _computed(self, other: Dictionary | None) -> ConceptReport:
         corpus = Corpus(self.data, self.tokenizer)
-        micro_batches = corpus.sample(
-            [corpus.heldout, corpus.training],
-            self.selection,
-            num_selected=self.num_tokens,
-            token_budget=TOKEN_BUDGET,
-            generator=generator_for("concept sample", self.seed),
-        )
         with progress(self.num_tokens, "concepts", unit="token") as bar:
-            reading = read_concepts(self.readers, micro_batches, bar)
+            reading = read_concepts(self.readers, self._sample(corpus, self.selection), bar)
         statistics = self._statistics(corpus)
         with progress(len(reading.codes), "statistics", unit="reader") as bar:
             return build_report(
@@ -115,6 +140,16 @@ class ConceptSource:
                 atoms_KD=None if self.dictionary is None else self.dictionary.atoms_DK.mT.cpu().numpy(),
                 others_JD=None if other is None else other.atoms_DK.mT.numpy(),
             )
+
+    def _sample(self, corpus: Corpus, selection: Selection) -> Iterator[MicroBatch]:
+        """The text that is read: held-out sequences first."""
+        return corpus.sample(
+            [corpus.heldout, corpus.training],
+            selection,
+            num_selected=self.num_tokens,
+            token_budget=TOKEN_BUDGET,
+            generator=generator_for("concept sample", self.seed),
+        )
 
     def _statistics(self, corpus: Corpus) -> Statistics | None:
         """The measures of the dictionary on the text, held-out text first; None without a dictionary."""

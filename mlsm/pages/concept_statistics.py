@@ -6,6 +6,7 @@ states, L tokens of a sentence, T tokens of the text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -221,14 +222,24 @@ def _dictionary_measures(statistics: Statistics) -> dict[str, dict[str, float]]:
     }
     if (spliced := statistics.spliced) is None:
         return {"codes": codes}
-    codes |= {
-        "loss recovered": spliced.loss_recovered,
-        "KL recovered": spliced.kl_recovered,
-        "cross-entropy": spliced.spliced_cross_entropy,
+    columns = {
+        "codes": codes
+        | {
+            "loss recovered": spliced.loss_recovered,
+            "KL recovered": spliced.kl_recovered,
+            "cross-entropy": spliced.spliced_cross_entropy,
+        },
+        "states themselves": {
+            "loss recovered": 1.0,
+            "KL recovered": 1.0,
+            "cross-entropy": spliced.cross_entropy,
+        },
+        "zeros": {"loss recovered": 0.0, "KL recovered": 0.0, "cross-entropy": spliced.zero_cross_entropy},
     }
-    states = {"loss recovered": 1.0, "KL recovered": 1.0, "cross-entropy": spliced.cross_entropy}
-    zeros = {"loss recovered": 0.0, "KL recovered": 0.0, "cross-entropy": spliced.zero_cross_entropy}
-    return {"codes": codes, "states themselves": states, "zeros": zeros}
+    return {
+        name: {measure: value for measure, value in column.items() if math.isfinite(value)}
+        for name, column in columns.items()
+    }
 
 
 def _match_measures(matching: use.Matching) -> dict[str, float]:

@@ -7,10 +7,12 @@ transformers they are special, as with each of its tokenizers.
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentencepiece import sentencepiece_model_pb2
 
+from mlsm.files import write_json, write_whole
 from mlsm.text.tokenizer import (
     CLS_ID,
     MASK_ID,
@@ -59,6 +61,20 @@ def huggingface_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:
     others = [tokenizer.piece(i) for i in range(NUM_SPECIALS) if i != MASK_ID]
     fast.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in others])
     return fast
+
+
+def write_tokenizer(directory: Path, tokenizer: Tokenizer, longest: int) -> None:
+    """Write a tokenizer for texts of `longest` tokens at most, in the files that `AutoTokenizer` of
+    transformers reads. Raises ValueError if the package tokenizers is missing.
+    """
+    fast, special_tokens = huggingface_tokenizer(tokenizer), special_tokens_of(tokenizer)
+    # It replaces the tokenizer.json of an imported run, which puts no special tokens around a text.
+    write_whole(directory / "tokenizer.json", lambda path: fast.save(str(path)))
+    # As an Albert tokenizer, transformers 5 would lower the case of the text.
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest}
+    settings["clean_up_tokenization_spaces"] = False
+    write_json(directory / "tokenizer_config.json", settings | special_tokens)
+    write_json(directory / "special_tokens_map.json", special_tokens)
 
 
 def _unigram(tokenizer: Tokenizer) -> FastTokenizer:
