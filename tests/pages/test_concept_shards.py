@@ -1,4 +1,4 @@
-"""The codes of a text in the format of delphi: what is read back, by numpy and by delphi, is what was coded."""
+"""The codes of a text in the format of delphi: what numpy and delphi read back is what was coded."""
 
 import json
 from pathlib import Path
