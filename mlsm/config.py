@@ -347,10 +347,16 @@ class DictionaryConfig:
         is_common=True,
     )
     layer: int | None = option(
-        None, "layer of the teacher, 0 for its embeddings; default: its last", is_common=True
+        None,
+        "layer of the teacher, 0 for its embeddings, or several: 4,8,12; default: its last",
+        is_common=True,
     )
     k: int = option(1500, "number of concepts (atoms)", is_common=True)
-    lam: float = option(0.05, "sparsity penalty lambda on the codes of unit-norm states", is_common=True)
+    lam: float = option(
+        0.05,
+        "sparsity penalty lambda on the codes of unit-norm states, or several: 0.02,0.05",
+        is_common=True,
+    )
     num_tokens: int = option(1_000_000, "hidden states in the sample")
     num_updates: int = option(1000, "updates of the dictionary")
     batch_size: int = option(1000, "hidden states per update")
