@@ -51,29 +51,34 @@ def recovered_loss(directory: Path, teacher: Teacher, corpus: Corpus) -> Spliced
 
 @torch.no_grad()
 def splice(
-    model: LanguageModel, layer: int, replaced: Callable[[Tensor], Tensor], corpus: Corpus
+    model: LanguageModel,
+    layer: int,
+    replaced: Callable[[Tensor], Tensor],
+    corpus: Corpus,
+    num_words: int = NUM_WORDS,
 ) -> SplicedLoss | None:
-    """The losses of a model whose hidden states (N, D) after a layer are `replaced`, on held-out text; None
-    without such text. It is computed in float32. All ranks share the work.
+    """The losses of a model whose hidden states (N, D) after a layer are `replaced`, for `num_words` masked
+    words of held-out text, or fewer; None without such text. It is computed in float32. All ranks share the
+    work.
     """
     micro_batches = corpus.sample(
         [corpus.heldout],
         MASKED,
-        num_selected=NUM_WORDS,
+        num_selected=num_words,
         token_budget=TOKEN_BUDGET,
         generator=generator_for("spliced words", SEED),
     )
     sums = torch.zeros(6, dtype=torch.float64)
-    with progress(NUM_WORDS, "loss recovered", unit="word") as bar:
+    with progress(num_words, "loss recovered", unit="word") as bar:
         for number, micro in enumerate(micro_batches):
             if distributed.is_mine(number):
                 sums += _sums(model, layer, replaced, micro.to(model.device)).cpu()
             bar.update(len(micro.selected_N))
     distributed.all_reduce_sum_(sums)
-    if not (num_words := int(sums[-1])):
+    if not (num_predicted := int(sums[-1])):
         return None
-    original, spliced, zero, spliced_kl, zero_kl = (sums[:-1] / num_words).tolist()
-    return SplicedLoss(original, spliced, zero, spliced_kl, zero_kl, num_words)
+    original, spliced, zero, spliced_kl, zero_kl = (sums[:-1] / num_predicted).tolist()
+    return SplicedLoss(original, spliced, zero, spliced_kl, zero_kl, num_predicted)
 
 
 def _sums(

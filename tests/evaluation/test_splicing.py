@@ -9,11 +9,10 @@ from hub_checkpoints import v2_checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 
-import mlsm.evaluation.splicing
 from mlsm.coding.dictionary import Dictionary
 from mlsm.coding.targets import Teacher
 from mlsm.config import TrainConfig
-from mlsm.evaluation.heldout import MASKED
+from mlsm.evaluation.heldout import MASKED, SEED
 from mlsm.evaluation.splicing import recovered_loss, splice
 from mlsm.runs import hub_import
 from mlsm.runs.run import Run, load_run
@@ -72,13 +71,10 @@ def test_a_smaller_lambda_keeps_more_until_nothing_is_lost(run: Run, corpus: Cor
     assert recovered[-1] == (pytest.approx(1, abs=1e-4), pytest.approx(1, abs=1e-4))
 
 
-def test_the_losses_are_those_of_a_reference_in_float64(
-    run: Run, corpus: Corpus, coder: Teacher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_losses_are_those_of_a_reference_in_float64(run: Run, corpus: Corpus, coder: Teacher) -> None:
     """One sequence after another, through the layers one by one, with Eq. 2 for one state after another."""
-    monkeypatch.setattr(mlsm.evaluation.splicing, "NUM_WORDS", 60)
     layer = coder.dictionary.layer - 1
-    measured = splice(run.model, layer, coder.reconstructed, corpus)
+    measured = splice(run.model, layer, coder.reconstructed, corpus, num_words=60)
     assert measured is not None
     wide = load_run(run.directory).model.double()
     [micro] = corpus.sample(
@@ -86,7 +82,7 @@ def test_the_losses_are_those_of_a_reference_in_float64(
         MASKED,
         num_selected=60,
         token_budget=8192,
-        generator=generator_for("spliced words", mlsm.evaluation.splicing.SEED),
+        generator=generator_for("spliced words", SEED),
     )
     ids_T = micro.text.ids_T
     table_RD = wide.encoder._table(micro.inputs.max_length)
