@@ -37,6 +37,8 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from mlsm import cli, distributed
 from mlsm.coding.dictionary import Dictionary, measure
 from mlsm.coding.dictionary_learning import learn_dictionary
@@ -107,8 +109,7 @@ def fit(
             device=device,
         )
     sample_ND, num_words = samples[layer]
-    num_heldout = max(1, int(len(sample_ND) * HELDOUT_SHARE))
-    heldout_ND, sample_ND = sample_ND[:num_heldout], sample_ND[num_heldout:]
+    heldout_ND, sample_ND = split(sample_ND)
     if config.k > len(sample_ND):
         raise ValueError(
             f"{config.k} concepts need at least as many hidden states, the corpus gave {len(sample_ND)}: "
@@ -131,6 +132,12 @@ def fit(
     dataclasses.replace(dictionary, statistics=statistics).save(path)
     say(f"{path}: {config.k} concepts, {statistics}")
     return path
+
+
+def split(states_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """The states that a dictionary is measured on, and those that it is learnt from."""
+    num_heldout = max(1, int(len(states_ND) * HELDOUT_SHARE))
+    return states_ND[:num_heldout], states_ND[num_heldout:]
 
 
 def _changed_settings(before: dict[str, object], now: dict[str, object]) -> str:
@@ -173,8 +180,10 @@ def summary(paths: Sequence[Path]) -> Rows:
     return rows
 
 
-def main(argv: list[str]) -> None:
-    """Read the command line, find or train the teacher, fit one dictionary, or several and compare them."""
+def main(argv: list[str], samples: dict[int, Sample] | None = None) -> None:
+    """Read the command line, find or train the teacher, fit one dictionary, or several and compare them.
+    `samples` is for callers that need the states, too: those of the last layer, by its number.
+    """
     commands = [parse_flags(flags(), line) for line in each_alone(argv)]
     with distributed.rank_zero_first():
         given = with_converted_checkpoints(commands[0], "teacher")
@@ -200,9 +209,9 @@ def main(argv: list[str]) -> None:
                 f"--layer asks for {layer}"
             )
         configs.append((layer, config))
-    samples: dict[int, Sample] = {}
+    kept = {} if samples is None else samples
     paths = [
-        fit(config, layer, data, preset.teacher.token_budget, output, samples)
+        fit(config, layer, data, preset.teacher.token_budget, output, kept)
         for layer, config in sorted(configs, key=lambda pair: pair[0])
     ]
     if len(paths) > 1 and distributed.is_rank_zero():

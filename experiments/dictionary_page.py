@@ -52,16 +52,16 @@ def write(folder: Path, measured: Comparison, settings: Mapping[str, object]) ->
                     "CPU seconds": f"{row.seconds:.0f}" if row.seconds else "",
                 }
             )
-    about = f"""Written by the command below. Every row has codes of {settings["k"]} concepts, of
-    states of norm 1 in one layer. "dictionary" is that of fit_dictionary.py, with the codes of Eq. 2. "autoencoder" is a
-    TopK autoencoder of SAELens with k = L0 of the dictionary, trained on the same states for
-    {settings["sae_updates"]} updates of {settings["sae_batch_size"]} states (Adam, learning rate
-    {settings["sae_learning_rate"]}); its codes come from its own encoder. "its decoder, lasso" has its
-    decoder and bias, with codes by the lasso at the lambda of equal L0. "refitted" codes have the concepts of the row
-    above and weights of least squares, because the lasso shrinks all weights. Variance, dead and dense
-    concepts are measured on held-out states; the losses on {settings["num_words"]} masked words of
-    held-out text. CPU seconds are those of fitting or training; for the dictionary they include sampling the
-    states and measuring. One seed."""
+    about = f"""Written by the command below. Every row has codes of {settings["k"]}
+    concepts, of states of norm 1 in one layer.
+    "dictionary" is that of fit_dictionary.py, with the codes of Eq. 2. "autoencoder" is a TopK autoencoder of
+    SAELens with k = L0 of the dictionary, trained on the same states for {settings["sae_updates"]} updates of
+    {settings["sae_batch_size"]} states (Adam, learning rate {settings["sae_learning_rate"]}); its codes come
+    from its own encoder. "its decoder, lasso" has its decoder and bias, with codes by the lasso at the lambda
+    of equal L0. "refitted" codes have the concepts of the row above and weights of least squares, because the
+    lasso shrinks all weights. Variance, dead and dense concepts are measured on held-out states; the losses
+    on {settings["num_words"]} masked words of held-out text. CPU seconds are those of fitting or training,
+    and those of the dictionary contain its measures. One seed."""
     text = f"""# Short codes and what they keep: dictionaries and sparse autoencoders
 
 {textwrap.fill(" ".join(about.split()), 110)}

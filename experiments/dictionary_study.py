@@ -31,10 +31,10 @@ import fit_dictionary
 from kernels.lasso import nonneg_lasso
 from mlsm import command_line
 from mlsm.coding.dictionary import Dictionary
-from mlsm.coding.targets import sample_states
-from mlsm.command_line import Parser
+from mlsm.coding.targets import Sample, sample_states
 from mlsm.config import PRESETS
 from mlsm.device import choose_precision
+from mlsm.command_line import Parser
 from mlsm.evaluation.splicing import splice
 from mlsm.files import read_json, write_json
 from mlsm.log import say
@@ -191,10 +191,24 @@ def measure(
     )
 
 
+def sample(run: Run, corpus: Corpus, layer: int) -> Sample:
+    """The hidden states of a layer as fit_dictionary.py samples them."""
+    preset, encoder = PRESETS[run.record.preset](), run.model.encoder
+    return sample_states(
+        encoder,
+        layer,
+        corpus,
+        num_tokens=preset.dictionary.num_tokens,
+        token_budget=preset.teacher.token_budget,
+        seed=preset.dictionary.seed,
+        precision=choose_precision("auto", run.model.device, encoder.width),
+        device=run.model.device,
+    )
+
+
 def compare(settings: Settings) -> None:
     """Fit, train and measure what is not measured yet, and write the page."""
     run = load_run(settings.teacher)
-    preset = PRESETS[run.record.preset]()
     corpus = Corpus(text_of(run.record, {}), run.tokenizer)
     kept_path = settings.teacher / "dictionaries.json"
     key = {name: value for name, value in asdict(settings).items() if name not in ("layer", "lam", "output")}
@@ -205,12 +219,15 @@ def compare(settings: Settings) -> None:
     has_autoencoders = importlib.util.find_spec("sae_lens") is not None
     if not has_autoencoders:
         say("no autoencoders: the package is missing, pip install sae-lens")
+    samples: dict[int, Sample] = {}
     for layer in map(int, settings.layer.split(",")):
-        states: Tensor | None = None
         for lam in map(float, settings.lam.split(",")):
             name = f"{layer} {lam:g}"
             if name in kept["rows"] and (len(kept["rows"][name]) > 2 or not has_autoencoders):
                 continue
+            if layer not in samples:
+                samples = {layer: sample(run, corpus, layer)}
+            heldout_ND, sample_ND = fit_dictionary.split(samples[layer].states_ND)
             words = [
                 f"--teacher={settings.teacher}",
                 f"--layer={layer}",
@@ -218,18 +235,8 @@ def compare(settings: Settings) -> None:
                 f"--k={settings.k}",
             ]
             began = time.process_time()
-            fit_dictionary.main(words)
+            fit_dictionary.main(words, samples)
             fitting = time.process_time() - began
-            config = preset.dictionary
-            if states is None:
-                states, _ = sample_states(
-                    run.model.encoder, layer, corpus,
-                    num_tokens=config.num_tokens, token_budget=preset.teacher.token_budget, seed=config.seed,
-                    precision=choose_precision("auto", run.model.device, run.model.encoder.width),
-                    device=run.model.device,
-                )  # fmt: skip
-            num_heldout = max(1, int(len(states) * fit_dictionary.HELDOUT_SHARE))
-            heldout_ND, sample_ND = states[:num_heldout], states[num_heldout:]
             file = settings.teacher / f"dictionary-l{layer}-k{settings.k}-lam{lam:g}.safetensors"
             atoms_DK = Dictionary.load(file).atoms_DK
 
