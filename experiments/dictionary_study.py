@@ -32,9 +32,9 @@ from kernels.lasso import nonneg_lasso
 from mlsm import command_line
 from mlsm.coding.dictionary import Dictionary
 from mlsm.coding.targets import Sample, sample_states
+from mlsm.command_line import Parser
 from mlsm.config import PRESETS
 from mlsm.device import choose_precision
-from mlsm.command_line import Parser
 from mlsm.evaluation.splicing import splice
 from mlsm.files import read_json, write_json
 from mlsm.log import say
