@@ -156,8 +156,9 @@ def each_alone(argv: list[str]) -> list[list[str]]:
             words[at : at + 2] = [f"{flag}={words[at + 1]}"]
     choices = []
     for word in words:
-        flag, _, values = word.partition("=")
-        choices.append([f"{flag}={value}" for value in values.split(",")] if flag in SWEPT else [word])
+        flag, is_given, values = word.partition("=")
+        is_swept = is_given and flag in SWEPT
+        choices.append([f"{flag}={value}" for value in values.split(",")] if is_swept else [word])
     return [[*line] for line in itertools.product(*choices)]
 
 

@@ -26,6 +26,7 @@ from mlsm.coding.targets import Teacher, unit_states
 from mlsm.files import write_directory, write_json, write_tensors
 from mlsm.runs.hub_tokenizer import write_tokenizer
 from mlsm.text.batches import MicroBatch
+from mlsm.text.masking import is_ordinary
 from mlsm.text.tokenizer import PAD_ID, Tokenizer
 
 ROW_TOKENS = 256  # as many as delphi caches by default, and a multiple of its windows
@@ -49,8 +50,9 @@ def write_shards(
     about: dict[str, object],
     bar: tqdm,
 ) -> None:
-    """Write the codes at the selected positions of a text to a folder, complete or not at all. `about` is put
-    into its config.json. Memory: 16 bytes for each weight. Raises ValueError without the package tokenizers.
+    """Write the codes of all ordinary tokens of a text to a folder, complete or not at all. The text ends
+    with the last selected position. `about` is put into config.json. Memory: 16 bytes for each weight. Raises
+    ValueError without the package tokenizers.
     """
     num_concepts = teacher.dictionary.atoms_DK.shape[1]
     ids, places, concepts, weights = [], [], [], []
@@ -62,11 +64,14 @@ def write_shards(
             states_ND = unit_states(teacher.encoder, micro, teacher.dictionary.layer)
         codes_NK = teacher.codes(states_ND)
         at_M, concept_M = codes_NK.nonzero(as_tuple=True)
-        ids.append(micro.text.ids_T.cpu())
+        ids_T = micro.text.ids_T.cpu()
+        if len(micro.selected_N) < int(is_ordinary(ids_T).sum()):  # the sample ends within these sequences
+            ids_T = ids_T[: int(micro.selected_N[-1]) + 1]
+        ids.append(ids_T)
         places.append((micro.selected_N[at_M] + num_tokens).cpu())
         concepts.append(concept_M.int().cpu())
         weights.append(codes_NK[at_M, concept_M].cpu())
-        num_tokens += len(micro.text.ids_T)
+        num_tokens += len(ids_T)
         bar.update(len(micro.selected_N))
     if not ids:
         raise ValueError("the text has no token to code; give more of it")
