@@ -30,7 +30,7 @@ from mlsm.text.batches import Corpus, MicroBatch
 from mlsm.text.masking import is_ordinary
 from mlsm.training.objectives import find_objective
 
-NUM_WORDS = 5_000  # masked words that are predicted, of about 33,000 tokens
+NUM_WORDS = 2_000  # masked words that are predicted, of about 13,000 tokens
 TOKEN_BUDGET = 8192  # tokens in one forward pass
 
 
