@@ -66,6 +66,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name, kind in (("layer", int), ("lam", float)):
+            try:
+                [kind(part) for part in getattr(self, name).split(",")]
+            except ValueError:
+                raise ValueError(
+                    f"--{name} takes numbers with commas between them, got {getattr(self, name)!r}"
+                ) from None
         check_positive(self, "k", "sae_updates", "sae_batch_size", "sae_learning_rate", "num_words")
 
 
