@@ -1,4 +1,4 @@
-"""The comparison of dictionaries with autoencoders: its coders, its page, and that nothing is measured twice."""
+"""The comparison of dictionaries with autoencoders: coders, page, and that nothing is measured twice."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -73,7 +73,7 @@ def test_the_shards_hold_every_weight_once(source: ConceptSource, folder: Path) 
 def test_delphi_reads_the_same_codes(source: ConceptSource, folder: Path) -> None:
     loader = pytest.importorskip("delphi.latents.loader", reason="needs eai-delphi 0.1.3")
     config = pytest.importorskip("delphi.config")
-    windows = config.ConstructorConfig(min_examples=1, n_non_activating=1)
+    windows = config.ConstructorConfig(min_examples=1, n_non_activating=0)
     dataset = loader.LatentDataset(folder.parent, config.SamplerConfig(), windows)  # also its tokenizer
     ids_T, codes_TK = expected(source)
     assert dataset.tokens.ravel()[: len(ids_T)].tolist() == ids_T.tolist()
