@@ -131,6 +131,11 @@ def lambda_for(atoms_DK: Tensor, states_ND: Tensor, num_nonzeros: float) -> floa
     return math.exp((low + high) / 2)
 
 
+def has_saelens() -> bool:
+    """Whether autoencoders can be trained here."""
+    return importlib.util.find_spec("sae_lens") is not None
+
+
 def train_autoencoder(states_ND: Tensor, k: int, settings: Settings) -> Any:
     """A TopK autoencoder of SAELens, trained on the states by the trainer of SAELens."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -223,8 +228,7 @@ def compare(settings: Settings) -> None:
     kept: dict[str, Any] = read_json(kept_path) if kept_path.exists() else {}
     if kept.get("settings") != key:
         kept = {"settings": key, "rows": {}}
-    has_autoencoders = importlib.util.find_spec("sae_lens") is not None
-    if not has_autoencoders:
+    if not (has_autoencoders := has_saelens()):
         say("no autoencoders: the package is missing, pip install sae-lens")
     samples: dict[int, Sample] = {}
     for layer in map(int, settings.layer.split(",")):

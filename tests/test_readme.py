@@ -5,6 +5,7 @@ import re
 import shlex
 import tomllib
 
+import dictionary_study
 import pytest
 import study_run
 from pipeline import ROOT
@@ -29,6 +30,7 @@ PARSERS = {
     "fit_dictionary.py": fit_dictionary.flags,
     "evaluate.py": evaluate.parser,
     "experiments/study.py": study_run.flags,
+    "experiments/dictionaries.py": dictionary_study.parser,
     "mlsm.export": export.parser,
     "mlsm.concepts": concepts.parser,
     "mlsm.report": report.parser,
@@ -43,7 +45,8 @@ def test_commands_parse(command: str) -> None:
         job = get_args_parser().parse_args(shlex.split(command)[1:])
         command = shlex.join(["python", job.training_script, *job.training_script_args])
     _, script, *flags = shlex.split(command.replace("-m ", "", 1))
-    PARSERS[script]().parse_args(flags)
+    for line in fit_dictionary.each_alone(flags) if script == "fit_dictionary.py" else [flags]:
+        PARSERS[script]().parse_args(line)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
