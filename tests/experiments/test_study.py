@@ -66,7 +66,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     write_cola(tmp_path / "data", 40, 20)
     corpus = write_corpus(tmp_path / "text.txt")
     flags = [f"--corpus={corpus}", "--data=data", "--output=study", "--result=page.md", "--jobs=1"]
-    return [*flags, "--updates=20", "--pairs=3", "--examples=16", "--tasks=cola"]
+    return [*flags, "--updates=8", "--pairs=3", "--examples=16", "--tasks=cola"]
 
 
 @pytest.mark.parametrize("preset", [tiny, baby])
@@ -196,8 +196,8 @@ def test_a_small_study_from_text_to_page(
     assert [part.name for part in parts] == ["teacher-12", *own]
     words, hours = (read_record(Path(f"study/mlm-{equal}-12")).train for equal in ("words", "hours"))
     assert int(words.words or 0) == sum(map(jobs.words_of, parts))
-    update_s = jobs.seconds_of(Path("study/teacher-12")) / 20
-    assert hours.num_steps == round(sum(map(jobs.seconds_of, parts)) / update_s) > 20
+    update_s = jobs.seconds_of(Path("study/teacher-12")) / 8
+    assert hours.num_steps == round(sum(map(jobs.seconds_of, parts)) / update_s) > 8
     start = read_record(Path("study/strong-mlm-hours-12")).train.init
     assert start == f"study/strong-12/checkpoints/{words_name(0)}"
 
