@@ -15,7 +15,7 @@ from mlsm.config import Preset
 
 SEEDS = (12, 13, 14)
 TENTH = 0.1  # of the teacher's updates
-HELDOUT_SHARE = 0.005  # of the lines of the text
+HELDOUT_SHARE = 0.002  # of the lines of the text
 
 # Thresholds of the answers. The bar of a measure is the distance from random weights to the teacher.
 BAR_ERRORS = 3.0  # a measure cannot tell anything unless its bar is so many standard errors wide
