@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mlsm import command_line
 from mlsm.command_line import Parser, show_help
-from mlsm.config import DEVICE_HELP, parse_word_counts
+from mlsm.config import DEVICE_HELP, THREADS_HELP, check_threads, parse_word_counts
 from mlsm.evaluation.tasks import (
     BABYLM,
     FAST,
@@ -89,9 +89,11 @@ class Settings:
     baseline: bool = option(False, "also a row of random weights, and one of chance and the majority class")
     paper: str | None = option(None, "also the rows the paper prints for this many words, quoted", SIZES)
     device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
+    threads: int | None = option(None, THREADS_HELP, metavar="NUMBER")
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_threads(self.threads)
         if self.limit is not None:
             check_positive(self, "limit")
         self.fine_tuning()
@@ -158,7 +160,7 @@ from typing import NamedTuple
 import torch
 
 from mlsm import board, cli
-from mlsm.device import choose_device
+from mlsm.device import choose_device, choose_num_threads
 from mlsm.directory import check_writable, only_process
 from mlsm.evaluation import estimate, glue, paper, summary
 from mlsm.evaluation.babylm import entry
@@ -389,6 +391,7 @@ def main(argv: list[str]) -> None:
     tasks = settings.task_names()
     _say_unused(given, tasks)
     device = choose_device(settings.device)
+    choose_num_threads(settings.threads, device)
     directories = list(dict.fromkeys(settings.runs))
     names = row_names(directories)
     runs = {name: load_run(directory, device) for name, directory in zip(names, directories, strict=True)}

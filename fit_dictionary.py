@@ -43,7 +43,7 @@ from mlsm import cli, distributed
 from mlsm.coding.dictionary import Dictionary, measure
 from mlsm.coding.dictionary_learning import learn_dictionary
 from mlsm.coding.targets import Sample, Teacher, sample_states
-from mlsm.device import choose_device, choose_precision
+from mlsm.device import choose_device, choose_num_threads, choose_precision
 from mlsm.directory import check_writable
 from mlsm.evaluation.splicing import recovered_loss
 from mlsm.evaluation.tables import Row, Rows, as_text
@@ -82,7 +82,9 @@ def fit(
     path, teacher = output or directory / config.file_name(layer), fingerprint(directory)
     asked = dataclasses.asdict(config) | dataclasses.asdict(data)
     asked |= {"layer": layer, "teacher": teacher, "corpus": [*data.corpus], "text": corpus_digest(data)}
-    settings = {name: value for name, value in asked.items() if name not in ("device", "cache_dir")}
+    settings = {
+        name: value for name, value in asked.items() if name not in ("device", "threads", "cache_dir")
+    }
     if path.exists():
         if changed := _changed_settings(Dictionary.load(path).settings or {}, settings):
             raise ValueError(
@@ -91,6 +93,7 @@ def fit(
             )
         say(f"{path} exists, learnt with these settings")
         return path
+    choose_num_threads(config.threads, device)
     corpus, precision = Corpus(data, tokenizer), choose_precision("auto", device, encoder.width)
     if record.corpus and record.corpus.digest:
         name = f"the teacher {directory}"

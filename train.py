@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from mlsm import cli, distributed
-from mlsm.device import choose_compiling, choose_device, choose_precision, keep_num_threads
+from mlsm.device import choose_compiling, choose_device, choose_num_threads, choose_precision
 from mlsm.directory import only_process
 from mlsm.evaluation.heldout import MASKED, predictions
 from mlsm.evaluation.watch import HeldoutWatch
@@ -73,7 +73,7 @@ def train(plan: Plan) -> None:
     plan = with_text(plan, corpus)
     record, config = plan.record, plan.record.train
     objective, device = find_objective(config.objective), choose_device(config.device)
-    keep_num_threads(record.num_threads)
+    choose_num_threads(config.threads, device, before=record.num_threads)
     precision = choose_precision(config.amp, device, record.model.width, before=record.precision)
     compiles = choose_compiling(config.compile, device)
     checkpoint = open_run(plan.directory, record, plan.tokenizer, corpus, precision.name)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mlsm import command_line
 from mlsm.command_line import Parser, show_help
-from mlsm.config import CONCEPT_TOKENS, DEVICE_HELP, TrainConfig
+from mlsm.config import CONCEPT_TOKENS, DEVICE_HELP, THREADS_HELP, TrainConfig, check_threads
 from mlsm.settings import argument, check_fields, check_positive, option
 
 
@@ -58,9 +58,11 @@ class Settings:
     output: Path | None = option(None, "where to write (default: RUN)", metavar="DIRECTORY")
     seed: int = option(TrainConfig.seed, "seed of the sample of text and of the statistics")
     device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
+    threads: int | None = option(None, THREADS_HELP, metavar="NUMBER")
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_threads(self.threads)
         check_positive(self, "num_tokens", "top")
         if not 0 <= self.port < 1 << 16:
             raise ValueError(f"port must be between 0 and 65535, got {self.port}")
@@ -75,6 +77,7 @@ show_help(__name__, parser)  # before the imports below, which take seconds
 
 from mlsm import cli
 from mlsm.coding.dictionary import Dictionary
+from mlsm.device import choose_num_threads
 from mlsm.directory import check_writable
 from mlsm.evaluation.tables import as_text
 from mlsm.files import write_text
@@ -97,6 +100,7 @@ def concepts(args: Settings) -> None:
         seed=args.seed,
         device=args.device,
     )
+    choose_num_threads(args.threads, source.device)
     other = None
     if args.compare:
         if source.dictionary is None:

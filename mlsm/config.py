@@ -29,6 +29,8 @@ SOLVER_HELP = (
 )
 CONCEPT_TOKENS = 100_000  # at which the concepts of a run are read, by default
 DEVICE_HELP = "cpu, cuda or cuda:N; auto: a GPU if there is one"
+THREADS_HELP = "threads on a CPU (default: one for each processor that other programs leave free)"
+MOST_THREADS = 1024
 
 # Limits for settings that are read from a file, which may be damaged or hostile.
 MOST_LAYERS, MOST_WEIGHTS = 1000, 1 << 32  # of a model: 27 times the paper's, 17 GB
@@ -213,6 +215,7 @@ class TrainConfig:
         "more time",
     )
     device: str = option("auto", DEVICE_HELP, metavar="DEVICE", is_common=True)
+    threads: int | None = option(None, THREADS_HELP, metavar="NUMBER")
     seed: int = option(12, "seed of everything that is drawn")
     log_every: int = option(10, "updates between two logged lines")
     tracker: str | None = option(
@@ -241,6 +244,7 @@ class TrainConfig:
         check_positive(self, "num_steps", "batch_size", "token_budget", "learning_rate", "clip_norm")
         check_positive(self, "code_tolerance", "log_every", "checkpoint_every", "keep_checkpoints")
         check_not_negative(self, "weight_decay", "mlm_weight", "eval_every", "patience")
+        check_threads(self.threads)
         if self.words is not None and self.epochs is not None:
             raise ValueError("--words and --epochs both say how long to train: give one of them")
         for name in ("words", "word_budget"):
@@ -286,6 +290,12 @@ class TrainConfig:
     def word_counts(self) -> tuple[int, ...]:
         """The numbers of `checkpoint_words`. Raises ValueError for a text that is no list of them."""
         return parse_word_counts(self.checkpoint_words or "", "checkpoint_words")
+
+
+def check_threads(number: int | None) -> None:
+    """Raise ValueError for a number of threads that no machine computes in; None is for no number."""
+    if number is not None and not 0 < number <= MOST_THREADS:
+        raise ValueError(f"threads must be between 1 and {MOST_THREADS}, got {number}")
 
 
 def parse_word_counts(text: str, name: str) -> tuple[int, ...]:
@@ -362,12 +372,14 @@ class DictionaryConfig:
     batch_size: int = option(1000, "hidden states per update")
     solver: str = option("auto", SOLVER_HELP, SOLVERS)
     device: str = option("auto", DEVICE_HELP, metavar="DEVICE", is_common=True)
+    threads: int | None = option(None, THREADS_HELP, metavar="NUMBER")
     seed: int = option(12, "seed of everything that is drawn")
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_positive(self, "k", "num_tokens", "num_updates", "batch_size")
         check_positive(self, "lam")
+        check_threads(self.threads)
         if self.k > MOST_ATOMS:
             raise ValueError(f"k must be at most {MOST_ATOMS}, got {self.k}")
 

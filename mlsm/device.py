@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import shutil
 import sysconfig
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 
 from mlsm import distributed
 from mlsm.log import say
+from mlsm.threads import decide, num_processors, used_by_others
+from mlsm.waiting import watch
 
 LEAST_BF16_WIDTH = 64  # measured on one AVX-512 core: 1.07 times faster at 32, 1.5 at 64, 1.75 at 128
 
@@ -111,11 +114,21 @@ def _missing_for_compiling(device: torch.device) -> str | None:
     return None if has_headers else "the C headers of Python (python3-dev)"
 
 
-def keep_num_threads(before: int | None) -> None:
-    """Compute in as many threads as a resumed run had `before`: another number rounds sums differently."""
-    if before and before != torch.get_num_threads():
-        say(f"threads: {before}, as before, so that the run ends as if it had not been stopped")
-        torch.set_num_threads(before)
+def choose_num_threads(asked: int | None, device: torch.device, *, before: int | None = None) -> None:
+    """Compute in as many threads as `asked` for, or as a resumed run had `before` (another number rounds sums
+    differently), or else as `mlsm.threads.decide` finds best, and print the choice with its reason. On a
+    machine that gets crowded later, they wait as `mlsm.waiting` says.
+    """
+    default, is_on_cpu = torch.get_num_threads(), device.type == "cpu"
+    is_open = is_on_cpu and default > 1 and not asked and not before
+    others = used_by_others() if is_open else 0.0
+    number, reason = decide(default, num_processors(), others, os.environ, asked=asked, before=before)
+    if is_on_cpu or number != default:
+        say(f"threads: {number} ({reason})")
+    if number != default:
+        torch.set_num_threads(number)
+    if is_on_cpu:
+        watch(number)
 
 
 def has_native_bf16() -> bool:

@@ -16,6 +16,8 @@ BASE = [
     "seeds",
     "distributed",
     "files",
+    "threads",
+    "waiting",
     "device",
     "directory",
     "board",

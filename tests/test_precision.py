@@ -80,7 +80,7 @@ def test_a_resumed_run_keeps_its_number_of_threads(
         torch.set_num_threads(1)
         train.main(flags(tmp_path, f"--output={run}", "--resume"))
         assert torch.get_num_threads() == 2
-        assert "threads: 2, as before" in capsys.readouterr().err
+        assert "threads: 2 (as before" in capsys.readouterr().err
         assert read_json(run / "config.json")["num_threads"] == 2
     finally:
         torch.set_num_threads(threads)

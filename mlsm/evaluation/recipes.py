@@ -15,7 +15,8 @@ from mlsm.runs.record import RunRecord, read_record
 
 # Training settings in which two runs of a recipe may differ: the runs that they name are compared themselves,
 # and the last three decide what is watched and when a run ends early, not what an update computes.
-SEED_AND_PLACES = {"seed", "teacher", "dictionary", "init", "device", "eval_every", "patience", "tracker"}
+SEED_AND_PLACES = {"seed", "teacher", "dictionary", "init", "device", "threads"}
+SEED_AND_PLACES |= {"eval_every", "patience", "tracker"}
 DECIDES_CONCEPTS = ("objective", "layer", "k", "lam")
 GENERATIONS = 3  # a token head, its student, the teacher of the student
 

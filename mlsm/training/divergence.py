@@ -20,7 +20,7 @@ import torch
 from mlsm import cli, command_line
 from mlsm.coding.targets import Teacher
 from mlsm.config import DEVICE_HELP, TrainConfig
-from mlsm.device import Precision, choose_device, choose_precision
+from mlsm.device import Precision, choose_device, choose_num_threads, choose_precision
 from mlsm.files import read_json, read_tensors, write_json, write_tensors
 from mlsm.log import say
 from mlsm.model.language_model import LanguageModel
@@ -163,6 +163,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"{args.record} does not describe an update: {error}") from None
     run, device = args.record.parent, choose_device(args.device)
     record = read_record(run)
+    choose_num_threads(None, device, before=record.num_threads)
     config, objective = record.train, find_objective(record.train.objective)
     precision = choose_precision(args.amp or config.amp, device, record.model.width, before=record.precision)
     model = LanguageModel(record.model)

@@ -19,7 +19,7 @@ from mlsm.training.objectives import find_objective
 from mlsm.training.request import Origin, Request, Settings
 
 TEXT_FLAGS = ("preset", "corpus", "sequence_mode", "max_length", "heldout_share", "cache_dir")
-SHARED_FLAGS = (*TEXT_FLAGS, "device", "yes")  # with a teacher that is trained first
+SHARED_FLAGS = (*TEXT_FLAGS, "device", "threads", "yes")  # with a teacher that is trained first
 
 
 def find_origin(request: Request) -> Origin | None:

@@ -19,9 +19,9 @@ from mlsm.text.batches import Corpus
 from mlsm.text.corpus import corpus_digest
 from mlsm.text.tokenizer import Tokenizer
 
-# Settings that may change when a run is resumed. Only the device changes what is learnt, by rounding and
-# precision. Teacher and dictionary are compared by their fingerprints, and not by their paths.
-RESUMABLE_CHANGES = {"device", "log_every", "tracker", "teacher", "dictionary", "cache_dir"}
+# Settings that may change when a run is resumed. Only the device and the threads change what is learnt, by
+# rounding and precision. Teacher and dictionary are compared by their fingerprints, and not by their paths.
+RESUMABLE_CHANGES = {"device", "threads", "log_every", "tracker", "teacher", "dictionary", "cache_dir"}
 RESUMABLE_CHANGES |= {"eval_every", "patience", "checkpoint_every", "keep_checkpoints", "checkpoint_words"}
 RESUMABLE_CHANGES |= {"word_budget"}
 
