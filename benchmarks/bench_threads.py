@@ -115,8 +115,8 @@ def _seconds_of(pid: int) -> float:
 
 @contextlib.contextmanager
 def busy_program() -> Iterator[list[int]]:
-    """A program that keeps a processor busy, in a session of its own; its process id."""
-    process = subprocess.Popen([sys.executable, "-c", BUSY.format(os.getpid())], start_new_session=True)
+    """A program that keeps a processor busy; its process id."""
+    process = subprocess.Popen([sys.executable, "-c", BUSY.format(os.getpid())])
     try:
         yield [process.pid]
     finally:
@@ -161,6 +161,7 @@ def measure(size: int, args: argparse.Namespace) -> dict[tuple[str, bool], list[
     """The turns of every setting, with and without a busy program."""
     chosen = [s for s in settings(args.threads) if not args.only or any(w in s.name for w in args.only)]
     workers = {setting.name: Worker(setting, size) for setting in chosen}
+    watched = {setting.name for setting in chosen if setting.is_watched}
     turns: dict[tuple[str, bool], list[Turn]] = {}
     try:
         for worker in workers.values():
@@ -169,8 +170,9 @@ def measure(size: int, args: argparse.Namespace) -> dict[tuple[str, bool], list[
             names = list(workers) if number % 2 == 0 else list(workers)[::-1]
             for is_busy in (False, True):
                 with busy_program() if is_busy else contextlib.nullcontext([]) as pids:
-                    time.sleep(SECONDS_TO_NOTICE)
                     for name in names:
+                        if name in watched:
+                            time.sleep(SECONDS_TO_NOTICE)  # that the turn of another setting is over
                         turns.setdefault((name, is_busy), []).append(workers[name].turn(args.seconds, pids))
                         _quiet(f"{size} sequences, busy {is_busy}, {name}: {turns[name, is_busy][-1]}")
     finally:
@@ -202,10 +204,11 @@ def _text(args: argparse.Namespace, blocks: list[str]) -> str:
     return f"""# Threads beside a busy program
 
 Written by the command below: masked LM of the preset `tiny` on the embedded corpus, forward, backward and
-AdamW; medians of {args.rounds} turns of {args.seconds:g} seconds. "Busy" is beside a program that computes all the time in
-one thread. "Others" is the number of processors that programs used which are not of the benchmark. Spins are
-those of GOMP_SPINCOUNT, and passive is OMP_WAIT_POLICY=passive. "Watched" waits as by default, and as if
-passive while the machine is crowded (`mlsm/waiting.py`); its turns begin when it has noticed the change.
+AdamW; medians of {args.rounds} turns of {args.seconds:g} seconds. "Busy" is beside a program that computes
+all the time in one thread. "Others" is the number of processors that programs used which are not of the
+benchmark. Spins are those of GOMP_SPINCOUNT, and passive is OMP_WAIT_POLICY=passive. "Watched" waits as by
+default, and almost as if passive while the machine is crowded (`mlsm/waiting.py`); its turns begin when it
+has had the time to notice. Commands do that; those that start beside the busy program take one thread.
 
 {result_page.circumstances("PYTHONPATH=. python benchmarks/bench_threads.py")}
 
