@@ -210,9 +210,14 @@ benchmark. Spins are those of GOMP_SPINCOUNT, and passive is OMP_WAIT_POLICY=pas
 default, and almost as if passive while the machine is crowded (`mlsm/waiting.py`); its turns begin when it
 has had the time to notice. Commands do that; those that start beside the busy program take one thread.
 
-{result_page.circumstances("PYTHONPATH=. python benchmarks/bench_threads.py")}
+{result_page.circumstances(_command(args))}
 
 {chr(10).join(block + chr(10) for block in blocks)}"""
+
+
+def _command(args: argparse.Namespace) -> str:
+    sizes = "" if tuple(args.sizes) == SIZES else f" --sizes {' '.join(map(str, args.sizes))}"
+    return "PYTHONPATH=. python benchmarks/bench_threads.py" + sizes
 
 
 def flags() -> argparse.ArgumentParser:
