@@ -48,6 +48,7 @@ from mlsm.directory import check_writable
 from mlsm.evaluation.splicing import recovered_loss
 from mlsm.evaluation.tables import Row, Rows, as_text
 from mlsm.log import say
+from mlsm.naming import find_teacher_name
 from mlsm.runs.checkpoint import fingerprint
 from mlsm.runs.hub_import import with_converted_checkpoints
 from mlsm.runs.record import read_record
@@ -57,7 +58,6 @@ from mlsm.seeds import generator_for
 from mlsm.text.batches import Corpus
 from mlsm.text.corpus import corpus_digest
 from mlsm.training.prerequisites import find_teacher
-from mlsm.training.request import find_teacher_name
 
 SWEPT = ("--layer", "--lam")  # flags that take several values, with commas between them
 HELDOUT_SHARE = 0.05  # share of the sampled states that the statistics are computed from

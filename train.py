@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from mlsm.command_line import Parser, parse_flags, parser, show_help
 from mlsm.config import DataConfig, ModelConfig, OutputConfig, TrainConfig
+from mlsm.finished import say_if_finished
 
 
 def flags() -> Parser:
@@ -22,6 +23,7 @@ def flags() -> Parser:
 
 
 show_help(__name__, flags)  # before the imports below, which take seconds
+say_if_finished(__name__, flags)
 
 import functools
 from pathlib import Path

@@ -182,14 +182,18 @@ def _preset_defaults(cls: type, field: dataclasses.Field[FlagValue]) -> str:
     return f" (default{of}: {shown[0] if len(set(shown)) == 1 else each})"
 
 
+def is_started(module: str) -> bool:
+    """Whether a module is the command that was started, in a single process with standard output."""
+    is_command = module == "__main__" or sys.argv[0].startswith(COMMAND)
+    return is_command and sys.stdout is not None and "RANK" not in os.environ
+
+
 def show_help(module: str, make_parser: Callable[[], Parser]) -> None:
     """If a module is the command that was started, and the command line asks for help, print it and exit.
     Called before PyTorch is imported, it answers at once; without standard output, or in a job of several
     processes, the command itself answers.
     """
-    if module != "__main__" and not sys.argv[0].startswith(COMMAND):
-        return
-    if {"-h", "--help"}.isdisjoint(sys.argv[1:]) or sys.stdout is None or "RANK" in os.environ:
+    if not is_started(module) or {"-h", "--help"}.isdisjoint(sys.argv[1:]):
         return
     try:
         make_parser().print_help()

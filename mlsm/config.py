@@ -32,6 +32,12 @@ DEVICE_HELP = "cpu, cuda or cuda:N; auto: a GPU if there is one"
 THREADS_HELP = "threads on a CPU (default: one for each processor that other programs leave free)"
 MOST_THREADS = 1024
 
+# Settings that may change when a run is resumed. Only the device and the threads change what is learnt, by
+# rounding and precision. Teacher and dictionary are compared by their fingerprints, and not by their paths.
+RESUMABLE_CHANGES = {"device", "threads", "log_every", "tracker", "teacher", "dictionary", "cache_dir"}
+RESUMABLE_CHANGES |= {"eval_every", "patience", "checkpoint_every", "keep_checkpoints", "checkpoint_words"}
+RESUMABLE_CHANGES |= {"word_budget"}
+
 # Limits for settings that are read from a file, which may be damaged or hostile.
 MOST_LAYERS, MOST_WEIGHTS = 1000, 1 << 32  # of a model: 27 times the paper's, 17 GB
 MOST_ATOMS = 1 << 15  # of a dictionary: their Gram matrix takes 4 GB

@@ -13,6 +13,8 @@ BASE = [
     "version",
     "settings",
     "config",
+    "naming",
+    "finished",
     "seeds",
     "distributed",
     "files",

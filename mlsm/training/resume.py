@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mlsm.config import DataConfig
+from mlsm.config import RESUMABLE_CHANGES, DataConfig
 from mlsm.files import write_json, write_whole
 from mlsm.log import say
 from mlsm.runs.checkpoint import MODEL_FILE, Checkpoint, load_newest
@@ -18,12 +18,6 @@ from mlsm.runs.record import CorpusRecord, RunRecord, read_record, record_json
 from mlsm.text.batches import Corpus
 from mlsm.text.corpus import corpus_digest
 from mlsm.text.tokenizer import Tokenizer
-
-# Settings that may change when a run is resumed. Only the device and the threads change what is learnt, by
-# rounding and precision. Teacher and dictionary are compared by their fingerprints, and not by their paths.
-RESUMABLE_CHANGES = {"device", "threads", "log_every", "tracker", "teacher", "dictionary", "cache_dir"}
-RESUMABLE_CHANGES |= {"eval_every", "patience", "checkpoint_every", "keep_checkpoints", "checkpoint_words"}
-RESUMABLE_CHANGES |= {"word_budget"}
 
 
 def record_of_work(run: Path) -> RunRecord | None:
