@@ -209,6 +209,7 @@ all the time in one thread. "Others" is the number of processors that programs u
 benchmark. Spins are those of GOMP_SPINCOUNT, and passive is OMP_WAIT_POLICY=passive. "Watched" waits as by
 default, and almost as if passive while the machine is crowded (`mlsm/waiting.py`); its turns begin when it
 has had the time to notice. Commands do that; those that start beside the busy program take one thread.
+{args.note}
 
 {result_page.circumstances(_command(args))}
 
@@ -229,6 +230,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn (default: 2)")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="sequences of an update")
     parser.add_argument("--only", nargs="+", help="settings whose names have one of these words")
+    parser.add_argument("--note", default="", help="a sentence about the machine, for the page")
     parser.add_argument("--train", type=int, help=argparse.SUPPRESS)  # in a process that trains: the size
     parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)
     return parser
