@@ -93,7 +93,6 @@ def fit(
             )
         say(f"{path} exists, learnt with these settings")
         return path
-    choose_num_threads(config.threads, device)
     corpus, precision = Corpus(data, tokenizer), choose_precision("auto", device, encoder.width)
     if record.corpus and record.corpus.digest:
         name = f"the teacher {directory}"
@@ -213,6 +212,7 @@ def main(argv: list[str], samples: dict[int, Sample] | None = None) -> None:
                 f"--layer asks for {layer}"
             )
         configs.append((layer, config))
+    choose_num_threads(configs[0][1].threads, choose_device(configs[0][1].device))
     kept = {} if samples is None else samples
     paths = [
         fit(config, layer, data, preset.teacher.token_budget, output, kept)

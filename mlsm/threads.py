@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 SAMPLE_S = 0.25  # the kernel counts in hundredths of a second
 SETTINGS_OF_NUMBER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # of the environment; PyTorch reads both
-_IDLE, _WAITING_FOR_DISK = 3, 4  # fields of a line of /proc/stat, after its name
+_NICE, _IDLE, _WAITING_FOR_DISK = 1, 3, 4  # fields of a line of /proc/stat, after its name
 _NUM_FIELDS = 8  # those after them count time again
 
 
@@ -71,7 +71,7 @@ class Busy(NamedTuple):
     """Seconds that processors have worked, up to a time."""
 
     time: float
-    all: float  # of the processors that this process may use, for every program
+    all: float  # of the processors that this process may use, for every program but those with a nice value
     own: float  # of this process
 
 
@@ -81,7 +81,9 @@ def busy_seconds() -> Busy | None:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
         return None
-    return Busy(time.perf_counter(), _busy_seconds(lines, _allowed()), time.process_time())
+    all_programs = os.nice(0) > 0  # those with a nice value give way to this process, unless it has one, too
+    busy = _busy_seconds(lines, _allowed(), with_nice=all_programs)
+    return Busy(time.perf_counter(), busy, time.process_time())
 
 
 def others_since(before: Busy) -> float:
@@ -91,14 +93,17 @@ def others_since(before: Busy) -> float:
     return max(0.0, spent / max(now.time - before.time, 1e-9))
 
 
-def _busy_seconds(lines: Collection[str], processors: Collection[int]) -> float:
-    """The seconds that these processors have worked, from the lines of /proc/stat."""
+def _busy_seconds(lines: Collection[str], processors: Collection[int], *, with_nice: bool) -> float:
+    """The seconds that these processors have worked, from the lines of /proc/stat; `with_nice` also for
+    programs with a nice value above 0.
+    """
     ticks = 0
     for line in lines:
         name, *fields = line.split()
         if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in processors:
             numbers = [int(field) for field in fields[:_NUM_FIELDS]]
             ticks += sum(numbers) - numbers[_IDLE] - numbers[_WAITING_FOR_DISK]
+            ticks -= 0 if with_nice else numbers[_NICE]
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -69,8 +69,10 @@ cpuset 7
 def test_busy_seconds_are_those_of_the_allowed_processors() -> None:
     """Of the line cpu0, idle (4000), waiting for the disk (500) and what counts again (90) are left out."""
     ticks = os.sysconf("SC_CLK_TCK")
-    busy = threads._busy_seconds(STAT.splitlines(), {0, 1})
+    busy = threads._busy_seconds(STAT.splitlines(), {0, 1}, with_nice=True)
     assert math.isclose(busy, (100 + 20 + 3 + 6 + 7 + 8 + 50) / ticks)
+    busy = threads._busy_seconds(STAT.splitlines(), {0, 1}, with_nice=False)
+    assert math.isclose(busy, (100 + 3 + 6 + 7 + 8 + 50) / ticks)
 
 
 def test_this_process_is_none_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
