@@ -9,6 +9,8 @@ R = 2 max_length relative distances (row r is distance r - max_length).
 import torch
 from torch import Tensor
 
+from kernels.attention.fused_cpu import disentangled_attention as fused_attention
+from kernels.attention.fused_cpu import obstacle as why_not_in_c
 from kernels.attention.reference import disentangled_attention as reference_attention
 from kernels.attention.strided import disentangled_attention as strided_attention
 from kernels.backend import Candidate, choose, triton_obstacle
@@ -19,7 +21,8 @@ WIDTHS_FOR_TRITON = {
     torch.bfloat16: (32, 64, 128),
 }
 """Widths of heads whose kernels compile without spills (`tests/kernels/aot_attention.py`)."""
-_FOR_ANY_DEVICE = {
+_WITHOUT_TRITON = {
+    "c": fused_attention,
     "strided": strided_attention,
     "reference": reference_attention,
 }
@@ -64,7 +67,7 @@ def disentangled_attention(
         # Imported here, so that a machine without triton can import this module.
         from kernels.attention.fused_triton import disentangled_attention as attend
     else:
-        attend = _FOR_ANY_DEVICE[name]
+        attend = _WITHOUT_TRITON[name]
     return attend(qkv_THXE, rel_k_RHE, rel_q_RHE, cu_seqlens, max_length, dropout_p=dropout_p)
 
 
@@ -96,8 +99,19 @@ def _choice(wanted: str, device: torch.device, dtype: torch.dtype, has_kernel: b
             return f"it is for {dtype} heads of width {WIDTHS_FOR_TRITON.get(dtype, 'none')}"
         return triton_obstacle(device)
 
+    def obstacle_to_c() -> str | None:
+        if device.type != "cpu" or dtype != torch.float32:
+            return f"it is for float32 on a CPU, not {dtype} on {device}"
+        return why_not_in_c()
+
     triton = Candidate("triton", "fused, nothing of size L x L in memory", obstacle)
+    in_c = Candidate(
+        "c", "fused, without padding, the fastest on a CPU", obstacle_to_c, expected=dtype != torch.float32
+    )
     strided = Candidate("strided", "reads the position terms as diagonals, runs anywhere", lambda: None)
     reference = Candidate("reference", "the definition", lambda: None)
-    candidates = [triton, strided, reference] if device.type == "cuda" else [strided, reference, triton]
+    if device.type == "cuda":
+        candidates = [triton, strided, reference, in_c]
+    else:
+        candidates = [in_c, strided, reference, triton]
     return choose("disentangled_attention", candidates, wanted)

@@ -19,23 +19,14 @@
  */
 #include <float.h>
 #include <math.h>
-#include <pthread.h>
 #include <sched.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
-#define LANES 16
-#define TILE_ROWS 8 /* 8 x 2 accumulators of the 32 registers */
-#elif defined(__AVX__)
-#define LANES 8
-#define TILE_ROWS 4 /* 4 x 2 of 16 */
-#elif defined(__aarch64__)
-#define LANES 4
-#define TILE_ROWS 8
-#else
-#define LANES 4
+#include "vectors.h"
+
+#if defined(__AVX512F__) || defined(__aarch64__) /* 32 vector registers */
+#define TILE_ROWS 8 /* 8 x 2 accumulators */
+#else               /* 16 */
 #define TILE_ROWS 4
 #endif
 #define TILE_COLUMNS (2 * LANES)
@@ -50,12 +41,6 @@
 #define ATOMS_AT_FIRST 256  /* capacity of a thread's G_SS; doubles when a signal needs more */
 #define MAX_ROUNDS 200      /* only a tolerance below the resolution of float32 takes so many */
 
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
-
-static inline vec load(const float *p) { return *(const vec *)p; }
-static inline void store(float *p, vec v) { *(vec *)p = v; }
-static inline vec splat(float x) { return x - (vec){0}; }
 static inline vec largest(vec a, vec b)
 {
     vec r;
@@ -71,13 +56,6 @@ static inline ivec larger(ivec a, ivec b)
     for (int i = 0; i < LANES; i++) r[i] = a[i] > b[i] ? a[i] : b[i];
     return r;
 }
-static inline float largest_lane(vec a)
-{
-    float r = a[0];
-    for (int i = 1; i < LANES; i++) r = a[i] > r ? a[i] : r;
-    return r;
-}
-
 /* Rows of G, readable up to a whole number of tiles. Past its end a row reads the start of the next row, into padding
  * that no maximum includes. The last rows, which have no next row, are copies. */
 typedef struct {
@@ -468,8 +446,7 @@ static int solve(const gram_t *g, float *b, float squared_norm, float lam, float
     return 1;
 }
 
-/* What the threads of a call share. They claim work by counters and never spin at a barrier, because on a machine with
- * other work the thread that the others wait for may not be running. */
+/* What the threads of a call share. They claim work by counters. */
 typedef struct {
     const float *signals_ND, *lam_N;
     gram_t gram;
@@ -481,8 +458,6 @@ typedef struct {
     int64_t next_column, columns_done, next_signal; /* atomic */
     int out_of_memory;                              /* atomic */
 } job_t;
-
-static int64_t claim(int64_t *counter, int64_t num) { return __atomic_fetch_add(counter, num, __ATOMIC_RELAXED); }
 
 static void copy_tile(const job_t *job, int64_t column)
 {
@@ -541,8 +516,7 @@ int nonneg_lasso_descent(const float *signals_ND, const float *dictionary_DK, co
     num_copied = num_copied < K ? num_copied : K;
     int64_t first_tile_copied = N > COPY_FROM ? 0 : padded_K == K ? K : padded_K - TILE_COLUMNS;
     float *copies = allocate(D * (padded_K - first_tile_copied)), *copied = allocate(num_copied * padded_K);
-    pthread_t *threads = allocate((int64_t)sizeof(pthread_t) * num_threads);
-    int failed = !copies || !copied || !threads;
+    int failed = !copies || !copied;
     if (!failed) {
         memset(copied, 0, 4 * (size_t)(num_copied * padded_K));
         for (int64_t i = 0; i < num_copied; i++)
@@ -558,14 +532,9 @@ int nonneg_lasso_descent(const float *signals_ND, const float *dictionary_DK, co
             .codes_NK = codes_NK, .gap_N = gap_N, .steps_N = steps_N,
             .next_column = first_tile_copied, .columns_done = first_tile_copied,
         };
-        int num_started = 0; /* threads beside this one; with fewer than num_threads the result is the same */
-        while (num_started + 1 < num_threads && (num_started + 1) * job.at_once < N &&
-               pthread_create(threads + num_started, NULL, work, &job) == 0)
-            num_started++;
-        work(&job);
-        for (int i = 0; i < num_started; i++) pthread_join(threads[i], NULL);
-        failed = job.out_of_memory;
+        int64_t num_portions = (N + job.at_once - 1) / job.at_once;
+        failed = !work_on_threads(work, &job, num_threads < num_portions ? num_threads : num_portions) || job.out_of_memory;
     }
-    free(copies), free(copied), free(threads);
+    free(copies), free(copied);
     return failed;
 }

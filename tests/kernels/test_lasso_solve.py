@@ -12,6 +12,7 @@ import pytest
 import torch
 from lasso_problems import ROUNDING, check_contract, common_direction, gaussian, relative_gap, uneven_atoms
 
+from kernels.c_library import load_library
 from kernels.lasso import descent_cpu, largest_step, nonneg_lasso
 from kernels.lasso.solve import MAX_STEPS
 
@@ -281,7 +282,7 @@ def test_descent_in_float64_is_an_error_and_auto_takes_fista():
 
 def test_without_a_compiler_fista_runs_and_a_warning_says_so(monkeypatch, caplog):
     signals_ND, dictionary_DK = gaussian(4, 8, 20)
-    reason = descent_cpu.load_library(find=lambda name: None)
+    reason = load_library(descent_cpu.SOURCE, {}, find=lambda name: None)
     assert reason == "no C compiler (cc, gcc or clang) on this machine"
     monkeypatch.setattr("kernels.lasso.solve.why_no_descent", lambda: reason)
     monkeypatch.setattr("kernels.backend._logged", set())
