@@ -84,7 +84,8 @@ def _forward(
     is_whole = int(cu_seqlens[0]) == 0 and int(cu_seqlens[-1]) == num_tokens
     if not is_whole or int(lengths_B.min()) < 0 or int(lengths_B.max()) > max_length:
         raise ValueError(
-            f"cu_seqlens must ascend from 0 to {num_tokens} by at most {max_length}, got {cu_seqlens.tolist()}"
+            f"cu_seqlens must ascend from 0 to {num_tokens} by at most {max_length}, "
+            f"got {cu_seqlens.tolist()}"
         )
     out_THE, weights = _forward_shapes(
         qkv_THXE, rel_k_RHE, rel_q_RHE, cu_seqlens, seed, dropout_p, keeps_weights

@@ -98,9 +98,7 @@ def test_without_a_compiler_attention_pads_and_a_warning_says_so(
     monkeypatch.undo()
     assert not attend.pads_sequences(torch.device("cpu"), torch.float32, 64)
     assert attend.pads_sequences(torch.device("cpu"), torch.bfloat16, 64)
-    with pytest.raises(
-        ValueError, match="'c' cannot run here: it is for float32 on a CPU, not torch.float64"
-    ):
+    with pytest.raises(ValueError, match="'c' cannot run here: it is for float32 on a CPU"):
         disentangled_attention(*arguments(1, 3, [2], torch.float64), *layout([2]), implementation="c")
 
 
