@@ -22,7 +22,7 @@ from kernels.attention import disentangled_attention
 
 HEAD_WIDTH, DROPOUT_P = 64, 0.1
 NUM_HEADS = {"tiny": 3, "baby": 4, "base": 12}
-ROUNDS = 5
+ROUNDS = 3
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 TOKENS = 16_384 if DEVICE == "cuda" else 2_048
