@@ -154,7 +154,7 @@ class TrainConfig:
     )
     batch_size: int = option(1024, "sequences per update")
     token_budget: int = option(
-        16_384, "tokens a micro-batch holds at most, with the padding that attention computes (on CPUs)"
+        16_384, "tokens a micro-batch holds at most, with the padding that attention computes (bf16 on CPUs)"
     )
     optimizer: str = option(
         "adamw", "adamw, or muon for the matrices of the layers and adamw for the rest", ("adamw", "muon")
