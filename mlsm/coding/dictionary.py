@@ -139,7 +139,12 @@ class Dictionary:
 
 @torch.no_grad()
 def measure(
-    dictionary: Dictionary, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto"
+    dictionary: Dictionary,
+    signals_ND: Tensor,
+    *,
+    tol: float = 1e-3,
+    solver: str = "auto",
+    max_steps: int | None = None,
 ) -> Statistics:
     """Statistics of the codes of these signals. They are moved to the device of the atoms block by block. All
     ranks have all signals, and each codes a part of them. Raises ValueError without signals.
@@ -152,7 +157,7 @@ def measure(
     error = energy = penalty = 0.0
     for block_ND in distributed.shard(signals_ND.split(SIGNALS_PER_BLOCK)):
         block_ND = block_ND.to(atoms_DK.device, torch.float32)
-        codes_NK = dictionary.code(block_ND, tol=tol, solver=solver).codes_NK
+        codes_NK = dictionary.code(block_ND, tol=tol, solver=solver, max_steps=max_steps).codes_NK
         error += float((block_ND - codes_NK @ atoms_DK.mT).square().sum(dtype=torch.float64))
         energy += float(block_ND.square().sum(dtype=torch.float64))
         penalty += float(codes_NK.sum(dtype=torch.float64))

@@ -167,7 +167,13 @@ class ConceptSource:
             device=self.device,
             parts=[corpus.heldout, corpus.training],
         )
-        statistics = measure(teacher.dictionary, states_ND, tol=teacher.tolerance, solver=teacher.solver)
+        statistics = measure(
+            teacher.dictionary,
+            states_ND,
+            tol=teacher.tolerance,
+            solver=teacher.solver,
+            max_steps=teacher.max_steps,
+        )
         return dataclasses.replace(statistics, spliced=recovered_loss(self.teacher, teacher, corpus))
 
     def _about(self, num_positions: int, num_types: int) -> About:

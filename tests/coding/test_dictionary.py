@@ -76,6 +76,15 @@ def test_statistics_are_what_they_are_called(planted, learnt: Dictionary, monkey
     assert statistics.num_signals == len(heldout_ND)
 
 
+def test_codes_of_a_few_steps_are_measured_as_they_are(planted: Planted, learnt: Dictionary) -> None:
+    """A tolerance that is never reached and a few steps, as students of such codes have them."""
+    signals_ND = planted[2][:100]
+    codes_NK = learnt.code(signals_ND, tol=1e-9, solver="fista", max_steps=5).codes_NK
+    measured = measure(learnt, signals_ND, tol=1e-9, solver="fista", max_steps=5)
+    assert measured.mean_nonzeros == pytest.approx(float((codes_NK > 0).sum(1).double().mean()))
+    assert measured.mean_nonzeros > 1.05 * measure(learnt, signals_ND).mean_nonzeros
+
+
 def test_equal_signals_have_no_variance_to_explain(learnt: Dictionary) -> None:
     signals_ND = learnt.atoms_DK[:, :1].mT.repeat(50, 1)
     statistics = measure(learnt, signals_ND)
