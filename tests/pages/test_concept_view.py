@@ -111,9 +111,9 @@ def test_the_browser_shows_the_concepts_and_runs_nothing_of_the_corpus(page: str
     assert len(shown_concepts(document)) == 200
     assert text_of(document, "more") == "Show 60 more"
     assert text_of(document, "status") == "260 concepts"
-    for title in ("Use", "Agreement with the teacher", "Stability"):
+    for title in ("Use", "Dictionary", "Agreement with the teacher", "Stability"):
         assert f"<h3>{title}</h3>" in document
-    assert document.count("<tbody>") == 4
+    assert document.count("<tbody>") == 5
     assert document.count("<circle") > 50
 
 
