@@ -67,7 +67,7 @@ def write(folder: Path, measured: Comparison, settings: Mapping[str, object]) ->
 
 {textwrap.fill(" ".join(about.split()), 110)}
 
-{circumstances(" ".join(["python", *sys.argv]))}
+{circumstances(" ".join(["python experiments/dictionaries.py", *sys.argv[1:]]))}
 
 {as_markdown(rows)}
 {_gaps(measured, names)}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "triton", "numpy", "spams-bin", "scikit-learn", "transformers", "minicons")
+PACKAGES = ("torch", "triton", "numpy", "spams-bin", "scikit-learn", "transformers", "minicons", "sae-lens")
 
 
 def circumstances(command: str) -> str:
