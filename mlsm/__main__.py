@@ -15,6 +15,7 @@ COMMANDS = {
     "concepts": "show what the concepts of a run stand for",
     "report": "write a page about runs",
     "runs": "list runs with their state and their numbers",
+    "dictionary": "exchange dictionaries with SAELens and sparsify",
     "export": "write a run as a directory that transformers loads",
 }
 USAGE = "\n".join(

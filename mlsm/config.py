@@ -13,6 +13,7 @@ from kernels.solvers import SOLVERS
 from mlsm.settings import Line, check_fields, check_not_negative, check_positive, option
 
 TARGETS = ("code", "soft-code", "top-k")
+DICTIONARY_FORMATS = ("saelens", "saelens-exact", "sparsify")  # of mlsm.dictionary export
 TRACKERS = ("trackio", "wandb")  # packages
 EMBEDDED_CORPUS = "embedded"
 DEFAULT_TEACHER = "runs/teacher"

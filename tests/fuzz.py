@@ -233,11 +233,13 @@ def write_material(folder: Path) -> None:
     """Good files of every format. Paths in them are relative, as readers work in a copy of the folder."""
     import torch
     from hub_checkpoints import v1_checkpoint, v2_checkpoint
+    from saes import SETTINGS, learnt_dictionary, random_sae
     from small_runs import random_run
     from small_text import NANO_FLAGS, write_corpus
 
     import fit_dictionary
     import train
+    from mlsm.coding.sae_export import write_sae
     from mlsm.export import export
     from mlsm.files import write_json
     from mlsm.runs.checkpoint import MODEL_FILE
@@ -253,6 +255,10 @@ def write_material(folder: Path) -> None:
         (cache,) = Path("cache").glob("*/ids-*")
         shutil.copytree(cache, "index")
         write_json(Path("run/results.json"), {"demo": {"minimal pairs": 0.5}, "demo baseline": {}})
+        write_sae(learnt_dictionary(), Path("sae/pursuit"), "saelens")
+        write_sae(random_sae(SETTINGS["jumprelu"]), Path("sae/jumprelu"), "saelens")
+        write_sae(random_sae(SETTINGS["groupmax"]), Path("sae/groupmax"), "sparsify")
+        random_sae(SETTINGS["topk"]).save("sae/dictionary.safetensors")
         export(random_run(Path("random"), num_concepts=6), Path("exported"))
         Path("hub").mkdir()
         torch.save(v1_checkpoint(Path("hub/pairs")).state_dict(), "hub/pairs/pytorch_model.bin")
@@ -355,6 +361,32 @@ def read_dictionary() -> None:
     teacher.dictionary.code(signals_ND)
 
 
+def use_dictionary(dictionary: Any) -> None:
+    """Its codes by both coders."""
+    import torch
+
+    states_ND = torch.ones(2, len(dictionary.atoms_DK))
+    dictionary.code(dictionary.signals(states_ND).unit_ND, max_steps=100)
+    if dictionary.sae and dictionary.sae.encoder_DK is not None:
+        dictionary.sae.encode(states_ND)
+
+
+def read_sae_of(name: str) -> None:
+    """An SAE of another package is imported and exported again."""
+    from mlsm.coding.sae_export import write_sae
+    from mlsm.coding.sae_import import read_sae, to_dictionary
+
+    dictionary = to_dictionary(read_sae(Path("sae", name)), layer=2 if name == "pursuit" else 1)
+    use_dictionary(dictionary)
+    write_sae(dictionary, Path("sae/again"), "sparsify" if name == "groupmax" else "saelens")
+
+
+def read_dictionary_of_an_sae() -> None:
+    from mlsm.coding.dictionary import Dictionary
+
+    use_dictionary(Dictionary.load("sae/dictionary.safetensors"))
+
+
 def read_evaluation_data() -> None:
     from mlsm.evaluation.glue import encode_item, read_items
     from mlsm.evaluation.minimal_pairs import encode_suite, read_files
@@ -420,6 +452,19 @@ FORMATS = {
         resume_with_right_digests,
     ),
     "dictionary": Format(("dictionary.safetensors",), read_dictionary),
+    "dictionary of an SAE": Format(("sae/dictionary.safetensors",), read_dictionary_of_an_sae),
+    "SAELens without encoder": Format(
+        ("sae/pursuit/cfg.json", "sae/pursuit/sae_weights.safetensors"),
+        functools.partial(read_sae_of, "pursuit"),
+    ),
+    "SAELens": Format(
+        ("sae/jumprelu/cfg.json", "sae/jumprelu/sae_weights.safetensors"),
+        functools.partial(read_sae_of, "jumprelu"),
+    ),
+    "sparsify": Format(
+        ("sae/groupmax/cfg.json", "sae/groupmax/sae.safetensors"),
+        functools.partial(read_sae_of, "groupmax"),
+    ),
     "evaluation": Format(tuple(f"evaluation_data/{name}" for name in EVALUATIONS), read_evaluation_data),
     "results": Format(("run/results.json",), keep_results),
     "exported": Format(tuple(f"exported/{name}" for name in _EXPORTED), read_exported),

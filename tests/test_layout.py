@@ -32,9 +32,11 @@ COMMANDS = [
     "evaluate",
     "mlsm.api",
     "mlsm.concepts",
+    "mlsm.dictionary",
     "mlsm.export",
     "mlsm.list_runs",
     "mlsm.report",
+    "mlsm.saelens",
 ]
 # The levels of the project, lowest first. A module imports from its own level and from lower ones; the
 # modules of one level do not import each other in a circle.

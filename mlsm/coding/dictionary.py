@@ -14,14 +14,16 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import functional as F
 
 from kernels.lasso import LassoResult, gram, largest_step, nonneg_lasso
 from mlsm import distributed
+from mlsm.coding.sae import Sae, SaeSettings, Signals
 from mlsm.coding.statistics import DENSE_ACTIVITY, Statistics
 from mlsm.config import MOST_ATOMS
 from mlsm.files import open_tensors, parse_json, write_tensors
@@ -42,6 +44,7 @@ class Dictionary:
     statistics: Statistics | None = None
     settings: dict[str, object] | None = None  # of fit_dictionary.py, from which these atoms were learnt
     words: int | None = None  # of the text whose states they were learnt from; None: not counted
+    sae: Sae | None = None  # that the atoms are from; None: they were learnt here
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -52,6 +55,8 @@ class Dictionary:
             raise ValueError("atoms must be finite")
         if not (self.lam > 0 and self.layer >= 0):
             raise ValueError(f"lam must be above 0, layer at least 0, got lam {self.lam}, layer {self.layer}")
+        if self.sae:
+            self.sae.check_fits(atoms_DK)
 
     @cached_property
     def step(self) -> float:
@@ -65,14 +70,25 @@ class Dictionary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that identify the atoms; a student stores them."""
+        """Sixteen hexadecimal digits that identify the atoms and the SAE; a student stores them."""
         digest = hashlib.sha256(repr(tuple(self.atoms_DK.shape)).encode())
         digest.update(self.atoms_DK.cpu().numpy().tobytes())
+        if self.sae:
+            digest.update(repr(self.sae.settings).encode())
+            for name, tensor in self.sae.tensors().items():
+                digest.update(name.encode() + tensor.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> Self:
         """The same dictionary on a device."""
-        return dataclasses.replace(self, atoms_DK=self.atoms_DK.to(device))
+        sae = self.sae and self.sae.to(device)
+        return dataclasses.replace(self, atoms_DK=self.atoms_DK.to(device), sae=sae)
+
+    def signals(self, states_ND: Tensor) -> Signals:
+        """Hidden states as `code` takes them: divided by their norm, or as the SAE of the atoms has them."""
+        if self.sae:
+            return self.sae.signals(states_ND)
+        return Signals(F.normalize(states_ND, dim=1), states_ND.norm(dim=1, keepdim=True))
 
     def code(
         self, signals_ND: Tensor, *, tol: float = 1e-3, solver: str = "auto", max_steps: int | None = None
@@ -91,11 +107,34 @@ class Dictionary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the dictionary, whole or not at all: an error leaves the old file as it was."""
-        names = ("step", "lam", "layer", "teacher", "fingerprint", "settings", "words")
+        about = {"step": self.step, "fingerprint": self.fingerprint, **self.about()}
+        tensors = {"atoms_DK": self.atoms_DK}
+        if self.sae:
+            about["sae"] = dataclasses.asdict(self.sae.settings)
+            tensors |= self.sae.tensors()
+        write_tensors(Path(path), tensors, {name: json.dumps(value) for name, value in about.items()})
+
+    def about(self) -> dict[str, object]:
+        """What is known of the atoms, as JSON holds it."""
+        names = ("lam", "layer", "teacher", "settings", "words")
         about = {name: getattr(self, name) for name in names}
-        about["statistics"] = self.statistics and dataclasses.asdict(self.statistics)
-        metadata = {name: json.dumps(value) for name, value in about.items()}
-        write_tensors(Path(path), {"atoms_DK": self.atoms_DK}, metadata)
+        return about | {"statistics": self.statistics and dataclasses.asdict(self.statistics)}
+
+    @classmethod
+    def described(cls, atoms_DK: Tensor, about: dict[str, Any], sae: Sae | None) -> Self:
+        """The dictionary of these atoms with what `about` says. Raises KeyError, TypeError or ValueError for
+        what `about` does not give.
+        """
+        return cls(
+            atoms_DK,
+            lam=about["lam"],
+            layer=about["layer"],
+            teacher=about["teacher"],
+            statistics=about["statistics"] and from_json(Statistics, about["statistics"]),
+            settings=about.get("settings"),
+            words=about.get("words"),
+            sae=sae,
+        )
 
     @classmethod
     def load(
@@ -112,11 +151,12 @@ class Dictionary:
                 shape = file.get_slice("atoms_DK").get_shape()
                 if len(shape) != 2 or shape[1] > MOST_ATOMS:  # checked before the atoms take memory
                     raise ValueError(f"atoms of shape {shape}")
-                atoms_DK = file.get_tensor("atoms_DK")
-            statistics = about["statistics"] and from_json(Statistics, about["statistics"])
-            lam, layer_coded, owner = (about[name] for name in ("lam", "layer", "teacher"))
-            settings, words = about.get("settings"), about.get("words")
-            dictionary = cls(atoms_DK, lam, layer_coded, owner, statistics, settings, words)
+                atoms_DK, sae = file.get_tensor("atoms_DK"), None
+                if "sae" in about:
+                    names = set(file.keys()) - {"atoms_DK"}
+                    tensors = {name: file.get_tensor(name) for name in names}
+                    sae = Sae(from_json(SaeSettings, about["sae"]), **tensors)
+            dictionary = cls.described(atoms_DK, about, sae)
             if dictionary.fingerprint != about["fingerprint"]:
                 raise ValueError("the atoms do not match their fingerprint")
         except (SafetensorError, KeyError, TypeError, ValueError) as error:

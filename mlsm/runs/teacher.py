@@ -45,15 +45,23 @@ def load_dictionary(path: Path, teacher: Path, expected: ConceptsRecord | None =
     """The dictionary of a teacher. Raises ValueError if it was learnt from another teacher, or if it is not
     the one that a student's record expects.
     """
-    dictionary, shape = Dictionary.load(path, teacher=fingerprint(teacher)), read_record(teacher).model
+    dictionary = Dictionary.load(path, teacher=fingerprint(teacher))
+    check_shape(dictionary, path, teacher)
+    if expected is not None and dictionary.fingerprint != expected.dictionary_fingerprint:
+        raise ValueError(f"dictionary {path} has changed since the student was trained on it")
+    return dictionary
+
+
+def check_shape(dictionary: Dictionary, path: Path, teacher: Path) -> None:
+    """Raise ValueError for a dictionary of another width than the teacher's states, or of a layer that the
+    teacher does not have.
+    """
+    shape = read_record(teacher).model
     if len(dictionary.atoms_DK) != shape.width or dictionary.layer > shape.depth:
         raise ValueError(
             f"dictionary {path} is of width {len(dictionary.atoms_DK)} and layer {dictionary.layer}, "
             f"the teacher {teacher} has width {shape.width} and {shape.depth} layers"
         )
-    if expected is not None and dictionary.fingerprint != expected.dictionary_fingerprint:
-        raise ValueError(f"dictionary {path} has changed since the student was trained on it")
-    return dictionary
 
 
 def load_teacher(
