@@ -86,7 +86,7 @@ def train(plan: Plan) -> None:
     model = build_model(plan, checkpoint, device)
     teacher = None
     if plan.dictionary is not None:
-        teacher = load_teacher(Path(config.teacher), plan.dictionary, config, device)
+        teacher = load_teacher(Path(config.teacher), plan.dictionary, config, device, config.coder)
     if compiles:
         say("the first updates are slow, because the layers are compiled in them (not with --no-compile)")
         model.encoder.compile_layers_()

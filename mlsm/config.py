@@ -12,6 +12,7 @@ from pathlib import Path
 from kernels.solvers import SOLVERS
 from mlsm.settings import Line, check_fields, check_not_negative, check_positive, option
 
+CODERS = ("lasso", "sae")
 TARGETS = ("code", "soft-code", "top-k")
 DICTIONARY_FORMATS = ("saelens", "saelens-exact", "sparsify")  # of mlsm.dictionary export
 TRACKERS = ("trackio", "wandb")  # packages
@@ -193,6 +194,12 @@ class TrainConfig:
         None, "most steps of the solver for a code, whatever gap is left (default: until code_tolerance)"
     )
     solver: str = option("auto", SOLVER_HELP, SOLVERS)
+    coder: str = option(
+        "lasso",
+        "what codes the teacher's states: lasso (Eq. 2), or sae (the encoder of an imported SAE, see "
+        "mlsm.dictionary)",
+        CODERS,
+    )
     targets: str = option(
         "code",
         "what a student learns of a code: code (divided by its sum), soft-code (made flatter by "
@@ -288,6 +295,10 @@ class TrainConfig:
         is_soft = self.target_temperature != 1 or self.target_lam is not None
         if self.targets != "soft-code" and is_soft:
             raise ValueError("target_temperature and target_lam are for --targets soft-code")
+        if self.coder == "sae" and (self.target_lam is not None or self.code_steps is not None):
+            raise ValueError(
+                "target_lam and code_steps are for --coder lasso: an SAE has no lambda and no steps"
+            )
         if self.targets == "soft-code":
             if not is_soft and self.code_steps is None:
                 raise ValueError("soft-code needs --target-temperature, --target-lam or --code-steps")

@@ -91,7 +91,7 @@ def test_an_import_that_does_not_fit_is_refused(
 def test_an_sae_of_another_width_is_refused(run: Path, tmp_path: Path) -> None:
     write_sae(dataclasses.replace(learnt_dictionary(), teacher=fingerprint(run)), tmp_path / "sae", "saelens")
     words = ["import", str(tmp_path / "sae"), str(tmp_path / "new.safetensors"), f"--teacher={run}"]
-    with pytest.raises(ValueError, match="is of width 20 and layer 2, the teacher .* has width 32"):
+    with pytest.raises(ValueError, match=r"is of width 20 and layer 2, the teacher .* has width 32"):
         dictionary.main(words)
 
 

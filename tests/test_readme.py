@@ -14,7 +14,7 @@ from torch.distributed.run import get_args_parser
 import evaluate
 import fit_dictionary
 import train
-from mlsm import __version__, concepts, export, list_runs, report
+from mlsm import __version__, concepts, dictionary, export, list_runs, report
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PATHS = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
@@ -33,6 +33,7 @@ PARSERS = {
     "experiments/dictionaries.py": dictionary_study.parser,
     "mlsm.export": export.parser,
     "mlsm.concepts": concepts.parser,
+    "mlsm.dictionary": dictionary.parser,
     "mlsm.report": report.parser,
     "mlsm.list_runs": list_runs.parser,
 }

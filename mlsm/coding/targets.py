@@ -3,7 +3,8 @@ concepts.
 
 Nothing is precomputed: the teacher reads the unmasked text of each micro-batch in eval mode, and only the
 selected positions are coded. Hidden states are divided by their L2 norm, both to learn the dictionary and to
-compute codes. Otherwise the same lambda would be a different penalty in every layer.
+compute codes. Otherwise the same lambda would be a different penalty in every layer. An SAE from
+elsewhere scales states in its own way, and its encoder may compute the codes instead.
 
 Legend: N selected positions, D width of the teacher, K concepts.
 """
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.lasso import LassoResult
 from mlsm import distributed
 from mlsm.coding.dictionary import Dictionary
 from mlsm.device import Precision
@@ -36,7 +36,14 @@ class Targets(NamedTuple):
 
     distribution_NK: Tensor  # by default codes divided by their L1 norm; a zero code stays zero
     num_uses_K: Tensor  # number of targets in which a concept is not zero
-    worst_gap: Tensor  # largest duality gap of a code, relative to half the squared norm of its signal
+    worst_gap: Tensor | None  # largest relative duality gap of a code; None: codes of an SAE, which have none
+
+
+class Codes(NamedTuple):
+    """The codes of hidden states."""
+
+    codes_NK: Tensor
+    gap_N: Tensor | None  # duality gaps; None: codes of an SAE's encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,38 +80,73 @@ class Teacher:
     solver: str = "auto"
     max_steps: int | None = None  # steps after which a code is taken as it is, whatever its gap
     rule: TargetRule = TargetRule()
+    coder: str = "lasso"  # of mlsm.config.CODERS
     coding_time: Stopwatch = dataclasses.field(default_factory=Stopwatch)
+
+    def __post_init__(self) -> None:
+        check_coder(self.dictionary, self.coder)
 
     @torch.no_grad()
     def targets(self, micro: MicroBatch) -> Targets:
-        """Eq. 2 for every selected position of a micro-batch, as a distribution by the rule."""
+        """The codes at every selected position of a micro-batch, as distributions by the rule."""
         with self.precision.autocast():
-            states_ND = unit_states(self.encoder, micro, self.dictionary.layer)
+            states_ND = states_at(self.encoder, micro, self.dictionary.layer)
         with self.coding_time.block(states_ND.device):
-            result = self._code(states_ND)
-        distribution_NK = self.rule.distribution(result.codes_NK)
-        worst_gap = result.gap_N.max() / 0.5 if len(result.gap_N) else result.gap_N.new_zeros(())
+            codes_NK, gap_N = self._code(states_ND)
+        distribution_NK = self.rule.distribution(codes_NK)
+        worst_gap = gap_N
+        if gap_N is not None:
+            worst_gap = gap_N.max() / 0.5 if len(gap_N) else gap_N.new_zeros(())
         return Targets(distribution_NK, (distribution_NK > 0).sum(0), worst_gap)
 
     @torch.no_grad()
     def codes(self, hidden_ND: Tensor) -> Tensor:
-        """Eq. 2: the codes (N, K) of hidden states of the dictionary's layer, divided by their norm."""
-        return self._code(F.normalize(hidden_ND, dim=1)).codes_NK
+        """The codes (N, K) of hidden states of the dictionary's layer: those of Eq. 2, of the states divided
+        by their norm, or those of the SAE's own encoder.
+        """
+        return self._code(hidden_ND).codes_NK
 
     @torch.no_grad()
     def reconstructed(self, hidden_ND: Tensor) -> Tensor:
-        """|x| D a for every hidden state x of the dictionary's layer, where a is the code of x / |x|."""
-        norm_N1 = torch.linalg.vector_norm(hidden_ND, dim=1, keepdim=True)
-        return norm_N1 * (self.codes(hidden_ND) @ self.dictionary.atoms_DK.mT)
+        """|x| D a for every hidden state x of the dictionary's layer, where a is the code of x / |x|; or what
+        the SAE of the atoms makes of the code.
+        """
+        reconstructed_ND = self.codes(hidden_ND) @ self.dictionary.atoms_DK.mT
+        if self.dictionary.sae:
+            unit_ND, scale_N1 = self.dictionary.signals(hidden_ND)
+            return hidden_ND + scale_N1 * (reconstructed_ND - unit_ND)
+        return torch.linalg.vector_norm(hidden_ND, dim=1, keepdim=True) * reconstructed_ND
 
-    def _code(self, unit_ND: Tensor) -> LassoResult:
-        return self.dictionary.code(unit_ND, tol=self.tolerance, solver=self.solver, max_steps=self.max_steps)
+    def _code(self, hidden_ND: Tensor) -> Codes:
+        if self.coder == "sae":
+            assert self.dictionary.sae
+            return Codes(self.dictionary.sae.encode(hidden_ND), None)
+        unit_ND = self.dictionary.signals(hidden_ND).unit_ND
+        result = self.dictionary.code(
+            unit_ND, tol=self.tolerance, solver=self.solver, max_steps=self.max_steps
+        )
+        return Codes(result.codes_NK, result.gap_N)
+
+
+def check_coder(dictionary: Dictionary, coder: str) -> None:
+    """Raise ValueError for the coder "sae" if the dictionary has no encoder."""
+    if coder == "sae" and (dictionary.sae is None or dictionary.sae.encoder_DK is None):
+        raise ValueError(
+            "--coder sae needs a dictionary with the encoder of an SAE: make one with "
+            "python -m mlsm.dictionary import, or leave --coder out"
+        )
+
+
+@torch.no_grad()
+def states_at(encoder: AnyEncoder, micro: MicroBatch, layer: int) -> Tensor:
+    """Hidden states (N, D) of the unmasked text at the selected positions, float32."""
+    return encoder(micro.text, micro.selected_N, num_layers=layer).float()
 
 
 @torch.no_grad()
 def unit_states(encoder: AnyEncoder, micro: MicroBatch, layer: int) -> Tensor:
     """Hidden states (N, D) of the unmasked text at the selected positions, float32, of unit L2 norm."""
-    return F.normalize(encoder(micro.text, micro.selected_N, num_layers=layer).float(), dim=1)
+    return F.normalize(states_at(encoder, micro, layer), dim=1)
 
 
 class Sample(NamedTuple):

@@ -1,7 +1,8 @@
 """What changes in a model when the weight of a concept is set to another value.
 
 In a teacher, the hidden state x of a token becomes x + |x| (new - old) d_k, where d_k is the atom of the
-concept and old its weight in the code of x / |x|. The layers after that of the dictionary compute the rest.
+concept and old its weight in the code of x / |x|; with the atoms of an SAE, |x| is the scale of
+`Dictionary.signals`. The layers after that of the dictionary compute the rest.
 In a student, the logit of the concept becomes the one that gives it the new probability, while the other
 probabilities keep their proportions. The token head reads the logits.
 
@@ -101,8 +102,8 @@ def intervene_in_teacher(
     after_NK[rows[:, None], concepts] = after_NK.new_tensor(list(weights.values()))
     change_NK = (after_NK - before_NK)[:, concepts]
     changed_TD = state_TD.clone()
-    norm_N1 = state_TD[1:-1].norm(dim=1, keepdim=True)
-    changed_TD[1:-1] += norm_N1 * (change_NK @ dictionary.atoms_DK[:, concepts].mT)
+    scale_N1 = dictionary.signals(state_TD[1:-1]).scale_N1
+    changed_TD[1:-1] += scale_N1 * (change_NK @ dictionary.atoms_DK[:, concepts].mT)
     hidden_ND, moved_ND = (
         encoder.run_layers(x_TD, batch, start=dictionary.layer)[1:-1] for x_TD in (state_TD, changed_TD)
     )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mlsm.coding.targets import Teacher, unit_states
+from mlsm.coding.targets import Teacher, states_at
 from mlsm.files import write_directory, write_json, write_tensors
 from mlsm.runs.hub_tokenizer import write_tokenizer
 from mlsm.text.batches import MicroBatch
@@ -61,7 +61,7 @@ def write_shards(
     for micro in micro_batches:
         micro = micro.to(device)
         with teacher.precision.autocast():
-            states_ND = unit_states(teacher.encoder, micro, teacher.dictionary.layer)
+            states_ND = states_at(teacher.encoder, micro, teacher.dictionary.layer)
         codes_NK = teacher.codes(states_ND)
         at_M, concept_M = codes_NK.nonzero(as_tuple=True)
         ids_T = micro.text.ids_T.cpu()

@@ -68,12 +68,17 @@ class ConceptSource:
         """The number of concepts."""
         return self.dictionary.atoms_DK.shape[1] if self.dictionary else self.record.model.num_concepts
 
+    @property
+    def coder(self) -> str:
+        """What codes the teacher's states: that of the student, if the run is one."""
+        return self.record.concepts.coder if self.record.concepts else "lasso"
+
     @cached_property
     def readers(self) -> Readers:
         """The models, loaded when they are first used. Raises ValueError if one of them cannot be used."""
         teacher = None
         if self.teacher and self.dictionary:
-            teacher = load_teacher(self.teacher, self.dictionary, self.record.train, self.device)
+            teacher = load_teacher(self.teacher, self.dictionary, self.record.train, self.device, self.coder)
         student = load_run(self.run, self.device).model if self.record.concepts else None
         return Readers(teacher, student, self.selection)
 
@@ -201,7 +206,8 @@ class ConceptSource:
             "tokenizer": self.tokenizer.fingerprint,
             "text": [corpus_digest(data), data.sequence_mode, data.max_length, data.heldout_share],
             "sample": [self.num_tokens, self.seed, self.selection],
-            "coding": [train.code_tolerance, train.solver, train.code_steps, *target_settings(train)],
+            "coding": [train.code_tolerance, train.solver, train.code_steps, *target_settings(train)]
+            + ([] if self.coder == "lasso" else [self.coder]),
             "precision": [train.amp, self.device.type],
         }
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()

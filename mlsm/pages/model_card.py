@@ -186,12 +186,14 @@ def _text(record: RunRecord) -> str:
 
 
 def _concepts(origin: ConceptsRecord) -> str:
+    targets = "the sparse codes of Eq. 2 of the paper"
+    if origin.coder == "sae":
+        targets = "the codes of the encoder that belongs to the dictionary, a sparse autoencoder"
     return printable(
-        f"Concepts: {origin.k} atoms of a dictionary learnt from the unit-norm hidden states of layer "
+        f"Concepts: {origin.k} atoms of a dictionary of the hidden states of layer "
         f"{origin.layer} of the teacher `{Path(origin.teacher).name}` (fingerprint "
         f"{origin.teacher_fingerprint}), lambda {origin.lam:g}, dictionary fingerprint "
-        f"{origin.dictionary_fingerprint}. Targets are the sparse codes of Eq. 2 of the paper, divided by "
-        "their L1 norm."
+        f"{origin.dictionary_fingerprint}. Targets are {targets}, divided by their L1 norm."
     )
 
 

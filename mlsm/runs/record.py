@@ -45,6 +45,7 @@ class ConceptsRecord(_Record):
     layer: int
     k: int
     lam: float
+    coder: str = "lasso"  # of mlsm.config.CODERS
 
 
 @dataclass(frozen=True)

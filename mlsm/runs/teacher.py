@@ -65,9 +65,15 @@ def check_shape(dictionary: Dictionary, path: Path, teacher: Path) -> None:
 
 
 def load_teacher(
-    directory: Path, dictionary: Dictionary, config: TrainConfig, device: torch.device
+    directory: Path,
+    dictionary: Dictionary,
+    config: TrainConfig,
+    device: torch.device,
+    coder: str = "lasso",
 ) -> Teacher:
-    """A frozen teacher with a dictionary of `load_dictionary`. Raises ValueError as `load_encoder`."""
+    """A frozen teacher with a dictionary of `load_dictionary`. Raises ValueError as `load_encoder`, and for a
+    coder that the dictionary does not have.
+    """
     _, record, encoder, _ = load_encoder(directory, device)
     precision = choose_precision(config.amp, device, record.model.width)
     if config.target_lam is not None:
@@ -81,6 +87,7 @@ def load_teacher(
         "fista" if is_stopped_early else config.solver,
         config.code_steps,
         TargetRule(config.targets, config.target_temperature, config.top_k),
+        coder,
     )
 
 
@@ -96,9 +103,8 @@ def teacher_of(concepts: ConceptsRecord, config: TrainConfig, device: torch.devi
     them is missing or has changed.
     """
     teacher = Path(concepts.teacher)
-    return load_teacher(
-        teacher, load_dictionary(Path(concepts.dictionary), teacher, concepts), config, device
-    )
+    dictionary = load_dictionary(Path(concepts.dictionary), teacher, concepts)
+    return load_teacher(teacher, dictionary, config, device, concepts.coder)
 
 
 def text_of(record: RunRecord, given: Flags) -> DataConfig:

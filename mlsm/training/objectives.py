@@ -47,8 +47,9 @@ def _concept_loss(model: LanguageModel, hidden_ND: Tensor, micro: MicroBatch, te
         "top_concept_accuracy": loss.num_agreeing,
         "nonzeros_per_code": targets.num_uses_K.sum(),
         "dead_concepts": targets.num_uses_K,
-        "gap_max": targets.worst_gap,
     }
+    if targets.worst_gap is not None:
+        parts["gap_max"] = targets.worst_gap
     return Outcome(loss.total, parts)
 
 
@@ -116,7 +117,7 @@ class Objective:
         """The names of the settings that change nothing with this objective."""
         unused = {name for other in OBJECTIVES.values() for name in other.reads} - {*self.reads}
         if not self.needs_teacher:
-            unused |= {"dictionary", "code_tolerance", "code_steps", "solver"}
+            unused |= {"dictionary", "coder", "code_tolerance", "code_steps", "solver"}
             unused |= {"targets", "target_temperature", "target_lam", "top_k"}
         if self.learns_from_all:
             unused.add("mask_share")

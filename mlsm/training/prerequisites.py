@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlsm import cli
 from mlsm.coding.dictionary import Dictionary
+from mlsm.coding.targets import check_coder
 from mlsm.runs.checkpoint import MODEL_FILE
 from mlsm.runs.record import ConceptsRecord, RunRecord, read_record
 from mlsm.runs.run import check_has_heads, load_tokenizer
@@ -89,6 +90,7 @@ def find_concepts(
     began_with = before.concepts.dictionary if before and before.concepts else None
     path = Path(train.dictionary or began_with or _dictionary_of(origin, settings))
     dictionary = load_dictionary(path, origin.directory)
+    check_coder(dictionary, train.coder)
     concepts = ConceptsRecord(
         objective=train.objective,
         teacher=str(origin.directory),
@@ -98,6 +100,7 @@ def find_concepts(
         layer=dictionary.layer,
         k=dictionary.atoms_DK.shape[1],
         lam=dictionary.lam,
+        coder=train.coder,
     )
     return concepts, dictionary
 

@@ -93,6 +93,8 @@ def resolve(request: Request, origin: Origin | None) -> Settings:
     unused = objective.unused_settings() | ({"vocab_size"} if origin else set())
     if not objective.needs_teacher and request.init != "teacher":
         unused.add("teacher")
+    if objective.needs_teacher and flags.get("coder") == "sae":
+        cli.say_unused(flags, "with --coder sae", {"code_tolerance", "solver"})
     cli.say_unused(flags, f"with --objective {request.name} --init {request.init}", unused)
     start = {"random": None, "teacher": request.teacher}.get(request.init, Path(request.init))
     lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in flags]
