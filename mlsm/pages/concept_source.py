@@ -157,9 +157,11 @@ class ConceptSource:
         )
 
     def _statistics(self, corpus: Corpus) -> Statistics | None:
-        """The measures of the dictionary on the text, held-out text first; None without a dictionary."""
+        """The measures of the dictionary on the text, held-out text first; None without a dictionary, and for
+        the atoms of an SAE, which are not for states of norm 1.
+        """
         teacher = self.readers.teacher
-        if self.teacher is None or teacher is None:
+        if self.teacher is None or teacher is None or teacher.dictionary.sae:
             return None
         states_ND, _ = sample_states(
             teacher.encoder,
