@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 
 from mlsm import concepts
-from mlsm.coding.targets import EVERY_TOKEN, unit_states
+from mlsm.coding.targets import EVERY_TOKEN, states_at
 from mlsm.pages import concept_shards
 from mlsm.pages.concept_source import ConceptSource, open_source
 from mlsm.text.batches import Corpus
@@ -36,7 +36,7 @@ def expected(source: ConceptSource) -> tuple[np.ndarray, np.ndarray]:
     ids, codes = [], []
     for micro in source._sample(Corpus(source.data, source.tokenizer), EVERY_TOKEN):
         with teacher.precision.autocast():
-            states_ND = unit_states(teacher.encoder, micro, teacher.dictionary.layer)
+            states_ND = states_at(teacher.encoder, micro, teacher.dictionary.layer)
         codes_TK = torch.zeros(len(micro.text.ids_T), 24)
         codes_TK[micro.selected_N] = teacher.codes(states_ND)
         ids.append(micro.text.ids_T)
