@@ -61,8 +61,7 @@ def write(folder: Path, measured: Comparison, settings: Mapping[str, object]) ->
     of equal L0. "refitted" codes have the concepts of the row above and weights of least squares, because the
     lasso shrinks all weights. Variance, dead and dense concepts are measured on held-out states; the losses
     on {settings["num_words"]} masked words of held-out text. CPU seconds are those of fitting or training,
-    and those of the dictionary contain its measures. One seed. Longer training of the autoencoders was not
-    tried."""
+    measures included. One seed. Longer training of the autoencoders was not tried."""
     text = f"""# Short codes and what they keep: dictionaries and sparse autoencoders
 
 {textwrap.fill(" ".join(about.split()), 110)}
@@ -88,7 +87,8 @@ def _gaps(measured: Comparison, names: list[str]) -> str:
         return ""
 
     def span(values: list[float]) -> str:
-        return f"{min(values):+.4f} to {max(values):+.4f}"
+        low, high = f"{min(values):+.4f}", f"{max(values):+.4f}"
+        return low if low == high else f"{low} to {high}"
 
     same = span([exact.explained_variance - own.explained_variance for own, exact, _ in pairs])
     same_loss = span([exact.loss_recovered - own.loss_recovered for own, exact, _ in pairs])
