@@ -199,5 +199,7 @@ def to_dictionary(
     about |= {} if lam is None else {"lam": lam}
     try:
         return Dictionary.described(found.atoms_DK, about, found.sae)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
+        if not found.about:
+            raise
         raise ValueError(f"its entry mlsm is damaged: {error}") from error
