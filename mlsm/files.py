@@ -105,8 +105,15 @@ def _create(path: Path) -> int:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write indented JSON, with the keys in the order given."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write indented JSON, with the keys in the order given. Half a character, which JSON can name and UTF-8
+    cannot write, is written as JSON names it.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

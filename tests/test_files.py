@@ -170,3 +170,9 @@ def test_a_folder_within_a_run_does_not_leave_it(tmp_path: Path) -> None:
         (run / "evaluation").symlink_to(target)
         with pytest.raises(ValueError, match=r"evaluation.* is a link that leaves .*run, nothing is written"):
             files.folder_within(run, "evaluation", "blimp")
+
+
+@pytest.mark.parametrize("value", ["é", "\ud800", {"\udfff": ["é"]}])
+def test_json_holds_every_text_that_json_can_name(tmp_path: Path, value: object) -> None:
+    files.write_json(tmp_path / "file.json", value)
+    assert files.read_json(tmp_path / "file.json") == value
