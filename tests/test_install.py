@@ -19,6 +19,8 @@ import pytest
 from pipeline import ROOT
 from small_text import NANO_FLAGS, write_corpus
 
+from mlsm.__main__ import COMMANDS
+
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CODE_A_SIGNAL = """
 import torch
@@ -111,7 +113,7 @@ def test_the_installed_commands(wheel: Path, tmp_path: Path) -> None:
     environment.pip("install", "--no-index", "--no-deps", wheel)
     usage = environment.run("mlsm", "--help")
     commands = [line.split()[0] for line in usage.splitlines() if line.startswith("  ")]
-    assert commands == ["train", "fit-dictionary", "evaluate", "concepts", "report", "runs", "export"]
+    assert commands == [*COMMANDS]
     assert environment.run("mlsm", "train", "--help").startswith("usage: mlsm train ")
     modules = ", ".join(f"mlsm.{command.replace('-', '_')}" for command in commands)
     environment.run("python", "-P", "-c", f"import {modules}")

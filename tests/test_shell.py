@@ -24,6 +24,7 @@ from mlsm.training.objectives import OBJECTIVES
 
 # Modules with a main(argv). `mlsm` runs the others, and the commands of experiments/ the modules behind them.
 BEHIND = {
+    "experiments.dictionaries": "dictionary_study",
     "experiments.recipe": "recipe_search",
     "experiments.strong_teacher": "teaching",
     "experiments.study": "study_run",
