@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -201,6 +202,7 @@ def _table(turns: dict[tuple[str, bool], list[Turn]]) -> str:
 
 
 def _text(args: argparse.Namespace, blocks: list[str]) -> str:
+    command = "PYTHONPATH=. " + shlex.join(["python", "benchmarks/bench_threads.py", *sys.argv[1:]])
     return f"""# Threads beside a busy program
 
 Written by the command below: masked LM of the preset `tiny` on the embedded corpus, forward, backward and
@@ -211,14 +213,9 @@ default, and almost as if passive while the machine is crowded (`mlsm/waiting.py
 has had the time to notice. Commands do that; those that start beside the busy program take one thread.
 {args.note}
 
-{result_page.circumstances(_command(args))}
+{result_page.circumstances(command)}
 
 {chr(10).join(block + chr(10) for block in blocks)}"""
-
-
-def _command(args: argparse.Namespace) -> str:
-    sizes = "" if tuple(args.sizes) == SIZES else f" --sizes {' '.join(map(str, args.sizes))}"
-    return "PYTHONPATH=. python benchmarks/bench_threads.py" + sizes
 
 
 def flags() -> argparse.ArgumentParser:
