@@ -88,11 +88,15 @@ class LassoSAE(SAE[LassoSAEConfig]):
         return self._atoms
 
     def fold_W_dec_norm(self) -> NoReturn:
-        """Atoms of other norms have other codes."""
+        """Raises NotImplementedError, as SAELens' matching pursuit does: atoms of other norms have other
+        codes.
+        """
         raise NotImplementedError("the codes of a lasso change with the norms of the atoms")
 
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> NoReturn:
-        """Nothing is to be folded: the coder divides every state by its norm."""
+        """Raises NotImplementedError: the coder divides every state by its norm, so there is no factor that
+        the weights could take.
+        """
         raise NotImplementedError("the coder divides every state by its norm already")
 
 

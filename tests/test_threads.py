@@ -67,7 +67,9 @@ cpuset 7
 
 
 def test_busy_seconds_are_those_of_the_allowed_processors() -> None:
-    """Of the line cpu0, idle (4000), waiting for the disk (500) and what counts again (90) are left out."""
+    """Busy ticks of the line cpu0 are all but idle (4000), waiting for the disk (500) and what counts again
+    (90).
+    """
     ticks = os.sysconf("SC_CLK_TCK")
     busy = threads._busy_seconds(STAT.splitlines(), {0, 1}, with_nice=True)
     assert math.isclose(busy, (100 + 20 + 3 + 6 + 7 + 8 + 50) / ticks)
@@ -118,7 +120,7 @@ def test_without_proc_nothing_is_known_of_others(monkeypatch: pytest.MonkeyPatch
 
 
 def test_quotas_of_control_groups(tmp_path: Path) -> None:
-    """Of version 2, those of a group and of all above it; of version 1, in the folder of the controller."""
+    """Version 2 has a quota in a group and in all above it, version 1 in the folder of the controller."""
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "cpu.max").write_text("max 100000\n")
     (tmp_path / "a" / "cpu.max").write_text("150000 100000\n")

@@ -36,7 +36,7 @@ ARCHITECTURES = {
     "matching_pursuit": "none",
     EXACT: "none",
 }
-"""Of SAELens, with the activation of their encoder."""
+"""Architectures of SAELens, with the activation of their encoder."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
