@@ -61,7 +61,8 @@ def write(folder: Path, measured: Comparison, settings: Mapping[str, object]) ->
     of equal L0. "refitted" codes have the concepts of the row above and weights of least squares, because the
     lasso shrinks all weights. Variance, dead and dense concepts are measured on held-out states; the losses
     on {settings["num_words"]} masked words of held-out text. CPU seconds are those of fitting or training,
-    measures included. One seed. Longer training of the autoencoders was not tried."""
+    and those of the dictionary contain its measures. One seed. Longer training of the autoencoders was not
+    tried."""
     text = f"""# Short codes and what they keep: dictionaries and sparse autoencoders
 
 {textwrap.fill(" ".join(about.split()), 110)}

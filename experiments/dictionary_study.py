@@ -18,9 +18,9 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from dictionary_page import Measured, write
@@ -31,9 +31,10 @@ import fit_dictionary
 from kernels.lasso import nonneg_lasso
 from mlsm import command_line
 from mlsm.coding.dictionary import Dictionary
+from mlsm.coding.statistics import DENSE_ACTIVITY
 from mlsm.coding.targets import Sample, sample_states
 from mlsm.command_line import Parser
-from mlsm.config import PRESETS
+from mlsm.config import PRESETS, DictionaryConfig
 from mlsm.device import choose_precision
 from mlsm.evaluation.splicing import splice
 from mlsm.files import read_json, write_json
@@ -85,6 +86,10 @@ Coder = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Reconstructions (N, D) and codes (N, K) of unit-norm states (N, D)."""
 
 BLOCK = 2048  # states that are coded together
+KEPT_FILE = "dictionaries.json"  # in the teacher's directory
+# Titles of rows.
+OF_DICTIONARY = ("dictionary", "dictionary, refitted")
+OF_AUTOENCODER = ("autoencoder", "its decoder, lasso", "its decoder, lasso refitted")
 NUM_TUNED = 2000  # states on which lambda is chosen for a number of non-zeros
 
 
@@ -136,7 +141,20 @@ def has_saelens() -> bool:
     return importlib.util.find_spec("sae_lens") is not None
 
 
-def train_autoencoder(states_ND: Tensor, k: int, settings: Settings) -> Any:
+class Autoencoder(Protocol):
+    """What is used of an autoencoder of SAELens."""
+
+    W_dec: Tensor  # (K, D)
+    b_dec: Tensor  # (D,)
+
+    def encode(self, states_ND: Tensor, /) -> Tensor:
+        """Codes (N, K)."""
+
+    def decode(self, codes_NK: Tensor, /) -> Tensor:
+        """States (N, D)."""
+
+
+def train_autoencoder(states_ND: Tensor, k: int, settings: Settings) -> Autoencoder:
     """A TopK autoencoder of SAELens, trained on the states by the trainer of SAELens."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
@@ -167,7 +185,7 @@ def train_autoencoder(states_ND: Tensor, k: int, settings: Settings) -> Any:
     return SAETrainer(config, sae, batches()).fit().eval()
 
 
-def autoencoder_coder(sae: Any) -> Coder:
+def autoencoder_coder(sae: Autoencoder) -> Coder:
     """The codes that an autoencoder computes itself."""
 
     def code(states_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,7 +217,7 @@ def measure(
         loss_recovered=spliced.loss_recovered,
         kl_recovered=spliced.kl_recovered,
         dead=int((~uses_NK.any(0)).sum()),
-        dense=int((uses_NK.double().mean(0) > 0.1).sum()),
+        dense=int((uses_NK.double().mean(0) > DENSE_ACTIVITY).sum()),
     )
 
 
@@ -218,66 +236,83 @@ def sample(run: Run, corpus: Corpus, layer: int) -> Sample:
     )
 
 
+Rows = dict[str, Measured]  # by title
+
+
 def compare(settings: Settings) -> None:
     """Fit, train and measure what is not measured yet, and write the page."""
     run = load_run(settings.teacher)
     corpus = Corpus(text_of(run.record, {}), run.tokenizer)
-    kept_path = settings.teacher / "dictionaries.json"
-    key = {name: value for name, value in asdict(settings).items() if name not in ("layer", "lam", "output")}
-    key = {name: str(value) for name, value in key.items()}
-    kept: dict[str, Any] = read_json(kept_path) if kept_path.exists() else {}
-    if kept.get("settings") != key:
-        kept = {"settings": key, "rows": {}}
-    if not (has_autoencoders := has_saelens()):
+    measured = read_measured(settings)
+    titles = [*OF_DICTIONARY, *(OF_AUTOENCODER if has_saelens() else [])]
+    if not has_saelens():
         say("no autoencoders: the package is missing, pip install sae-lens")
-    samples: dict[int, Sample] = {}
     for layer in map(int, settings.layer.split(",")):
+        samples: dict[int, Sample] = {}
         for lam in map(float, settings.lam.split(",")):
             name = f"{layer} {lam:g}"
-            if name in kept["rows"] and (len(kept["rows"][name]) > 2 or not has_autoencoders):
+            if {*titles} <= {*measured.get(name, {})}:
                 continue
-            if layer not in samples:
-                samples = {layer: sample(run, corpus, layer)}
-            heldout_ND, sample_ND = fit_dictionary.split(samples[layer].states_ND)
-            words = [
-                f"--teacher={settings.teacher}",
-                f"--layer={layer}",
-                f"--lam={lam:g}",
-                f"--k={settings.k}",
-            ]
-            began = time.process_time()
-            fit_dictionary.main(words, samples)
-            fitting = time.process_time() - began
-            file = settings.teacher / f"dictionary-l{layer}-k{settings.k}-lam{lam:g}.safetensors"
-            atoms_DK = Dictionary.load(file).atoms_DK
+            if not samples:
+                samples[layer] = sample(run, corpus, layer)
+            measured[name] = rows_of(settings, run, corpus, layer, lam, samples)
+            write_measured(settings, measured)
+    write(settings.output, measured, asdict(settings))
 
-            def score(
-                coder: Coder, seconds: float, layer: int = layer, heldout_ND: Tensor = heldout_ND
-            ) -> dict[str, Any]:
-                scored = measure(run, corpus, layer, heldout_ND, coder, settings.num_words)
-                return asdict(scored) | {"seconds": seconds}
 
-            rows = {
-                "dictionary": score(lasso_coder(atoms_DK, lam), fitting),
-                "dictionary, refitted": score(lasso_coder(atoms_DK, lam, refits=True), 0.0),
-            }
-            if has_autoencoders:
-                k = max(1, round(rows["dictionary"]["nonzeros"]))
-                began = time.process_time()
-                sae = train_autoencoder(sample_ND, k, settings)
-                rows["autoencoder"] = score(autoencoder_coder(sae), time.process_time() - began)
-                decoder_DK = F.normalize(sae.W_dec.detach().mT.contiguous(), dim=0)
-                offset_D = sae.b_dec.detach()
-                equal = lambda_for(decoder_DK, sample_ND[:NUM_TUNED] - offset_D, k)
-                for title, refits in (("its decoder, lasso", False), ("its decoder, lasso refitted", True)):
-                    rows[title] = score(lasso_coder(decoder_DK, equal, offset_D, refits=refits), 0.0)
-            kept["rows"][name] = rows
-            write_json(kept_path, kept)
-    measured = {
+def rows_of(
+    settings: Settings, run: Run, corpus: Corpus, layer: int, lam: float, samples: dict[int, Sample]
+) -> Rows:
+    """The rows of a layer and a lambda, with those of an autoencoder if SAELens is there."""
+    heldout_ND, sample_ND = fit_dictionary.split(samples[layer].states_ND)
+
+    def score(coder: Coder, seconds: float = 0.0) -> Measured:
+        return replace(measure(run, corpus, layer, heldout_ND, coder, settings.num_words), seconds=seconds)
+
+    began = time.process_time()
+    flags = [f"--teacher={settings.teacher}", f"--layer={layer}", f"--lam={lam:g}", f"--k={settings.k}"]
+    fit_dictionary.main(flags, samples)
+    seconds = time.process_time() - began
+    file = settings.teacher / DictionaryConfig(k=settings.k, lam=lam).file_name(layer)
+    atoms_DK = Dictionary.load(file).atoms_DK
+    dictionary = score(lasso_coder(atoms_DK, lam), seconds)
+    rows = [dictionary, score(lasso_coder(atoms_DK, lam, refits=True))]
+    if not has_saelens():
+        return dict(zip(OF_DICTIONARY, rows, strict=True))
+    k, began = max(1, round(dictionary.nonzeros)), time.process_time()
+    sae = train_autoencoder(sample_ND, k, settings)
+    seconds = time.process_time() - began
+    decoder_DK, offset_D = F.normalize(sae.W_dec.detach().mT.contiguous(), dim=0), sae.b_dec.detach()
+    equal = lambda_for(decoder_DK, sample_ND[:NUM_TUNED] - offset_D, k)
+    rows += [
+        score(autoencoder_coder(sae), seconds),
+        score(lasso_coder(decoder_DK, equal, offset_D)),
+        score(lasso_coder(decoder_DK, equal, offset_D, refits=True)),
+    ]
+    return dict(zip([*OF_DICTIONARY, *OF_AUTOENCODER], rows, strict=True))
+
+
+def read_measured(settings: Settings) -> dict[str, Rows]:
+    """What was measured with these settings before, by "LAYER LAMBDA"."""
+    path = settings.teacher / KEPT_FILE
+    kept = read_json(path) if path.exists() else {}
+    if kept.get("settings") != _settings_that_matter(settings):
+        return {}
+    return {
         name: {title: from_json(Measured, row) for title, row in rows.items()}
         for name, rows in kept["rows"].items()
     }
-    write(settings.output, measured, asdict(settings))
+
+
+def write_measured(settings: Settings, measured: dict[str, Rows]) -> None:
+    """Keep what was measured, so that it is not measured again."""
+    rows = {name: {title: asdict(row) for title, row in rows.items()} for name, rows in measured.items()}
+    write_json(settings.teacher / KEPT_FILE, {"settings": _settings_that_matter(settings), "rows": rows})
+
+
+def _settings_that_matter(settings: Settings) -> dict[str, str]:
+    """Those of which another value gives other numbers for a layer and a lambda."""
+    return {n: str(value) for n, value in asdict(settings).items() if n not in ("layer", "lam", "output")}
 
 
 def main(argv: list[str]) -> None:
