@@ -14,10 +14,9 @@ from pathlib import Path
 
 from mlsm.command_line import Parser, is_started, parse_flags
 from mlsm.config import RESUMABLE_CHANGES
-from mlsm.naming import default_output, find_teacher_name
+from mlsm.naming import MODEL_FILE, RECORD_FILE, default_output, find_teacher_name
 from mlsm.settings import Flags, FlagValue, as_text
 
-MODEL_FILE, RECORD_FILE = "model.safetensors", "config.json"
 LARGEST_RECORD = 1 << 20  # bytes
 FREE = RESUMABLE_CHANGES | {"output", "resume", "yes"}  # settings that need not be those of the run
 

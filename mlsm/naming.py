@@ -1,4 +1,4 @@
-"""The directories of runs whose flags name none."""
+"""The directories of runs whose flags name none, and the files that say what a directory is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mlsm.config import DEFAULT_TEACHER, EMBEDDED_CORPUS
 from mlsm.settings import Flags
+
+MODEL_FILE, RECORD_FILE = "model.safetensors", "config.json"  # of a run; the first one when it is finished
 
 
 def find_teacher_name(flags: Flags) -> Path:

@@ -23,9 +23,10 @@ from mlsm.files import (
     write_json,
     write_tensors,
 )
+from mlsm.naming import MODEL_FILE
 from mlsm.settings import LARGEST_NUMBER
 
-MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
 
 
 @dataclass(frozen=True)

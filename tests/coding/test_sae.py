@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from mlsm.coding.dictionary import Dictionary
 from mlsm.coding.sae import Sae, SaeSettings, atoms_of
+from mlsm.coding.targets import Teacher
 
 WITH_ENCODER = [name for name, settings in SETTINGS.items() if settings.activation != "none"]
 
@@ -79,6 +80,20 @@ def test_signals_are_what_the_decoder_reconstructs(name: str) -> None:
         p_D, factor = scaled(state_D, SETTINGS[name].scaling)
         found_D = float(scale) * factor * unit_D.double() + dictionary.sae.offset_D
         torch.testing.assert_close(found_D, p_D, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", WITH_ENCODER)
+def test_a_reconstruction_is_the_decoders_on_the_scale_of_the_states(name: str) -> None:
+    """x + (W f + b - p) / c, because p = c (x - m)."""
+    dictionary, states_ND = random_sae(SETTINGS[name]), hidden_states()
+    assert dictionary.sae
+    teacher = Teacher(None, dictionary, None, coder="sae")  # type: ignore[arg-type]
+    for state_D, found_D in zip(states_ND.double(), teacher.reconstructed(states_ND), strict=True):
+        p_D, factor = scaled(state_D, SETTINGS[name].scaling)
+        code_K = code_by_formula(state_D, dictionary) * (p_D - dictionary.sae.offset_D).norm()
+        decoded_D = dictionary.atoms_DK.double() @ code_K + dictionary.sae.offset_D
+        expected_D = state_D + (decoded_D - p_D) / factor
+        torch.testing.assert_close(found_D.double(), expected_D, rtol=1e-3, atol=1e-3)
 
 
 def test_signals_of_a_dictionary_without_sae_are_unit_states() -> None:
